@@ -1,0 +1,136 @@
+"""The op table: what an op *is*, in one stanza.
+
+Everything the system knows about a primitive stands in one call of :func:`primitive` (or of a family helper that fills
+most of it in): its shape and dtype rule, its numpy meaning with an error bound, and how one element of its result is
+computed from elements of its operands.  The Graph grammar, the eager executor, the scheduler, the interpreters and the
+test sweep read this table and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..ir.core import Function, Op, TensorType, Value
+from ..ir.graph import OP_RULES
+from ..types.dims import DimLike
+from ..types.dtypes import DType
+from ..types.effects import PURE
+
+Attrs = Mapping[str, Any]
+Infer = Callable[[Sequence[TensorType], Attrs], Sequence[TensorType]]
+Reference = Callable[..., Any]  # reference(*arrays, **attrs) -> array or tuple of arrays
+
+
+class ElementBuilder(Protocol):
+    """What an ``element`` rule may use; Schedule IR is built behind it."""
+
+    def operand(self, i: int, index: Sequence[DimLike]) -> Value:
+        """The scalar of operand ``i`` at ``index``: a load, or the producer's own element rule where it is fused."""
+
+    def emit(self, name: str, *values: Value, dtype: DType, **attrs: Any) -> Value:
+        """A pointwise op of the table on scalars."""
+
+    def const(self, value: Any, dtype: DType) -> Value: ...
+
+    def index(self, expr: DimLike) -> Value:
+        """An index expression as an int64 scalar."""
+
+    def dynamic(self, value: Value, extent: DimLike) -> DimLike:
+        """An int64 scalar as an index, clamped into [0, extent)."""
+
+    def inside(self, expr: DimLike, low: DimLike, high: DimLike) -> Value | None:
+        """A bool scalar for ``low <= expr < high``; None where that is certain."""
+
+    def guarded(self, predicate: Value, make: Callable[[], Value], other: Any) -> Value:
+        """``make()`` where the predicate holds, else ``other``; loads inside happen only there."""
+
+    def reduce(self, combine: str, extents: Sequence[DimLike], make: Callable[[Sequence[DimLike]], Value]) -> Value:
+        """A reduction over fresh loops; ``make`` receives their variables."""
+
+    def check(self, ok: Value, value: Value, message: str) -> None:
+        """A run-time check; ``message`` may name ``{value}``."""
+
+
+Element = Callable[[ElementBuilder, Op, Sequence[DimLike], int], Value]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How far a compiled result may lie from the numpy meaning evaluated in higher precision.
+
+    The allowed error of one element is ``ulp`` units in the last place of the result's dtype, plus ``terms(types, attrs)``
+    times the accumulator's epsilon times the sum of the magnitudes that were added (for reductions and products).
+    """
+
+    ulp: float = 0.0
+    terms: Callable[[Sequence[TensorType], Attrs], float] | None = None
+
+
+EXACT = Bound()
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One op.  Exactly one of ``element``, ``template``, ``expand``, ``external`` says how it is computed.
+
+    Attributes:
+        name: as printed in IR.
+        family: the file it stands in (``pointwise``, ``reduction``, ``movement`` …).
+        infer: result types from operand types and attributes; raises the errors of ``tessera.errors``.
+        reference: its meaning in numpy.
+        bound: how closely compiled code follows the meaning.
+        pointwise: element ``index`` of the result depends only on elements ``index`` of the operands, which all have
+            the result's shape; the op then also exists on scalars and tiles under the same name.
+        element: one element of result ``r`` at ``index``.
+        template: the name of a tile program in ``kernels/`` (with ``element`` also given: the scheduler chooses).
+        expand: builds the same value from other ops; named composites have it, and it is applied last.
+        external: a host routine.
+        effects: ``random``, ``io`` …
+        jvp, vjp, batch, shard: the transformations' rules.
+        sample: example operands for the op sweep: ``sample(dtype, rng) -> list of (arrays, attrs)``; None: derived.
+        dtypes: the operand dtypes it accepts (after promotion).
+    """
+
+    name: str
+    family: str
+    infer: Infer
+    reference: Reference
+    dtypes: tuple[DType, ...]
+    bound: Bound = EXACT
+    pointwise: bool = False
+    element: Element | None = None
+    template: str | None = None
+    expand: Callable[..., Any] | None = None
+    external: str | None = None
+    effects: frozenset[str] = PURE
+    jvp: Callable[..., Any] | None = None
+    vjp: Callable[..., Any] | None = None
+    batch: Callable[..., Any] | None = None
+    shard: Callable[..., Any] | None = None
+    sample: Callable[[DType, np.random.Generator], list[tuple[list[Any], dict[str, Any]]]] | None = None
+    doc: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+OPS: dict[str, OpDef] = {}
+
+
+def primitive(name: str, **facets: Any) -> OpDef:
+    """Enter an op into the table.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in OPS:
+        raise ValueError(f"the op {name!r} is declared twice")
+    op = OpDef(name=name, **facets)
+    OPS[name] = op
+    OP_RULES[name] = lambda types, attrs: op.infer(types, attrs)
+    return op
+
+
+__all__ = ["EXACT", "OPS", "Attrs", "Bound", "Element", "ElementBuilder", "Function", "Infer", "OpDef", "Reference", "primitive"]
