@@ -10,7 +10,9 @@ Top level::
     %c = constant() {value = dense<…>} : buf<f32[3]>          a small constant
     %v = view(%t) {offset = <elements>} : buf<f32[B*768]>    the same memory under another dense shape
     kernel(%x, %o) {…} do(%x, %o) { … }                       one launch: a nest of loops (below)
-    template(%a, %b, %o) {template = "matmul", …} do(…) {…}   one launch: a tile program from ``kernels/``
+    template(%a, %b, %o) {template = "matmul", …} do(…) {…}   one launch: a tile program from ``kernels/``; attributes and
+                                                              blocks as :mod:`tessera.scheduling.templates` says
+    launch(%a, %o) {callee = "mine", outs = (1,)}             one launch: a user's Tile function in ``functions``
     external(%a, %o) {function = "…", …}                      a host routine (LAPACK)
     cond(%p) do() {…} do() {…}                                launches under control flow; state lives in buffers
     while() do() {… yield(%flag)} do() {…}                    ``%flag``: buf<bool[]>
@@ -38,6 +40,10 @@ attributes     ``name``; ``grid = (("i", <B>), ("j", 768), …)``: the parallel 
 pointwise ops  the names of the op table on scalars: ``add mul exp select convert …``
 ``yield``      ends a nested block
 =============  =====================================================================================================
+
+**Order inside a kernel.**  Points of the grid run in any order and never read what another point stores.  Within a point the
+ops run in order, each ``reduce`` and ``for`` to its end before the next op: a load sees what this point stored before.  The body of
+a ``reduce`` may store too (softmax stores ``exp(x - max)`` while it sums, and a ``for`` then scales what it stored).
 
 Values defined directly in the kernel's block (loads, reductions, arithmetic) are per point of the grid; values defined
 inside ``reduce`` / ``for`` are per point of the inner loops too.  So softmax over the last axis is one kernel with grid
