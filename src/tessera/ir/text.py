@@ -31,7 +31,7 @@ import numpy as np
 
 from ..types.dims import Dim, DimLike, format_dim, parse_dim
 from ..types.dtypes import ALIASES, DType, as_dtype
-from .core import Block, BufferType, Function, Loc, Op, ScalarType, TensorType, TileType, Type, Value
+from .core import Block, BufferType, Function, Op, ScalarType, TensorType, TileType, Type, Value
 
 
 # -- printing --------------------------------------------------------------------------------------------------------
@@ -314,8 +314,9 @@ class _Parser:
         self.expect(":")
         return n, self.type()
 
-    def define(self, n: str, v: Value) -> None:
+    def define(self, n: str, v: Value, at: int | None = None) -> None:
         if n in self.values:
+            self.pos = self.pos if at is None else at
             raise self.fail(f"%{n} is defined twice")
         self.values[n] = v
         if not n[0].isdigit():
@@ -341,6 +342,8 @@ class _Parser:
 
     def op(self) -> Op:
         results: list[str] = []
+        self.skip()
+        first = self.pos
         if self.peek("%"):
             results.append(self.match(_VALUE, "a value").group(1))
             while self.accept(","):
@@ -365,7 +368,7 @@ class _Parser:
             raise self.fail(f"{opname} names {len(results)} results but gives {len(types)} types")
         op = Op(opname, operands, types, attrs, blocks)
         for n, r in zip(results, op.results, strict=True):
-            self.define(n, r)
+            self.define(n, r, first)
         return op
 
     def function(self) -> Function:

@@ -19,7 +19,7 @@ DimLike = Union[int, "Dim"]
 Ranges = Mapping[str, DimLike]
 
 # An atom is a name or an application that polynomials cannot express: (op, lhs, rhs).
-Atom = Union[str, tuple[str, DimLike, DimLike]]
+Atom = str | tuple[str, DimLike, DimLike]
 Monomial = tuple[tuple[Atom, int], ...]  # sorted ((atom, power), ...); () is the constant term
 
 
@@ -243,7 +243,7 @@ def bounds(p: DimLike, ranges: Ranges) -> tuple[DimLike | None, DimLike | None]:
                 a_lo, a_hi = 0, ranges[a] - 1
             elif isinstance(a, str):
                 a_lo = a_hi = name(a)
-            elif a[0] == "mod" and (isinstance(a[2], int) and a[2] > 0 or isinstance(a[2], Dim)):
+            elif a[0] == "mod" and ((isinstance(a[2], int) and a[2] > 0) or isinstance(a[2], Dim)):
                 a_lo, a_hi = 0, a[2] - 1
             elif a[0] == "floordiv":
                 n_lo, n_hi = bounds(a[1], ranges)

@@ -10,7 +10,7 @@ from typing import Any
 from .dtypes import DType, as_dtype, f32, f64
 
 
-class RoundingMode(str, enum.Enum):
+class RoundingMode(enum.StrEnum):
     """How a result that lies between two representable values is rounded."""
 
     NEAREST = "nearest"  # to nearest, ties to even

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from . import dtypes as dt
 from .dtypes import DType
@@ -25,7 +25,7 @@ class PromotionError(TypeError):
         self.a, self.b, self.why = a, b, why
 
 
-@lru_cache(maxsize=None)
+@cache
 def promote(a: DType, b: DType) -> DType:
     """The common dtype of two operands.
 
