@@ -109,7 +109,7 @@ class DTypeError(TesseraError, TypeError):
 
 
 class ArgumentError(TesseraError, TypeError):
-    """A call's arguments are wrong: an unknown keyword, a missing or superfluous argument, a value of the wrong type."""
+    """A call has an unknown keyword, lacks an argument, has one too many, or one of the wrong type."""
 
     title, code = "Wrong argument", "E_ARGUMENT"
 
