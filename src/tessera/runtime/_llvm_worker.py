@@ -1,0 +1,131 @@
+"""The process in which LLVM runs.  Stand-alone: it is started as a script and imports llvmlite alone.
+
+It reads requests on its standard input and answers on its standard output, both as ``<u32 header bytes> <u32 payload
+bytes> <JSON header> <payload>``.  A request's header is ``{"triple", "cpu", "features", "level", "emit"}`` and its payload
+LLVM IR text; the answer's header is ``{"ok", "seconds"}`` and its payload an object file, a text, or an error message.
+LLVM ends its process on a fatal error: that is why it has one of its own.
+"""
+
+import json
+import os
+import select
+import struct
+import sys
+import time
+
+HEADER = struct.Struct("<II")
+PARENT_POLL_SECONDS = 5.0
+
+
+def _read_exactly(fd, n):
+    parts = []
+    while n:
+        part = os.read(fd, min(n, 1 << 20))
+        if not part:
+            os._exit(0)  # the parent closed the pipe or died
+        parts.append(part)
+        n -= len(part)
+    return b"".join(parts)
+
+
+def _write_all(fd, data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
+def _wait_for_request(fd, parent):
+    """Block until there is input; leave when the parent is gone (a forked child of it may still hold the pipe)."""
+    while not select.select([fd], [], [], PARENT_POLL_SECONDS)[0]:
+        if os.getppid() != parent:
+            os._exit(0)
+
+
+class Machines:
+    """LLVM target machines by (triple, cpu, features, level)."""
+
+    def __init__(self, binding):
+        self.llvm = binding
+        self.made = {}
+        self.all_targets = False
+
+    def get(self, triple, cpu, features, level):
+        key = (triple, cpu, features, level)
+        tm = self.made.get(key)
+        if tm is None:
+            tm = self.made[key] = self._make(triple, cpu, features, level)
+        return tm
+
+    def _make(self, triple, cpu, features, level):
+        llvm = self.llvm
+        try:
+            target = llvm.Target.from_triple(triple)
+        except RuntimeError:
+            if self.all_targets:
+                raise
+            llvm.initialize_all_targets()
+            llvm.initialize_all_asmprinters()
+            self.all_targets = True
+            target = llvm.Target.from_triple(triple)
+        return target.create_target_machine(cpu=cpu, features=features, opt=level, reloc="pic", codemodel="small")
+
+
+def _pass_builder(llvm, tm, level):
+    """Scalar clean-up only: Tessera's IR is explicit vectors in their final shape, so the vectorisers stay off."""
+    options = llvm.create_pipeline_tuning_options(speed_level=level)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    options.loop_interleaving = False
+    options.loop_unrolling = False
+    return llvm.create_pass_builder(tm, options)
+
+
+def compile_module(llvm, machines, request, text):
+    """The object file (or assembly, or optimised IR) of one module, as bytes."""
+    start = time.perf_counter()
+    level = request["level"]
+    tm = machines.get(request["triple"], request["cpu"], request["features"], level)
+    module = llvm.parse_assembly(text)
+    module.triple = request["triple"]
+    module.data_layout = str(tm.target_data)
+    module.verify()
+    parsed = time.perf_counter()
+    builder = _pass_builder(llvm, tm, level)
+    builder.getModulePassManager().run(module, builder)
+    optimised = time.perf_counter()
+    emit = request["emit"]
+    if emit == "ll":
+        out = str(module).encode()
+    elif emit == "asm":
+        out = tm.emit_assembly(module).encode()
+    else:
+        out = tm.emit_object(module)
+    module.close()
+    return out, (parsed - start, optimised - parsed, time.perf_counter() - optimised)
+
+
+def serve(requests, answers):
+    import llvmlite.binding as llvm
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machines = Machines(llvm)
+    parent = os.getppid()
+    while True:
+        _wait_for_request(requests, parent)
+        head, body = HEADER.unpack(_read_exactly(requests, HEADER.size))
+        request = json.loads(_read_exactly(requests, head))
+        text = _read_exactly(requests, body).decode()
+        try:
+            payload, seconds = compile_module(llvm, machines, request, text)
+            answer = {"ok": True, "seconds": seconds}
+        except Exception as e:
+            payload, answer = str(e).encode(), {"ok": False, "seconds": ()}
+        header = json.dumps(answer).encode()
+        _write_all(answers, HEADER.pack(len(header), len(payload)) + header + payload)
+
+
+if __name__ == "__main__":
+    sys.path.append(sys.argv[1])  # where llvmlite lies; nothing else of the user's environment is seen
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever LLVM prints must not get into the answers
+    serve(0, answers)
