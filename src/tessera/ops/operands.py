@@ -1,0 +1,171 @@
+"""What user-level functions do to their arguments before they bind a primitive: lift, promote, convert, broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import DTypeError, ShapeError
+from ..ir.core import TensorType
+from ..tracing import recorder
+from ..tracing.recorder import bind
+from ..tracing.tensor import Tensor
+from ..types import dtypes as dt
+from ..types.dims import Dim, DimLike
+from ..types.dtypes import DType, as_dtype
+from ..types.promotion import PromotionError, promote, promote_weak
+from ..types.shapes import as_shape, normalize_axes, normalize_axis
+from .rules import broadcast_shapes
+
+SCALARS = (bool, int, float, complex)
+_DEFAULT = {bool: dt.bool_, int: dt.int64, float: dt.f32, complex: dt.complex64}
+
+
+def scalar(value: Any, dtype: DType) -> Tensor:
+    """A Python number as a 0-d tensor of ``dtype``.
+
+    Raises:
+        DTypeError: an integer that ``dtype`` cannot hold.
+    """
+    if dtype.is_integer and not dtype.iinfo.min <= value <= dtype.iinfo.max:
+        raise DTypeError(f"the number {value} does not fit into {dtype}", sentence=(
+            "A Python number takes the dtype of the tensor it meets."), hints=["Convert the tensor to a wider dtype first"])
+    return bind("constant", value=np.asarray(value).astype(dtype.np))
+
+
+def as_tensor(x: Any, dtype: DType | None = None) -> Tensor:
+    """A tensor, number, size, array or nested list as a tensor (numbers: int64, f32, bool, complex64 unless ``dtype``)."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, SCALARS):
+        return scalar(x, dtype or _DEFAULT[type(x)])
+    if isinstance(x, Dim):
+        return bind("size", value=x)
+    return recorder.lift(x)
+
+
+def common_dtype(name: str, xs: Sequence[Any]) -> DType:
+    """The promoted dtype of tensors, sizes and (weak) Python numbers.
+
+    Raises:
+        DTypeError: two of them mix only through an explicit conversion.
+    """
+    kind: DType | None = None
+    for x in xs:
+        if not isinstance(x, SCALARS):
+            d = x.dtype
+            try:
+                kind = d if kind is None else promote(kind, d)
+            except PromotionError as e:
+                raise DTypeError(f"Cannot implicitly convert between {e.a} and {e.b}", sentence=f"In {name!r}: {e.why}.",
+                                 hints=[f"Convert one operand: x.to({e.a}) or y.to({e.b})"]) from None
+    for x in xs:
+        if isinstance(x, SCALARS):
+            kind = _DEFAULT[type(x)] if kind is None else promote_weak(kind, type(x))
+    assert kind is not None
+    return kind
+
+
+def promoted(name: str, *xs: Any) -> list[Tensor]:
+    """All operands as tensors of their common dtype."""
+    items = [x if isinstance(x, (Tensor, *SCALARS)) else as_tensor(x) for x in xs]
+    kind = common_dtype(name, items)
+    return [scalar(x, kind) if isinstance(x, SCALARS) else convert(x, kind) for x in items]
+
+
+def spread(name: str, *xs: Tensor) -> list[Tensor]:
+    """All operands broadcast to their common shape.
+
+    Raises:
+        ShapeError: "Cannot broadcast S with K: …".
+    """
+    first = xs[0].shape
+    if all(x.shape == first for x in xs):
+        return list(xs)
+    shape = broadcast_shapes(name, [TensorType(x.dtype, tuple(x.shape)) for x in xs])
+    return [broadcast_to(x, shape) for x in xs]
+
+
+def aligned(name: str, *xs: Any) -> list[Tensor]:
+    """Operands of a pointwise op: one dtype, one shape."""
+    if len(xs) == 2:  # the eager path of two like tensors, kept short
+        x, y = xs
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype is y.dtype and x.shape == y.shape:
+            return [x, y]
+    return spread(name, *promoted(name, *xs))
+
+
+def convert(x: Tensor, dtype: DType, saturate: bool = False) -> Tensor:
+    """``x`` in another dtype; the same tensor where nothing changes."""
+    if x.dtype is dtype:
+        return x
+    if saturate:
+        return bind("convert", x, dtype=dtype, saturate=True)
+    return bind("convert", x, dtype=dtype)
+
+
+def cast(x: Any, dtype: Any, saturate: bool = False) -> Tensor:
+    """``x.to(dtype)``: an explicit conversion, rounding to nearest even.
+
+    Args:
+        saturate: clamp to the largest finite value of ``dtype`` instead of overflowing.
+    """
+    return convert(as_tensor(x), as_dtype(dtype), saturate)
+
+
+def broadcast_to(x: Any, shape: Sequence[Any]) -> Tensor:
+    """``x`` stretched to ``shape`` by NumPy's rule.
+
+    Raises:
+        ShapeError: a size is neither equal nor 1.
+    """
+    x = as_tensor(x)
+    wanted = as_shape(shape)
+    if tuple(x.shape) == wanted:
+        return x
+    return bind("broadcast_to", x, shape=wanted)
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+def one_of(name: str, first: Any, second: Any, a: str, b: str, default: Any = None) -> Any:
+    """One argument with two spellings (``axis`` / ``dim``).
+
+    Raises:
+        TypeError: both are given.
+    """
+    if first is not None and second is not None:
+        raise TypeError(f"{name}() got both {a!r} and {b!r}: they are two spellings of one argument")
+    return first if first is not None else second if second is not None else default
+
+
+def axis_of(name: str, x: Tensor, axis: int) -> int:
+    """A non-negative axis of ``x``.
+
+    Raises:
+        ShapeError: there is no such axis.
+    """
+    try:
+        return normalize_axis(int(axis), len(x.shape))
+    except IndexError as e:
+        raise ShapeError(str(e), received=f"{x.dtype}{list(x.shape)}", sentence=f"In {name!r}.") from None
+
+
+def axes_of(name: str, x: Tensor, axes: Any) -> tuple[int, ...]:
+    """Sorted non-negative axes of ``x``; None means all.
+
+    Raises:
+        ShapeError: an axis does not exist or is named twice.
+    """
+    try:
+        return normalize_axes(axes if axes is None or isinstance(axes, int) else tuple(axes), len(x.shape))
+    except (IndexError, ValueError) as e:
+        raise ShapeError(str(e), sentence=f"In {name!r}.") from None
+
+
+def shape_of(dims: Sequence[Any]) -> tuple[DimLike, ...]:
+    """``f(2, 3)`` and ``f((2, 3))`` alike."""
+    if len(dims) == 1 and isinstance(dims[0], list | tuple):
+        dims = dims[0]
+    return as_shape(dims)

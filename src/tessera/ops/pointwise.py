@@ -1,0 +1,381 @@
+"""Pointwise ops: one stanza an op, and with it the function that users call.
+
+A family helper (:func:`unary`, :func:`binary`, :func:`compare` …) enters the primitive into the table and returns the
+user's function of the same name, which promotes dtypes, broadcasts shapes and binds the primitive.  Primitives take
+operands of one dtype and one shape; their numpy meaning evaluates 16-bit and smaller floats in f32 and rounds once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import DTypeError
+from ..ir.core import TensorType
+from ..tracing.recorder import bind
+from ..types import dtypes as dt
+from ..types.dtypes import DType
+from ..types.promotion import to_inexact
+from . import meaning as m
+from .operands import aligned, as_tensor, convert, promoted, spread
+from .rules import (
+    BOOL,
+    COMPLEX,
+    EVERY,
+    FLOATS,
+    FP8,
+    INTS,
+    NUMBERS,
+    REAL,
+    accept,
+    expect_operands,
+    lifted,
+    same_dtype,
+    same_shape,
+)
+from .table import Attrs, Bound, primitive
+
+Fn = Callable[..., Any]
+
+
+def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: DType | None = None, ulp: float = 0.0,
+             domain: tuple[float, float] | None = None, doc: str = "", reference: Fn | None = None) -> None:
+    """Enter a pointwise op on operands of one dtype; ``result`` is its dtype where that differs."""
+
+    def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+        expect_operands(name, types, arity)
+        accept(name, types, dtypes)
+        kind = same_dtype(name, types)
+        return (TensorType(result or kind, same_shape(name, types)),)
+
+    primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
+              bound=Bound(ulp), pointwise=True, doc=doc, facts={"domain": domain} if domain else {})
+
+
+def _name(fn: Any, name: str, doc: str) -> Any:
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = doc
+    return fn
+
+
+def unary(name: str, fn: Fn, dtypes: Sequence[DType], ulp: float = 0.0, *, ints: str = "accept", **facets: Any) -> Fn:
+    """A function of one tensor.  ``ints``: what integers do: ``accept``, ``f32`` (convert) or ``keep`` (identity)."""
+    _declare(name, 1, fn, dtypes, ulp=ulp, **facets)
+
+    def function(x: Any) -> Any:
+        x = as_tensor(x)
+        if not x.dtype.is_inexact:
+            if ints == "keep":
+                return x
+            if ints == "f32":
+                x = convert(x, dt.f32)
+        return bind(name, x)
+
+    return _name(function, name, facets.get("doc") or f"Elementwise ``{name}``; integers are converted to f32."
+                 if ints == "f32" else facets.get("doc") or f"Elementwise ``{name}``.")
+
+
+def binary(name: str, fn: Fn, dtypes: Sequence[DType], ulp: float = 0.0, *, ints: str = "accept",
+           on_bool: str | None = None, **facets: Any) -> Fn:
+    """A function of two tensors, promoted and broadcast.  ``on_bool``: the op that stands for it on two bools."""
+    _declare(name, 2, fn, dtypes, ulp=ulp, **facets)
+
+    def function(x: Any, y: Any) -> Any:
+        x, y = aligned(name, x, y)
+        if not x.dtype.is_inexact:
+            if ints == "f32":
+                x, y = convert(x, dt.f32), convert(y, dt.f32)
+            elif on_bool is not None and x.dtype is dt.bool_:
+                return bind(on_bool, x, y)
+        return bind(name, x, y)
+
+    return _name(function, name, facets.get("doc") or f"Elementwise ``{name}`` with promotion and broadcasting.")
+
+
+def compare(name: str, fn: Fn, dtypes: Sequence[DType]) -> Fn:
+    """A comparison: operands are promoted, the result is bool."""
+    _declare(name, 2, fn, dtypes, result=dt.bool_)
+
+    def function(x: Any, y: Any) -> Any:
+        return bind(name, *aligned(name, x, y))
+
+    return _name(function, name, f"Elementwise comparison ``{name}``; comparisons with NaN are false, ``ne`` is true.")
+
+
+def predicate(name: str, fn: Fn) -> Fn:
+    """A question about one float; integers and bools answer it as finite numbers."""
+    _declare(name, 1, fn, FLOATS + FP8, result=dt.bool_)
+
+    def function(x: Any) -> Any:
+        x = as_tensor(x)
+        return bind(name, x if x.dtype.is_float else convert(x, dt.f32))
+
+    return _name(function, name, f"Elementwise ``{name}``.")
+
+
+def logical(name: str, fn: Fn, arity: int) -> Fn:
+    """An op on truth values; other dtypes are compared with zero first."""
+    _declare(name, arity, fn, BOOL)
+
+    def function(*xs: Any) -> Any:
+        if len(xs) != arity:
+            raise TypeError(f"{name}() takes {arity} tensor{'s' * (arity > 1)}, not {len(xs)}")
+        return bind(name, *spread(name, *[convert(as_tensor(x), dt.bool_) for x in xs]))
+
+    return _name(function, name, f"Elementwise ``{name}`` of truth values.")
+
+
+FP = FLOATS + FP8
+SIGNED_NUMBERS = tuple(d for d in NUMBERS if d.kind != "uint")
+ORDERED = BOOL + REAL
+
+# -- arithmetic --------------------------------------------------------------------------------------------------------
+add = binary("add", np.add, NUMBERS, on_bool="logical_or", doc="Elementwise sum; integers wrap around.")
+sub = binary("sub", np.subtract, NUMBERS, doc="Elementwise difference; integers wrap around.")
+mul = binary("mul", np.multiply, NUMBERS, on_bool="logical_and", doc="Elementwise product; integers wrap around.")
+div = binary("div", np.divide, FP + COMPLEX, ints="f32", doc="True division; integers are converted to f32.")
+floor_div = binary("floor_div", m.floor_div, REAL, doc="Quotient rounded down; an integer divisor 0 is a run-time error.")
+mod = binary("mod", m.mod, REAL, doc="Remainder with the divisor's sign; an integer divisor 0 is a run-time error.")
+neg = unary("neg", np.negative, NUMBERS, doc="Elementwise negation; integers wrap around.")
+_abs = unary("abs", np.abs, REAL)
+sign = unary("sign", m.sign, REAL, doc="-1, 0 or 1; NaN stays NaN.")
+minimum = binary("minimum", np.minimum, REAL, on_bool="logical_and", doc="The lesser value; NaN wins.")
+maximum = binary("maximum", np.maximum, REAL, on_bool="logical_or", doc="The greater value; NaN wins.")
+reciprocal = unary("reciprocal", lambda x: 1 / x, FP, ints="f32", doc="1/x, correctly rounded.")
+copysign = binary("copysign", m.copysign, FP, ints="f32", doc="The magnitude of x with the sign of y.")
+nextafter = binary("nextafter", m.nextafter, FLOATS, ints="f32", reference=m.nextafter,
+                   doc="The representable neighbour of x in the direction of y.")
+_declare("fma", 3, m.fma, FP, doc="a*b + c with one rounding.")
+
+# -- rounding ----------------------------------------------------------------------------------------------------------
+floor = unary("floor", np.floor, FP, ints="keep", doc="The greatest integer not above x.")
+ceil = unary("ceil", np.ceil, FP, ints="keep", doc="The least integer not below x.")
+round = unary("round", np.rint, FP, ints="keep", doc="The nearest integer, ties to even.")
+trunc = unary("trunc", np.trunc, FP, ints="keep", doc="The integer part.")
+
+# -- comparisons and logic ---------------------------------------------------------------------------------------------
+eq = compare("eq", np.equal, ORDERED + COMPLEX)
+ne = compare("ne", np.not_equal, ORDERED + COMPLEX)
+lt = compare("lt", np.less, ORDERED)
+le = compare("le", np.less_equal, ORDERED)
+gt = compare("gt", np.greater, ORDERED)
+ge = compare("ge", np.greater_equal, ORDERED)
+isnan = predicate("isnan", np.isnan)
+isinf = predicate("isinf", np.isinf)
+isfinite = predicate("isfinite", np.isfinite)
+logical_and = logical("logical_and", np.logical_and, 2)
+logical_or = logical("logical_or", np.logical_or, 2)
+logical_xor = logical("logical_xor", np.logical_xor, 2)
+logical_not = logical("logical_not", np.logical_not, 1)
+
+# -- bits --------------------------------------------------------------------------------------------------------------
+bitwise_and = binary("bitwise_and", np.bitwise_and, INTS, on_bool="logical_and")
+bitwise_or = binary("bitwise_or", np.bitwise_or, INTS, on_bool="logical_or")
+bitwise_xor = binary("bitwise_xor", np.bitwise_xor, INTS, on_bool="logical_xor")
+_declare("bitwise_not", 1, np.invert, INTS)
+shift_left = binary("shift_left", m.shift_left, INTS, doc="Bits moved up; a count outside [0, bits) gives 0.")
+shift_right = binary("shift_right", m.shift_right, INTS,
+                     doc="Bits moved down, with the sign for signed types; a count outside [0, bits) gives 0 or the sign.")
+
+# -- exponentials, logarithms, powers ------------------------------------------------------------------------------------
+exp = unary("exp", np.exp, FP, 2, ints="f32", domain=(-80, 80))
+exp2 = unary("exp2", np.exp2, FP, 2, ints="f32", domain=(-120, 120))
+expm1 = unary("expm1", np.expm1, FP, 3, ints="f32", domain=(-20, 80))
+log = unary("log", np.log, FP, 2, ints="f32", domain=(0, 1e4))
+log2 = unary("log2", np.log2, FP, 2, ints="f32", domain=(0, 1e4))
+log10 = unary("log10", np.log10, FP, 2, ints="f32", domain=(0, 1e4))
+log1p = unary("log1p", np.log1p, FP, 3, ints="f32", domain=(-0.99, 1e4))
+sqrt = unary("sqrt", np.sqrt, FP, ints="f32", domain=(0, 1e4), doc="Square root, correctly rounded.")
+rsqrt = unary("rsqrt", m.rsqrt, FP, 2, ints="f32", domain=(1e-3, 1e4))
+cbrt = unary("cbrt", np.cbrt, FP, 3, ints="f32", domain=(-1e4, 1e4))
+_declare("pow", 2, m.power, REAL, ulp=4)
+hypot = binary("hypot", np.hypot, FP, 3, ints="f32")
+logaddexp = binary("logaddexp", np.logaddexp, FP, 6, ints="f32", doc="log(exp(x) + exp(y)) without overflow.")
+
+# -- trigonometry ------------------------------------------------------------------------------------------------------
+sin = unary("sin", np.sin, FP, 2, ints="f32", domain=(-100, 100))
+cos = unary("cos", np.cos, FP, 2, ints="f32", domain=(-100, 100))
+tan = unary("tan", np.tan, FP, 4, ints="f32", domain=(-100, 100))
+asin = unary("asin", np.arcsin, FP, 4, ints="f32", domain=(-1, 1))
+acos = unary("acos", np.arccos, FP, 4, ints="f32", domain=(-1, 1))
+atan = unary("atan", np.arctan, FP, 4, ints="f32", domain=(-50, 50))
+atan2 = binary("atan2", np.arctan2, FP, 4, ints="f32", doc="The angle of the point (y, x), given as atan2(y, x).")
+sinh = unary("sinh", np.sinh, FP, 4, ints="f32", domain=(-10, 10))
+cosh = unary("cosh", np.cosh, FP, 4, ints="f32", domain=(-10, 10))
+tanh = unary("tanh", np.tanh, FP, 4, ints="f32", domain=(-10, 10))
+asinh = unary("asinh", np.arcsinh, FP, 4, ints="f32", domain=(-1e3, 1e3))
+acosh = unary("acosh", np.arccosh, FP, 4, ints="f32", domain=(1, 1e3))
+atanh = unary("atanh", np.arctanh, FP, 4, ints="f32", domain=(-0.99, 0.99))
+
+# -- special functions -------------------------------------------------------------------------------------------------
+erf = unary("erf", m.erf, FP, 4, ints="f32", domain=(-4, 4))
+erfc = unary("erfc", m.erfc, FP, 8, ints="f32", domain=(-4, 6))
+erfinv = unary("erfinv", m.erfinv, FP, 8, ints="f32", domain=(-0.99, 0.99))
+sigmoid = unary("sigmoid", m.sigmoid, FP, 4, ints="f32", domain=(-20, 20), doc="1 / (1 + exp(-x)).")
+lgamma = unary("lgamma", m.lgamma, FP, 32, ints="f32", domain=(3, 100), doc="log |Gamma(x)|.")
+digamma = unary("digamma", m.digamma, FP, 32, ints="f32", domain=(2, 100), doc="The derivative of lgamma.")
+
+
+# -- ops whose operands differ in dtype ----------------------------------------------------------------------------------
+def _select_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+    expect_operands("select", types, 3)
+    accept("select", types[:1], BOOL)
+    kind = same_dtype("select", types[1:])
+    return (TensorType(kind, same_shape("select", types)),)
+
+
+primitive("select", family="pointwise", infer=_select_infer, reference=lambda p, a, b: np.asarray(np.where(p, a, b), a.dtype),
+          dtypes=EVERY, pointwise=True, doc="a where p holds, else b.", facts={"mixed": ("bool", "T", "T")})
+
+
+def _convert_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+    expect_operands("convert", types, 1)
+    return (types[0].with_dtype(attrs["dtype"]),)
+
+
+primitive("convert", family="pointwise", infer=_convert_infer, reference=m.convert, dtypes=EVERY, pointwise=True,
+          doc="The value in another dtype: floats round to nearest even, float to integer saturates (NaN gives 0), integers "
+              "wrap, and ``saturate`` clamps floats to the target's finite range.",
+          facts={"attrs": ("dtype", "saturate")})
+
+
+def _bitcast_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+    expect_operands("bitcast", types, 1)
+    src, dst = types[0].dtype, attrs["dtype"]
+    if src.bits != dst.bits or (dt.bool_ in (src, dst) and src is not dst):
+        raise DTypeError(f"bitcast from {src} to {dst} changes the number of bits", expected=f"a dtype of {src.bits} bits",
+                         received=f"{dst} ({dst.bits} bits)", hints=["Use .to(...) to convert values"])
+    return (types[0].with_dtype(dst),)
+
+
+primitive("bitcast", family="pointwise", infer=_bitcast_infer, reference=lambda x, dtype: x.view(dtype.np), dtypes=EVERY,
+          pointwise=True, doc="The same bits read as another dtype of equal width.", facts={"attrs": ("dtype",)})
+
+
+# -- complex numbers -----------------------------------------------------------------------------------------------------
+def _part(name: str, fn: Fn) -> None:
+    def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+        expect_operands(name, types, 1)
+        accept(name, types, COMPLEX)
+        return (types[0].with_dtype(types[0].dtype.real),)
+
+    primitive(name, family="pointwise", infer=infer, reference=lambda z: np.asarray(fn(z)).copy(), dtypes=COMPLEX,
+              pointwise=True, doc=f"The {name} part of complex numbers.")
+
+
+_part("real", np.real)
+_part("imag", np.imag)
+
+
+def _complex_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+    expect_operands("complex", types, 2)
+    accept("complex", types, (dt.f32, dt.f64))
+    kind = dt.complex128 if same_dtype("complex", types) is dt.f64 else dt.complex64
+    return (TensorType(kind, same_shape("complex", types)),)
+
+
+primitive("complex", family="pointwise", infer=_complex_infer, reference=m.make_complex, dtypes=(dt.f32, dt.f64),
+          pointwise=True, doc="re + i*im.")
+
+
+# -- functions that are more than their primitive --------------------------------------------------------------------------
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """``x`` where ``condition`` holds, else ``y``; shapes broadcast, x and y promote."""
+    a, b = promoted("where", x, y)
+    return bind("select", *spread("where", convert(as_tensor(condition), dt.bool_), a, b))
+
+
+def clip(x: Any, min: Any = None, max: Any = None) -> Any:
+    """``x`` limited to [min, max]; either end may be None.  A float bound with an integer tensor gives f32."""
+    if min is not None:
+        x = maximum(x, min)
+    return x if max is None else minimum(x, max)
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """a*b + c with one rounding."""
+    xs = aligned("fma", a, b, c)
+    return bind("fma", *[convert(x, to_inexact(x.dtype)) for x in xs])
+
+
+def pow(x: Any, y: Any) -> Any:
+    """x to the power y.  Small constant exponents become products; integers with a negative exponent give 0, 1 or -1."""
+    if isinstance(y, int | float) and not isinstance(y, bool):
+        x = as_tensor(x)
+        if isinstance(y, float) or x.dtype is dt.bool_:
+            x = convert(x, to_inexact(x.dtype))
+        special = _POWERS.get(float(y))
+        if special is not None and (y >= 0 or x.dtype.is_inexact) and (y != 0.5 or x.dtype.is_float):
+            return special(x)
+    if hasattr(x, "dtype") and x.dtype in COMPLEX:
+        raise DTypeError("'pow' of complex numbers takes an exponent that is 0, 1, 2 or 3")
+    return bind("pow", *aligned("pow", x, y))
+
+
+_POWERS: dict[float, Fn] = {
+    1.0: lambda x: x, 2.0: lambda x: mul(x, x), 3.0: lambda x: mul(mul(x, x), x), -1.0: lambda x: div(1, x),
+    0.5: lambda x: sqrt(x),
+}
+
+
+def bitwise_not(x: Any) -> Any:
+    """Every bit flipped; truth values negated."""
+    x = as_tensor(x)
+    return bind("logical_not" if x.dtype is dt.bool_ else "bitwise_not", x)
+
+
+def square(x: Any) -> Any:
+    """x*x."""
+    return mul(x, x)
+
+
+def real(x: Any) -> Any:
+    """The real part; real tensors are returned as they are."""
+    x = as_tensor(x)
+    return bind("real", x) if x.dtype.is_complex else x
+
+
+def imag(x: Any) -> Any:
+    """The imaginary part; zeros for real tensors."""
+    x = as_tensor(x)
+    return bind("imag", x) if x.dtype.is_complex else mul(x, 0)
+
+
+def complex_(re: Any, im: Any) -> Any:
+    """re + i*im from two real tensors."""
+    a, b = aligned("complex", re, im)
+    wide = dt.f64 if a.dtype is dt.f64 else dt.f32
+    return bind("complex", convert(a, wide), convert(b, wide))
+
+
+def abs(x: Any) -> Any:
+    """The absolute value; the least integer stays itself.  Complex numbers: the magnitude, a real tensor."""
+    x = as_tensor(x)
+    return hypot(real(x), imag(x)) if x.dtype.is_complex else _abs(x)
+
+
+def conj(x: Any) -> Any:
+    """The complex conjugate."""
+    x = as_tensor(x)
+    return complex_(real(x), neg(imag(x))) if x.dtype.is_complex else x
+
+
+def bitcast(x: Any, dtype: Any) -> Any:
+    """The same bits read as another dtype of equal width.
+
+    Raises:
+        DTypeError: the widths differ.
+    """
+    return bind("bitcast", as_tensor(x), dtype=dt.as_dtype(dtype))
+
+
+def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
+    """Where |x - y| <= atol + rtol*|y|; equal infinities are close, NaN only with ``equal_nan``."""
+    x, y = aligned("isclose", x, y)
+    if not x.dtype.is_inexact:
+        x, y = convert(x, dt.f64), convert(y, dt.f64)
+    near = logical_and(le(abs(sub(x, y)), add(mul(abs(y), rtol), atol)), isfinite(y))
+    near = logical_or(near, eq(x, y))
+    return logical_or(near, logical_and(isnan(x), isnan(y))) if equal_nan else near
