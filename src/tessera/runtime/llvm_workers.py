@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CompileError
-from .affinity import usable_cpus
+from ..targets.cpu.affinity import usable_cpus
 
 MAX_WORKERS = 4
 _HEADER = struct.Struct("<II")
