@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import DTypeError, ShapeError
-from ..ir.core import TensorType
 from ..tracing import recorder
 from ..tracing.recorder import bind
-from ..tracing.tensor import Tensor
+from ..tracing.tensor import Tensor, Traced, make
 from ..types import dtypes as dt
-from ..types.dims import Dim, DimLike
+from ..types.constraints import plain
+from ..types.dims import DimLike
 from ..types.dtypes import DType, as_dtype
 from ..types.promotion import PromotionError, promote, promote_weak
 from ..types.shapes import as_shape, normalize_axes, normalize_axis
@@ -21,6 +21,18 @@ from .rules import broadcast_shapes
 
 SCALARS = (bool, int, float, complex)
 _DEFAULT = {bool: dt.bool_, int: dt.int64, float: dt.f32, complex: dt.complex64}
+
+
+def _kind(x: Any) -> type:
+    """Which of the four Python numbers ``x`` is (``numpy.float64`` is a float)."""
+    return next(k for k in SCALARS if isinstance(x, k))
+
+
+def weak_type(x: Any) -> type | None:
+    """The Python number type whose promotion ``x`` follows: a number's own, or that of a number given to ``jit``."""
+    if isinstance(x, SCALARS):
+        return _kind(x)
+    return x._p.weak if type(x._p) is Traced else None
 
 
 def scalar(value: Any, dtype: DType) -> Tensor:
@@ -32,7 +44,8 @@ def scalar(value: Any, dtype: DType) -> Tensor:
     if dtype.is_integer and not dtype.iinfo.min <= value <= dtype.iinfo.max:
         raise DTypeError(f"the number {value} does not fit into {dtype}", sentence=(
             "A Python number takes the dtype of the tensor it meets."), hints=["Convert the tensor to a wider dtype first"])
-    return bind("constant", value=np.asarray(value).astype(dtype.np))
+    array = np.asarray(value).astype(dtype.np)
+    return make(array) if recorder.STATE.trace is None else bind("constant", value=array)
 
 
 def as_tensor(x: Any, dtype: DType | None = None) -> Tensor:
@@ -40,9 +53,7 @@ def as_tensor(x: Any, dtype: DType | None = None) -> Tensor:
     if isinstance(x, Tensor):
         return x
     if isinstance(x, SCALARS):
-        return scalar(x, dtype or _DEFAULT[type(x)])
-    if isinstance(x, Dim):
-        return bind("size", value=x)
+        return scalar(x, dtype or _DEFAULT[_kind(x)])
     return recorder.lift(x)
 
 
@@ -54,7 +65,7 @@ def common_dtype(name: str, xs: Sequence[Any]) -> DType:
     """
     kind: DType | None = None
     for x in xs:
-        if not isinstance(x, SCALARS):
+        if weak_type(x) is None:
             d = x.dtype
             try:
                 kind = d if kind is None else promote(kind, d)
@@ -62,8 +73,9 @@ def common_dtype(name: str, xs: Sequence[Any]) -> DType:
                 raise DTypeError(f"Cannot implicitly convert between {e.a} and {e.b}", sentence=f"In {name!r}: {e.why}.",
                                  hints=[f"Convert one operand: x.to({e.a}) or y.to({e.b})"]) from None
     for x in xs:
-        if isinstance(x, SCALARS):
-            kind = _DEFAULT[type(x)] if kind is None else promote_weak(kind, type(x))
+        weak = weak_type(x)
+        if weak is not None:
+            kind = _DEFAULT[weak] if kind is None else promote_weak(kind, weak)
     assert kind is not None
     return kind
 
@@ -84,7 +96,7 @@ def spread(name: str, *xs: Tensor) -> list[Tensor]:
     first = xs[0].shape
     if all(x.shape == first for x in xs):
         return list(xs)
-    shape = broadcast_shapes(name, [TensorType(x.dtype, tuple(x.shape)) for x in xs])
+    shape = broadcast_shapes(name, [x.type for x in xs])
     return [broadcast_to(x, shape) for x in xs]
 
 
@@ -122,8 +134,8 @@ def broadcast_to(x: Any, shape: Sequence[Any]) -> Tensor:
         ShapeError: a size is neither equal nor 1.
     """
     x = as_tensor(x)
-    wanted = as_shape(shape)
-    if tuple(x.shape) == wanted:
+    wanted = shape_of((tuple(shape),))
+    if x.type.shape == wanted:
         return x
     return bind("broadcast_to", x, shape=wanted)
 
@@ -149,7 +161,7 @@ def axis_of(name: str, x: Tensor, axis: int) -> int:
     try:
         return normalize_axis(int(axis), len(x.shape))
     except IndexError as e:
-        raise ShapeError(str(e), received=f"{x.dtype}{list(x.shape)}", sentence=f"In {name!r}.") from None
+        raise ShapeError(str(e), received=str(x.type), sentence=f"In {name!r}.") from None
 
 
 def axes_of(name: str, x: Tensor, axes: Any) -> tuple[int, ...]:
@@ -168,4 +180,4 @@ def shape_of(dims: Sequence[Any]) -> tuple[DimLike, ...]:
     """``f(2, 3)`` and ``f((2, 3))`` alike."""
     if len(dims) == 1 and isinstance(dims[0], list | tuple):
         dims = dims[0]
-    return as_shape(dims)
+    return tuple(plain(d) for d in as_shape(dims))
