@@ -1,0 +1,381 @@
+"""Loops of a kernel as loops of tile programs: over lanes with a masked tail, sequential, and reductions in fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..ir.core import BufferType, Op, ScalarType, TileType, Value
+from ..types.dims import mod, product, substitute
+from ..types.dims import name as named
+from ..types.dtypes import DType, bool_, int64
+from .lower_analysis import Loop, linearise
+from .lower_body import Axis, Body, Context
+from .lower_cost import best_lane, widest
+from .lower_emit import Int, combine_name, identity, order_matters, scalar_of
+
+_UNSET = 2 ** 63 - 1  # the index of an argmax lane that has seen no element
+_UNROLLED = 16  # a reduction of at most so many iterations is written out
+
+
+class Loops(Body):
+    """Adds ``reduce`` and ``for``.  Where no lanes are open yet, a phase opens them along its own innermost loop."""
+
+    machine: Any
+
+    # -- grouping --------------------------------------------------------------------------------------------------------
+    def run(self, ops: Sequence[Op], ctx: Context) -> list[Value]:
+        """As in :class:`Body`; reductions over equal loops that do not depend on each other share one pass."""
+        for at, op in enumerate(ops):
+            if op.name == "yield":
+                return [self.value(v) for v in op.operands]
+            if op.results and self.has(op.results[0]):
+                continue
+            if op.name == "reduce":
+                self._reduce_group(self._companions(op, ops[at + 1:], ctx), ctx)
+            else:
+                self.evaluate(op, ctx)
+        return []
+
+    def _companions(self, first: Op, rest: Sequence[Op], ctx: Context) -> list[Op]:
+        """``first`` and later reductions for the same pass; what these need is evaluated here."""
+        group, late, before = [first], set(first.results), []
+        for op in rest:
+            if op.name in ("store", "for", "check", "yield"):
+                break
+            if any(v in late for o in op.walk() for v in o.operands):
+                late.update(op.results)
+            elif op.name != "reduce":
+                before.append(op)
+            else:
+                if self._fits(first, op) and not self.has(op.results[0]):
+                    group.append(op)
+                late.update(op.results)
+        if len(group) > 1:
+            super().run([op for op in before if not self.has(op.results[0])], ctx)
+            for op in group[1:]:
+                self._share_names(self.k.loops[first], op)
+        return group
+
+    def _fits(self, a: Op, b: Op) -> bool:
+        return [x.extent for x in self.k.loops[a]] == [x.extent for x in self.k.loops[b]] and \
+            self._lanes(a) == self._lanes(b)
+
+    def _share_names(self, loops: list[Loop], op: Op) -> None:
+        names = {old.name: named(new.name) for old, new in zip(self.k.loops[op], loops, strict=True)
+                 if old.name != new.name}
+        if names:
+            for o in op.walk():
+                if o in self.k.expr:
+                    self.k.expr[o] = substitute(self.k.expr[o], names)
+            self.k.loops[op] = list(loops)
+            self.k.forget_dependence()
+
+    def _lanes(self, op: Op) -> int:
+        """Accumulators whose order is fixed; 0 where any order gives the same bits."""
+        if not order_matters(op.attrs["combine"], scalar_of(op.results[0].type)):
+            return 0
+        return int(op.attrs.get("lanes", 1))
+
+    # -- loops -----------------------------------------------------------------------------------------------------------
+    def nest(self, loops: Sequence[Loop], ops: Sequence[Op], ctx: Context, carried: Sequence[Value],
+             body: Callable[[Context, list[Value]], Sequence[Value]]) -> list[Value]:
+        """Sequential loops around ``body``; before each, what ``ops`` need and it does not change is evaluated."""
+        if not loops:
+            return list(body(ctx, list(carried)))
+        loop, rest = loops[0], loops[1:]
+        if not (isinstance(loop.extent, int) and loop.extent == 0):
+            self.hoist(ops, frozenset(x.name for x in loops), ctx)
+
+        def step(i: Value, accs: list[Value]) -> Sequence[Value]:
+            with self.scope():
+                return self.nest(rest, ops, ctx.bind(**{loop.name: self.e.known(i)}), accs, body)
+
+        return self.e.loop(0, self.e.size(loop.extent), 1, carried, step)
+
+    def lanes(self, loop: Loop, lo: Int, hi: Int, width: int, tail: int, ops: Sequence[Op], ctx: Context,
+              carried: Sequence[Value], body: Callable[[Context, list[Value]], Sequence[Value]]) -> list[Value]:
+        """``loop`` from lo to hi on lanes: whole tiles of ``width``, then the rest in masked tiles of ``tail`` lanes."""
+        e = self.e
+        self.hoist(ops, frozenset((loop.name,)), ctx)
+        n = e.sub(hi, lo)
+        whole = e.add(lo, e.round_down(n, width))
+
+        def step(extent: int, masked: bool) -> Callable[[Value, list[Value]], Sequence[Value]]:
+            def run(i: Value, accs: list[Value]) -> Sequence[Value]:
+                base = e.known(i)
+                mask = None
+                if masked:
+                    left = e.splat(e.int(e.sub(hi, base)), (extent,))
+                    mask = e.compare("lt", e.iota((extent,), 0), left)
+                with self.scope():
+                    return body(replace(ctx, axes=(Axis(loop.name, base, extent),), tail=mask), accs)
+            return run
+
+        carried = e.loop(lo, whole, width, carried, step(width, False))
+        rest = hi - whole if isinstance(hi, int) and isinstance(whole, int) else None
+        if rest is not None and rest % tail == 0:
+            return e.loop(whole, hi, tail, carried, step(tail, False))
+        return e.loop(whole, hi, tail, carried, step(tail, True))
+
+    def _for(self, op: Op, ctx: Context) -> list[Value]:
+        ops = op.blocks[0].ops
+
+        def body(inner: Context, _: list[Value]) -> Sequence[Value]:
+            self.run(ops, inner)
+            return ()
+
+        loops = self.k.loops[op]
+        if ctx.axes or not loops:
+            self.nest(loops, ops, ctx, (), body)
+            return []
+        lane = best_lane(self.k, list(op.walk()), loops, self.machine)[0]
+        outer = [x for x in loops if x is not lane]
+        full = self.machine.vector_lanes(widest(op))
+        width = self.width(op, lane)
+
+        def row(inner: Context, _: list[Value]) -> Sequence[Value]:
+            return self.lanes(lane, 0, self.e.size(lane.extent), width, min(full, width), ops, inner, (), body)
+
+        self.nest(outer, ops, ctx, (), row)
+        return []
+
+    def width(self, op: Op, lane: Loop) -> int:
+        """Lanes of a tile for a map: several registers in flight, fewer where the body is long or the loop short."""
+        full = self.machine.vector_lanes(widest(op))
+        unroll = int(self.k.op.attrs.get("unroll", 0)) or (4 if _weight(op) <= 12 else 2)
+        if isinstance(lane.extent, int):
+            unroll = max(1, min(unroll, lane.extent // full))
+        return full * unroll
+
+    # -- reductions ------------------------------------------------------------------------------------------------------
+    def _reduce(self, op: Op, ctx: Context) -> list[Value]:
+        self._reduce_group([op], ctx)
+        found = [self.value(r) for r in op.results]
+        return found
+
+    def _reduce_group(self, ops: list[Op], ctx: Context) -> None:
+        lanes = self._lanes(ops[0])
+        total = product(x.extent for x in self.k.loops[ops[0]])
+        small = isinstance(total, int) and total <= _UNROLLED and len(self.k.loops[ops[0]]) <= 1
+        if not ctx.axes and self.k.loops[ops[0]] and (lanes == 0 or lanes >= 4) and not (small and total <= 4):
+            self._reduce_on_lanes(ops, lanes, ctx)
+        elif lanes > 1:
+            for op in ops:
+                if isinstance(total, int) and total <= min(lanes, _UNROLLED):
+                    self._reduce_unrolled(op, ctx)
+                else:
+                    self._reduce_in_scratch(op, lanes, ctx)
+        else:
+            self._reduce_in_order(ops, ctx)
+
+    def _start(self, op: Op, shape: tuple[int, ...]) -> list[Value]:
+        combine, dtype = op.attrs["combine"], scalar_of(op.results[0].type)
+        value = self.e.const(identity(combine, dtype), dtype, shape)
+        return [value, self.e.const(_UNSET, int64, shape)] if combine.startswith("arg") else [value]
+
+    def _take_in(self, op: Op, accs: list[Value], new: list[Value], mask: Value | None) -> list[Value]:
+        """The accumulators with one more element (for every lane)."""
+        combine = op.attrs["combine"]
+        if combine.startswith("arg"):
+            return self._better(combine, accs, new, mask)
+        dtype = scalar_of(accs[0].type)
+        return [self.e.pointwise(combine_name(combine, dtype), accs[0], new[0], dtype=dtype)]
+
+    def _better(self, combine: str, old: list[Value], new: list[Value], mask: Value | None = None,
+                ties: bool = False) -> list[Value]:
+        """The better of two (value, index) pairs: NaN before all numbers, else the extremum, else the first index."""
+        e = self.e
+        (a, ai), (b, bi) = old, new
+        dtype = scalar_of(a.type)
+        wins = e.compare("gt" if combine == "argmax" else "lt", b, a)
+        tie = e.compare("eq", a, b) if ties else None
+        unset = e.compare("eq", ai, e.const(_UNSET, int64))
+        if dtype.is_float:
+            nan_a, nan_b = (e.pointwise("isnan", v, dtype=bool_) for v in (a, b))
+            first_nan = e.both(nan_b, e.pointwise("logical_not", nan_a, dtype=bool_))
+            wins = e.pointwise("logical_or", wins, first_nan, dtype=bool_)
+            if tie is not None:
+                tie = e.pointwise("logical_or", tie, e.both(nan_a, nan_b), dtype=bool_)
+        wins = e.pointwise("logical_or", wins, unset, dtype=bool_)
+        if tie is not None:
+            wins = e.pointwise("logical_or", wins, e.both(tie, e.compare("lt", bi, ai)), dtype=bool_)
+            wins = e.both(wins, e.compare("ne", bi, e.const(_UNSET, int64)))
+        take = e.both(wins, mask)
+        assert take is not None
+        return [e.pointwise("select", take, b, a, dtype=dtype), e.pointwise("select", take, bi, ai, dtype=int64)]
+
+    def _define(self, op: Op, values: Sequence[Value]) -> None:
+        for old, new in zip(op.results, values, strict=True):
+            self.define(old, new)
+
+    def _reduce_in_order(self, ops: list[Op], ctx: Context) -> None:
+        """One accumulator for each lane that is open, iterations in order."""
+        inner = [o for op in ops for o in op.blocks[0].ops]
+        start = [v for op in ops for v in self._start(op, ctx.shape)]
+
+        def body(at: Context, accs: list[Value]) -> Sequence[Value]:
+            out: list[Value] = []
+            for op in ops:
+                mine, accs = accs[:len(op.results)], accs[len(op.results):]
+                new = [self.e.splat(v, ctx.shape) for v in self.run(op.blocks[0].ops, at)]
+                out += self._take_in(op, mine, new, None)
+            return out
+
+        found = self.nest(self.k.loops[ops[0]], inner, ctx, start, body)
+        for op in ops:
+            self._define(op, found[:len(op.results)])
+            found = found[len(op.results):]
+
+    def _reduce_unrolled(self, op: Op, ctx: Context) -> None:
+        """At most as many iterations as accumulators: one element each, then the tree."""
+        e, dtype = self.e, scalar_of(op.results[0].type)
+        names: list[dict[str, Int]] = [{}]
+        for loop in self.k.loops[op]:
+            assert isinstance(loop.extent, int)
+            names = [{**n, loop.name: i} for n in names for i in range(loop.extent)]
+        combine = combine_name(op.attrs["combine"], dtype)
+        start = self._start(op, ctx.shape)[0]
+        self.hoist(op.blocks[0].ops, frozenset(x.name for x in self.k.loops[op]), ctx)
+        parts = []
+        for n in names:
+            with self.scope():
+                v = self.run(op.blocks[0].ops, ctx.with_env(n))[0]
+            parts.append(e.pointwise(combine, start, e.splat(v, ctx.shape), dtype=dtype))
+        self._define(op, [self._tree(combine, parts, int(op.attrs["lanes"])) if parts else start])
+
+    def _tree(self, combine: str, parts: list[Value], lanes: int) -> Value:
+        n = lanes
+        while n > 1:
+            h = 1 << (n - 1).bit_length() - 1
+            parts = [self.e.pointwise(combine, v, parts[h + i]) if h + i < len(parts) else v
+                     for i, v in enumerate(parts[:h])]
+            n = h
+        return parts[0]
+
+    def _reduce_in_scratch(self, op: Op, lanes: int, ctx: Context) -> None:
+        """More accumulators than registers hold: they lie in scratch memory, one row each."""
+        e, dtype = self.e, scalar_of(op.results[0].type)
+        combine = combine_name(op.attrs["combine"], dtype)
+        t: Any = TileType(dtype, ctx.shape) if ctx.axes else ScalarType(dtype)
+        scratch = self.alloc(dtype, (lanes, *ctx.shape))
+        zeros = [e.int(0)] * len(ctx.axes)
+        attrs = {"axes": tuple(range(1, 1 + len(ctx.axes)))} if ctx.axes else {}
+        start = self._start(op, ctx.shape)[0]
+
+        def put(i: Value, v: Value) -> None:
+            e.effect("store", [scratch, i, *zeros, v], attrs)
+
+        def get(i: Int) -> Value:
+            return e.op("load", (scratch, e.int(i), *zeros), t, attrs)
+
+        def clear(i: Value, _: list[Value]) -> Sequence[Value]:
+            put(i, start)
+            return ()
+
+        def body(at: Context, carried: list[Value]) -> Sequence[Value]:
+            lane = carried[0]
+            v = e.splat(self.run(op.blocks[0].ops, at)[0], ctx.shape)
+            put(lane, e.pointwise(combine, get(lane), v, dtype=dtype))
+            following = e.int(e.add(lane, 1))
+            again = e.compare("eq", following, e.int(lanes))
+            return [e.pointwise("select", again, e.int(0), following, dtype=int64)]
+
+        e.loop(0, lanes, 1, (), clear)
+        self.nest(self.k.loops[op], op.blocks[0].ops, ctx, [e.int(0)], body)
+        n = lanes
+        while n > 1:
+            h = 1 << (n - 1).bit_length() - 1
+
+            def fold(i: Value, _: list[Value], h: int = h) -> Sequence[Value]:
+                put(i, e.pointwise(combine, get(i), get(e.add(i, h)), dtype=dtype))
+                return ()
+
+            e.loop(0, n - h, 1, (), fold)
+            n = h
+        self._define(op, [get(0)])
+
+    def _reduce_on_lanes(self, ops: list[Op], lanes: int, ctx: Context) -> None:
+        """The accumulators are the lanes of a tile along the innermost loop."""
+        loops = self.k.loops[ops[0]]
+        if lanes and len(loops) > 1 and mod(loops[-1].extent, lanes) != 0:
+            for op in ops:  # rows would not start at lane 0: walk all iterations as one loop
+                linearise(self.k, op)
+            loops = self.k.loops[ops[0]]
+        lane, outer = loops[-1], loops[:-1]
+        width = self._reduction_width(ops, lanes, lane)
+        count = lanes or width
+        inner = [o for op in ops for o in op.blocks[0].ops]
+        start = [v for op in ops for v in self._start(op, (count,))]
+
+        def body(at: Context, accs: list[Value]) -> Sequence[Value]:
+            out: list[Value] = []
+            for op in ops:
+                mine, accs = accs[:len(op.results)], accs[len(op.results):]
+                new = [self.e.splat(v, at.shape) for v in self.run(op.blocks[0].ops, at)]
+                out += self._accumulate(op, mine, new, at.tail, count)
+            return out
+
+        def row(at: Context, accs: list[Value]) -> Sequence[Value]:
+            return self.lanes(lane, 0, self.e.size(lane.extent), width, count, inner, at, accs, body)
+
+        found = self.nest(outer, inner, ctx, start, row)
+        for op in ops:
+            self._define(op, self._finish(op, found[:len(op.results)], count))
+            found = found[len(op.results):]
+
+    def _reduction_width(self, ops: list[Op], lanes: int, lane: Loop) -> int:
+        full = min(self.machine.vector_lanes(widest(op)) for op in ops)
+        short = isinstance(lane.extent, int) and lane.extent <= 4 * full
+        if lanes:
+            return lanes if short else max(lanes, 4 * full // lanes * lanes)
+        return full * max(1, -(-lane.extent // full)) if short and isinstance(lane.extent, int) else 4 * full
+
+    def _accumulate(self, op: Op, accs: list[Value], new: list[Value], mask: Value | None, count: int) -> list[Value]:
+        e, combine = self.e, op.attrs["combine"]
+        dtype = scalar_of(new[0].type)
+        if mask is not None and not combine.startswith("arg"):
+            fill = e.const(identity(combine, dtype), dtype)
+            new = [e.pointwise("select", mask, new[0], fill, dtype=dtype)]
+        assert isinstance(new[0].type, TileType)
+        extent = new[0].type.shape[0]
+        if extent == count:
+            return self._take_in(op, accs, new, mask)
+        for at in range(0, extent, count):  # one accumulator takes its elements one after the other
+            part = [e.op("slice", (v,), TileType(scalar_of(v.type), (count,)), {"starts": (at,), "limits": (at + count,)})
+                    for v in new]
+            accs = self._take_in(op, accs, part, None)
+        return accs
+
+    def _finish(self, op: Op, accs: list[Value], count: int) -> list[Value]:
+        combine = op.attrs["combine"]
+        if not combine.startswith("arg"):
+            dtype = scalar_of(accs[0].type)
+            return [self.e.op("reduce", (accs[0],), ScalarType(dtype), {"axis": 0, "combine": combine})]
+        e, n = self.e, count
+        while n > 1:
+            h = 1 << (n - 1).bit_length() - 1
+            low, high = ([e.op("slice", (v,), TileType(scalar_of(v.type), (stop - at,)), {"starts": (at,), "limits": (stop,)})
+                          for v in accs] for at, stop in ((0, n - h), (h, n)))
+            mixed = self._better(combine, low, high, ties=True)
+            if n - h < h:
+                rest = [e.op("slice", (v,), TileType(scalar_of(v.type), (2 * h - n,)), {"starts": (n - h,), "limits": (h,)})
+                        for v in accs]
+                mixed = [e.op("concat", (a, b), TileType(scalar_of(a.type), (h,)), {"axis": 0})
+                         for a, b in zip(mixed, rest, strict=True)]
+            accs, n = mixed, h
+        return [e.op("extract", (v,), ScalarType(scalar_of(v.type)), {"index": (0,)}) for v in accs]
+
+    # -- scratch ---------------------------------------------------------------------------------------------------------
+    def alloc(self, dtype: DType, shape: tuple[int, ...]) -> Value:
+        """Scratch memory of the block, at the top of the program."""
+        op = Op("alloc", (), (BufferType(dtype, shape, "local"),))
+        self.e.fn.body.ops.insert(0, op)
+        return op.results[0]
+
+
+def _weight(op: Op) -> int:
+    """Roughly how many vector instructions one element costs."""
+    from .lower_cost import op_weight
+    return sum(op_weight(o) for o in op.walk())
