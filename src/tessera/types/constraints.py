@@ -40,6 +40,9 @@ class Size(Dim):
         super().__init__(terms)
         self.declared = declared
 
+    def plain(self) -> DimLike:
+        return _resolved(self)
+
     # -- arithmetic keeps the class --------------------------------------------------------------------------------
     def __add__(self, other: DimLike) -> DimLike:
         return _binary(self, other, lambda a, b: a + b)

@@ -124,6 +124,10 @@ class Dim:
 
     __index__ = __int__
 
+    def plain(self) -> DimLike:
+        """This size as the compiler's own; a size in a user's hands (``constraints.Size``) resolves declared names."""
+        return self
+
     @property
     def names(self) -> frozenset[str]:
         """Every name that occurs, also inside divisions."""
@@ -533,7 +537,7 @@ def as_dim(x: object) -> DimLike:
     if isinstance(x, bool):
         raise TypeError("a size is an integer, not a bool")
     if isinstance(x, Dim):
-        return x
+        return x.plain()
     if isinstance(x, str):
         return parse_dim(x)
     if hasattr(x, "__index__"):
