@@ -38,8 +38,9 @@ Tiles.  Operands of pointwise ops have equal shapes: broadcasting is explicit::
     %t = reduce(%t) {axis = 1, combine = "add"} : tile             the axis is removed; a 1-D tile gives a scalar
     %c = dot(%a, %b, %acc) : tile<f32[M, N]>                        acc[m,n] = fma(a[m,k], b[k,n], acc[m,n]), k ascending
 
-Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``reduce`` combines by halving: while n > 1, with h the largest power of two below n, element l of the first h takes in
-element h + l where that exists; then n = h.  ``combine``: add mul max min and or xor.
+Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``reduce`` combines by
+halving: while n > 1, with h the largest power of two below n, element l of the first h takes in element h + l where that
+exists; then n = h.  ``combine``: add mul max min and or xor.
 
 Pointwise ops carry the op table's names (``add``, ``fma``, ``exp``, ``select``, ``convert`` …) and work on scalars and tiles alike.
 The transcendental ones are expanded into polynomials over ``fma``, ``convert``, ``bitcast``, ``shift_left`` … by ``tiling/vmath.py`` before
