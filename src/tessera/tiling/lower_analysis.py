@@ -102,7 +102,7 @@ def _collect(k: Kernel, block: Block) -> None:
             if op.name == "store":
                 k.written.add(op.operands[0])
         elif op.name == "index":
-            k.expr[op] = op.attrs["value"]
+            k.expr[op] = _rename_dynamic(op, op.attrs["value"])
         elif op.name in ("reduce", "for"):
             k.loops[op] = [Loop(n, e) for n, e in op.attrs["over"]]
         for b in op.blocks:
@@ -110,9 +110,9 @@ def _collect(k: Kernel, block: Block) -> None:
 
 
 def dynamic_operands(op: Op) -> dict[str, Value]:
-    """The unique name of each dynamic index operand of a load or store."""
+    """The unique name of each dynamic operand of a load, store or index."""
     names = op.attrs.get("dyn", ())
-    first = 1 if op.name == "load" else 2
+    first = {"index": 0, "load": 1, "store": 2}[op.name]
     return {f"{n}'{id(op)}": v for n, v in zip(names, op.operands[first:], strict=True)}
 
 

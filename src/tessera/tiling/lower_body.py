@@ -96,13 +96,14 @@ class Body:
         for op in ops:
             if op.name in ("store", "check", "yield", "guard"):
                 continue
-            if op.name == "for" or (op.name == "reduce" and not bound.isdisjoint(self.k.depends(op))):
+            if op.name == "for" or (op.name == "reduce" and (stores(op) or not bound.isdisjoint(self.k.depends(op)))):
                 self.hoist(op.blocks[0].ops, bound | {loop.name for loop in self.k.loops[op]}, ctx)
             elif bound.isdisjoint(self.k.depends(op)) and all(self.has(v) for v in op.operands if v.op is not None) \
-                    and not self.has(op.results[0]) and not self._reads_written(op):
+                    and not self.has(op.results[0]) and not self.reads_written(op):
                 self.evaluate(op, ctx)
 
-    def _reads_written(self, op: Op) -> bool:
+    def reads_written(self, op: Op) -> bool:
+        """Loads of what the kernel stores keep their place."""
         return any(o.name == "load" and o.operands[0] in self.k.written for o in op.walk())
 
     # -- ops -------------------------------------------------------------------------------------------------------------
@@ -120,8 +121,8 @@ class Body:
         return [self.e.const(op.attrs["value"], scalar_of(op.results[0].type))]
 
     def _index(self, op: Op, ctx: Context) -> list[Value]:
-        x = self.offsets(self.k.expr[op], {}, ctx)
-        return [x if isinstance(x, Value) else self.e.int(x)]
+        uniform, moving, env = self._split(op, ctx)
+        return [self.e.int(self._vector(self.e.scalar(uniform, env), moving, env, ctx))]
 
     def _check(self, op: Op, ctx: Context) -> list[Value]:
         ok, seen = map(self.value, op.operands)
@@ -332,6 +333,11 @@ class Body:
         if isinstance(y, Value) and isinstance(y.type, TileType):
             return e.pointwise("floor_div" if a[0] == "floordiv" else "mod", x, y)
         return e.quotient(x, y) if a[0] == "floordiv" else e.remainder(x, y)
+
+
+def stores(op: Op) -> bool:
+    """True when an op writes memory."""
+    return any(o.name == "store" for o in op.walk())
 
 
 def _with_scalars(ctx: Context, env: Mapping[str, Any]) -> Context:

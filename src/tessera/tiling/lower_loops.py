@@ -11,7 +11,7 @@ from ..types.dims import mod, product, substitute
 from ..types.dims import name as named
 from ..types.dtypes import DType, bool_, int64
 from .lower_analysis import Loop, linearise
-from .lower_body import Axis, Body, Context
+from .lower_body import Axis, Body, Context, stores
 from .lower_cost import best_lane, widest
 from .lower_emit import Int, combine_name, identity, order_matters, scalar_of
 
@@ -41,15 +41,21 @@ class Loops(Body):
     def _companions(self, first: Op, rest: Sequence[Op], ctx: Context) -> list[Op]:
         """``first`` and later reductions for the same pass; what these need is evaluated here."""
         group, late, before = [first], set(first.results), []
+        if stores(first) or self.reads_written(first):
+            return group
         for op in rest:
             if op.name in ("store", "for", "check", "yield"):
                 break
             if any(v in late for o in op.walk() for v in o.operands):
                 late.update(op.results)
             elif op.name != "reduce":
-                before.append(op)
+                if not self.reads_written(op):
+                    before.append(op)
+                else:
+                    late.update(op.results)
             else:
-                if self._fits(first, op) and not self.has(op.results[0]):
+                free = not stores(op) and not self.reads_written(op)
+                if free and self._fits(first, op) and not self.has(op.results[0]):
                     group.append(op)
                 late.update(op.results)
         if len(group) > 1:
@@ -85,8 +91,7 @@ class Loops(Body):
         if not loops:
             return list(body(ctx, list(carried)))
         loop, rest = loops[0], loops[1:]
-        if not (isinstance(loop.extent, int) and loop.extent == 0):
-            self.hoist(ops, frozenset(x.name for x in loops), ctx)
+        self.hoist(ops, frozenset(x.name for x in loops), ctx)
 
         def step(i: Value, accs: list[Value]) -> Sequence[Value]:
             with self.scope():
@@ -127,6 +132,8 @@ class Loops(Body):
             return ()
 
         loops = self.k.loops[op]
+        if self._empty(op):
+            return []
         if ctx.axes or not loops:
             self.nest(loops, ops, ctx, (), body)
             return []
@@ -157,6 +164,11 @@ class Loops(Body):
 
     def _reduce_group(self, ops: list[Op], ctx: Context) -> None:
         lanes = self._lanes(ops[0])
+        if self._empty(ops[0]):
+            for op in ops:
+                start = self._start(op, ())
+                self._define(op, start)
+            return
         total = product(x.extent for x in self.k.loops[ops[0]])
         small = isinstance(total, int) and total <= _UNROLLED and len(self.k.loops[ops[0]]) <= 1
         if not ctx.axes and self.k.loops[ops[0]] and (lanes == 0 or lanes >= 4) and not (small and total <= 4):
@@ -169,6 +181,9 @@ class Loops(Body):
                     self._reduce_in_scratch(op, lanes, ctx)
         else:
             self._reduce_in_order(ops, ctx)
+
+    def _empty(self, op: Op) -> bool:
+        return any(isinstance(x.extent, int) and x.extent == 0 for x in self.k.loops[op])
 
     def _start(self, op: Op, shape: tuple[int, ...]) -> list[Value]:
         combine, dtype = op.attrs["combine"], scalar_of(op.results[0].type)
