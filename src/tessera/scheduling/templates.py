@@ -67,7 +67,7 @@ Everything else
 
 An op of the table whose stanza names a template and that has no section above arrives as: operands = the Graph op's operands in order
 then its results in order, each a buffer of exactly the Graph type's shape and dtype; attributes = the Graph op's own
-attributes plus ``template``, ``name``, ``outs``; no blocks.
+attributes plus ``template``, ``op`` (the Graph op's name), ``name``, ``outs``; no blocks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,346 @@
+"""Graph IR to Schedule IR: one launch after the other.
+
+:class:`BlockScheduler` walks the ops of one Graph block in order.  Pointwise, movement and reduction ops wait until somebody
+needs them in memory and then become kernels (``fusion``); every other op is a launch of its own, made by the function that
+:data:`LAUNCHES` has for it, which may fold neighbouring ops in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import CompileError, UnsupportedError
+from ..ir.core import Block, BufferType, Function, Op, TensorType, Value, uses
+from ..ops.table import OPS
+from ..types.dims import Dim, DimLike
+from .elements import buffer_of
+from .fusion import Fusion, Materialise, Plan, fusable
+from .kernels import KernelBuilder
+from .summary import Summaries
+
+Launch = Callable[["BlockScheduler", Op], None]
+
+# Graph op -> how it becomes launches; ops that are not here follow their stanza (template, external, element).
+LAUNCHES: dict[str, Launch] = {}
+
+
+def launches(*names: str) -> Callable[[Launch], Launch]:
+    def enter(fn: Launch) -> Launch:
+        LAUNCHES.update(dict.fromkeys(names, fn))
+        return fn
+    return enter
+
+
+@dataclass
+class Entry:
+    """One launch: a plan that may still take in roots, or a finished op."""
+
+    plan: Plan | None = None
+    op: Op | None = None
+
+
+@dataclass
+class Program:
+    """What all blocks of one scheduled function share."""
+
+    machine: Any
+    sizes: tuple[str, ...]
+    summaries: Summaries = field(default_factory=Summaries)
+    sites: dict[tuple[Op, str], int] = field(default_factory=dict)
+    functions: dict[str, Function] = field(default_factory=dict)
+    counter: int = 0
+
+    def site(self, op: Op, message: str) -> int:
+        return self.sites.setdefault((op, message), len(self.sites))
+
+    def label(self, stem: str) -> str:
+        self.counter += 1
+        return f"{stem}_{self.counter - 1}"
+
+
+class BlockScheduler:
+    """Schedules the ops of one Graph block into one Schedule block.
+
+    Args:
+        homes: buffers that given values have to end up in (the program's results, a loop's next state).
+        outer: the scheduler of the block around this one.
+    """
+
+    def __init__(self, program: Program, block: Block, out: Block, buffers: dict[Value, Value],
+                 homes: dict[Value, Value], outer: BlockScheduler | None = None):
+        self.program, self.block, self.out, self.outer = program, block, out, outer
+        self.buffers = buffers
+        self.homes = homes
+        self.entries: list[Entry] = []
+        self.position: dict[Value, int] = {}
+        self.hidden: set[Value] = set()
+        self.users = {v: [op for op, _ in at] for v, at in uses(block).items()}
+        self.done: set[Op] = set()
+        self.fusion = Fusion(self.users, self.ready, program.summaries)
+        self._spread_homes()
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+    def ready(self, v: Value) -> bool:
+        """True when ``v`` is in memory where the next launch runs."""
+        if v in self.hidden:
+            return False
+        return v in self.buffers or (self.outer is not None and self.outer.ready(v))
+
+    def buffer(self, v: Value) -> Value | None:
+        got = self.buffers.get(v)
+        if got is None and self.outer is not None:
+            return self.outer.buffer(v)
+        return got
+
+    def emit(self, op: Op) -> None:
+        self.out.ops.append(op)
+
+    def alloc(self, t: BufferType, label: str | None = None) -> Value:
+        op = Op("alloc", (), (t,))
+        op.results[0].name = label
+        self.emit(op)
+        return op.results[0]
+
+    def view(self, buffer: Value, t: BufferType, offset: DimLike = 0) -> Value:
+        """The same memory under another dense shape."""
+        if buffer.type == t and offset == 0:
+            return buffer
+        op = Op("view", (buffer,), (t,), {"offset": offset})
+        self.emit(op)
+        return op.results[0]
+
+    def place(self, v: Value) -> Value:
+        """A buffer for ``v`` to be written into: its home, or a new temporary."""
+        home = self.homes.get(v)
+        if home is None:
+            return self.alloc(buffer_of(v.type))
+        return self.view(home, buffer_of(v.type))
+
+    def _spread_homes(self) -> None:
+        """A reshape shares memory with its operand, so the operand may be computed straight into the home."""
+        here = set(self.block.ops)
+        for v, home in list(self.homes.items()):
+            while v.op is not None and v.op.name == "reshape":
+                v = v.op.operands[0]
+                if v in self.homes or v.op not in here:
+                    break
+                self.homes[v] = home
+
+    # -- demand ----------------------------------------------------------------------------------------------------------
+    def demand(self, v: Value) -> Value:
+        """The buffer of ``v``, computing it if it is not in memory yet."""
+        while not self.ready(v):
+            op = v.op
+            if op is None:
+                raise CompileError(f"the value {v!r} has no buffer")
+            if op.name == "constant" and not _uniform(op):
+                self._constant(v)
+            elif op.name == "reshape":
+                self.buffers[v] = self.view(self.demand(op.operands[0]), buffer_of(v.type))
+                self.position[v] = self.position.get(op.operands[0], -1)
+            elif op not in self.done and not fusable(op):
+                self.launch(op)
+            else:
+                self._kernel(v)
+        got = self.buffer(v)
+        assert got is not None
+        return got
+
+    def _constant(self, v: Value) -> None:
+        assert v.op is not None
+        value = np.ascontiguousarray(v.op.attrs["value"])
+        op = Op("constant", (), (buffer_of(v.type),), {"value": value}, (), v.op.loc)
+        self.emit(op)
+        self.buffers[v] = op.results[0]
+        self.position[v] = -1
+
+    def _plan(self, roots: Sequence[Value]) -> Plan:
+        for _ in range(1000):
+            try:
+                return self.fusion.plan(roots)
+            except Materialise as m:
+                if m.value in roots:
+                    raise CompileError(f"no kernel computes {m.value!r}") from m
+                self.demand(m.value)
+        raise CompileError(f"the fusion of {roots[0]!r} does not settle")
+
+    def _kernel(self, v: Value) -> None:
+        plan = self._plan([v])
+        if self.ready(v):  # a kernel made for a dependency stored it on the side
+            return
+        merged = self._merge(plan, v)
+        if merged is None:
+            self.entries.append(Entry(plan=plan))
+            at = len(self.entries) - 1
+        else:
+            at, plan = merged
+            self.entries[at].plan = plan
+        for r in (*plan.roots, *plan.side):
+            if r not in self.buffers:
+                self.buffers[r] = self.place(r)
+            self.position[r] = at
+
+    def _merge(self, plan: Plan, v: Value) -> tuple[int, Plan] | None:
+        """An earlier kernel of the same shape that can compute ``v`` too."""
+        for at in range(len(self.entries) - 1, max(-1, len(self.entries) - 5), -1):
+            old = self.entries[at].plan
+            if old is None:
+                continue
+            if old.shape != plan.shape or not self._related(old, plan):
+                continue
+            outputs = {*old.roots, *old.side}
+            self.hidden |= outputs
+            try:
+                both = self.fusion.plan([*old.roots, v])
+            except Materialise:
+                continue
+            finally:
+                self.hidden -= outputs
+            if any(self.position.get(x, -1) >= at for x in both.leaves) or not outputs <= {*both.roots, *both.side}:
+                continue
+            if len(both.leaves) + len(both.roots) + len(both.side) <= 12:
+                return at, both
+        return None
+
+    def _related(self, old: Plan, new: Plan) -> bool:
+        outputs = {*old.roots, *old.side}
+        return any(x in outputs or x in old.leaves for x in new.leaves) or (not old.leaves and not new.leaves)
+
+    # -- launches --------------------------------------------------------------------------------------------------------
+    def append(self, op: Op, results: Sequence[Value] = (), buffers: Sequence[Value] = ()) -> None:
+        """A finished launch that writes ``results`` into ``buffers``."""
+        self.entries.append(Entry(op=op))
+        for v, b in zip(results, buffers, strict=True):
+            self.buffers[v] = b
+            self.position[v] = len(self.entries) - 1
+
+    def launch(self, op: Op) -> None:
+        """Make the launch of an op that is not fused."""
+        self.done.add(op)
+        rule = OPS.get(op.name)
+        special = LAUNCHES.get(op.name)
+        if special is not None:
+            special(self, op)
+        elif rule is not None and rule.template is not None:
+            self.plain(op, "template", {"template": rule.template, "op": op.name,
+                                            "name": self.program.label(op.name)})
+        elif rule is not None and rule.external is not None:
+            self.plain(op, "external", {"function": rule.external, "op": op.name})
+        else:
+            raise UnsupportedError(f"{op.name!r} cannot be scheduled: its stanza names no element rule, template or routine",
+                                   loc=op.loc)
+
+    def plain(self, op: Op, kind: str, attrs: dict[str, Any]) -> None:
+        """Operands then results, whole buffers each."""
+        operands = [self.demand(v) for v in op.operands]
+        results = [self.place(r) for r in op.results]
+        outs = tuple(range(len(operands), len(operands) + len(results)))
+        self.append(Op(kind, [*operands, *results], (), {**op.attrs, **attrs, "outs": outs}, (), op.loc), op.results, results)
+
+    def run(self, ops: Iterable[Op]) -> None:
+        """Launch everything that is not fusable, in order."""
+        for op in ops:
+            if op.name in ("return", "yield"):
+                break
+            if op in self.done or op.name == "constant" or fusable(op):
+                continue
+            self.launch(op)
+
+    def finish(self, results: Sequence[tuple[Value, Value]]) -> None:
+        """Bring each value into the buffer where it belongs, and write all launches out."""
+        for v, home in results:
+            self.demand(v)
+            if base_of(self.buffers.get(v)) is not home:
+                self._copy(v, home)
+        self.flush()
+
+    def _copy(self, v: Value, home: Value) -> None:
+        source = self.buffer(v)
+        assert source is not None
+        copy = Value(v.type, Block())
+        plan = Plan([copy], tuple(v.type.shape), tuple(k for k, e in enumerate(v.type.shape) if e != 1))
+        plan.leaves[copy] = None
+        plan.ranges = {f"${k}": e for k, e in enumerate(plan.shape)}
+        self.buffers[copy] = source
+        op = self._builder().build(plan, {copy: home}, self.program.label("copy"))
+        self.append(op)
+
+    def _builder(self) -> KernelBuilder:
+        p = self.program
+        return KernelBuilder(p.machine, p.sizes, self.buffer, p.summaries.lanes(p.machine), p.site)
+
+    def flush(self) -> None:
+        """Write the launches collected so far into the Schedule block, in order."""
+        builder = self._builder()
+        for e in self.entries:
+            if e.plan is not None:
+                e.op = builder.build(e.plan, self.buffers, self.program.label(_stem(e.plan)))
+            assert e.op is not None
+            self.emit(e.op)
+        self.entries.clear()
+
+
+def base_of(buffer: Value | None) -> Value | None:
+    """The buffer behind whole views."""
+    while buffer is not None and buffer.op is not None and buffer.op.name == "view" and buffer.op.attrs["offset"] == 0:
+        buffer = buffer.op.operands[0]
+    return buffer
+
+
+def _stem(plan: Plan) -> str:
+    op = plan.roots[-1].op
+    return op.name if op is not None else "copy"
+
+
+def _uniform(op: Op) -> bool:
+    value = np.asarray(op.attrs["value"])
+    return value.size == 0 or value.tobytes() == value.flat[0].tobytes() * value.size
+
+
+def schedule(fn: Function, machine: Any) -> Function:
+    """The Schedule program of a Graph function: parameters, then results, as buffers.
+
+    The memory plan is not made here: see :mod:`tessera.scheduling.memory`.
+
+    Raises:
+        UnsupportedError: an op has no way to be computed on this level.
+    """
+    sizes = tuple(fn.attrs.get("sizes", ())) or size_names(fn)
+    program = Program(machine, sizes)
+    out = Function(fn.name, "sched")
+    buffers: dict[Value, Value] = {}
+    for a in fn.args:
+        buffers[a] = out.body.add_arg(buffer_of(a.type), a.name)
+    homes: dict[Value, Value] = {}
+    results: list[tuple[Value, Value]] = []
+    for k, v in enumerate(fn.returns):
+        home = out.body.add_arg(buffer_of(v.type), f"out{k}" if len(fn.returns) > 1 else "out")
+        results.append((v, home))
+        if v.op is not None:
+            homes.setdefault(v, home)
+    program.functions = {n: schedule(f, machine) for n, f in fn.functions.items() if f.level == "graph"}
+    program.functions |= {n: f for n, f in fn.functions.items() if f.level == "tile"}
+    top = BlockScheduler(program, fn.body, out.body, buffers, homes)
+    top.run(fn.body.ops)
+    top.finish(results)
+    out.body.ops.append(Op("return"))
+    out.functions = program.functions
+    out.attrs = {"inputs": len(fn.args), "outputs": len(results), "sizes": sizes}
+    if program.sites:
+        out.attrs["sites"] = tuple(message for _, message in program.sites)
+    return out
+
+
+def size_names(fn: Function) -> tuple[str, ...]:
+    """The symbolic sizes of a Graph function, in order of first appearance."""
+    seen: dict[str, None] = {}
+    for t in [a.type for a in fn.args] + [r.type for op in fn.walk() for r in op.results]:
+        if isinstance(t, TensorType):
+            for d in t.shape:
+                if isinstance(d, Dim):
+                    seen.update(dict.fromkeys(sorted(d.names)))
+    return tuple(seen)
