@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CompileError
-from ..targets.cpu.affinity import usable_cpus
+from ..machine import cpu_limit
 
 MAX_WORKERS = 4
 _HEADER = struct.Struct("<II")
@@ -144,7 +144,7 @@ class Workers:
     """A set of worker processes and the threads that talk to them.  Thread safe; a forked child needs a new one."""
 
     def __init__(self, count: int | None = None):
-        self.count = count or min(MAX_WORKERS, max(1, usable_cpus()))
+        self.count = count or min(MAX_WORKERS, max(1, cpu_limit()))
         self.pid = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Request, Future[bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
