@@ -291,14 +291,7 @@ def identity(combine: str, dtype: DType) -> Any:
         return True if dtype is bool_ else 1.0 if dtype.is_float or dtype.is_complex else 1
     if combine == "and":
         return True if dtype is bool_ else -1 if dtype.kind == "int" else 2 ** dtype.bits - 1
-    low = combine in ("max", "argmax")
-    if dtype is bool_:
-        return not low
-    if dtype.is_float:
-        return -np.inf if low else np.inf
-    if dtype.kind == "uint":
-        return 0 if low else 2 ** dtype.bits - 1
-    return -(2 ** (dtype.bits - 1)) if low else 2 ** (dtype.bits - 1) - 1
+    return dtype.min if combine in ("max", "argmax") else dtype.max
 
 
 _COMBINE = {"add": "add", "mul": "mul", "max": "maximum", "min": "minimum", "xor": "bitwise_xor",
