@@ -124,7 +124,8 @@ primitive("dot_general", family="contraction", infer=_dot_infer, reference=_dot_
           bound=Bound(1, _dot_terms), element=_dot_element, template="matmul",
           doc="Products of paired batch axes, summed over paired contract axes: result axes are batch, free of the first, "
               "free of the second.  Sums run in ``accumulate``; ``dtype`` is the result's.",
-          facts={"attrs": ("lhs_contract", "rhs_contract", "lhs_batch", "rhs_batch", "accumulate", "dtype")})
+          facts={"prefer": "template", "attrs": ("lhs_contract", "rhs_contract", "lhs_batch", "rhs_batch", "accumulate",
+                                               "dtype")})
 
 
 def dot_general(x: Any, y: Any, contract: tuple[Axes, Axes], batch: tuple[Axes, Axes] = ((), ()), accumulate: Any = None,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..ir.core import Function, Op, TensorType, Value
 from ..ir.graph import OP_RULES
+from ..ir.interpret_graph import REFERENCES
 from ..types.dims import DimLike
 from ..types.dtypes import DType
 from ..types.effects import PURE
@@ -49,7 +50,10 @@ class ElementBuilder(Protocol):
         """``make()`` where the predicate holds, else ``other``; loads inside happen only there."""
 
     def reduce(self, combine: str, extents: Sequence[DimLike], make: Callable[[Sequence[DimLike]], Value]) -> Value:
-        """A reduction over fresh loops; ``make`` receives their variables."""
+        """A reduction over fresh loops; ``make`` receives their variables.
+
+        ``argmax`` and ``argmin`` give the row-major position (int64) of the first extremum; a NaN counts as one.
+        """
 
     def check(self, ok: Value, value: Value, message: str) -> None:
         """A run-time check; ``message`` may name ``{value}``."""
@@ -93,6 +97,9 @@ class OpDef:
         jvp, vjp, batch, shard: the transformations' rules.
         sample: example operands for the op sweep: ``sample(dtype, rng) -> list of (arrays, attrs)``; None: derived.
         dtypes: the operand dtypes it accepts (after promotion).
+        facts: what particular readers ask for: ``domain`` (where the sweep samples operands), ``attrs`` (names of the
+            attributes), ``mixed`` (operand dtypes that differ), ``combine`` (of reductions and scans), ``prefer``
+            ("template": a launch of its own although it has an element rule).
     """
 
     name: str
@@ -130,6 +137,7 @@ def primitive(name: str, **facets: Any) -> OpDef:
     op = OpDef(name=name, **facets)
     OPS[name] = op
     OP_RULES[name] = lambda types, attrs: op.infer(types, attrs)
+    REFERENCES[name] = op.reference
     return op
 
 

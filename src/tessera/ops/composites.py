@@ -1,0 +1,483 @@
+"""Named composites: ops that carry their definition in other ops (``expand``) and that a scheduler may recognise whole.
+
+Definitions on 16-bit floats run in f32 and round once.  Activations that are one line of arithmetic are plain functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..ir.core import TensorType
+from ..tracing.recorder import bind
+from ..types import dtypes as dt
+from ..types.dims import format_dim, mod
+from ..types.promotion import accumulator, to_inexact
+from . import meaning as m
+from . import pointwise as pw
+from . import reduction as rd
+from . import shaping as sh
+from .contraction import dot_general
+from .operands import as_tensor, axis_of, broadcast_to, convert, one_of, promoted
+from .rules import FLOATS, INTS, LOW, Array, accept, check_axis, equal_sizes, expect_operands, lifted, same_dtype
+from .table import Attrs, Bound, primitive
+
+Types = Sequence[TensorType]
+Fn = Callable[..., Any]
+
+
+def _in_wide(fn: Fn) -> Fn:
+    """A definition evaluated in the accumulator's dtype and rounded once to the operands'."""
+
+    def expand(*xs: Any, **attrs: Any) -> Any:
+        out = next(x.dtype for x in xs if x.dtype.is_float)
+        wide = accumulator(out)
+        return convert(fn(*[convert(x, wide) if x.dtype is out else x for x in xs], **attrs), out)
+
+    return expand
+
+
+def _same_type(name: str, arity: int) -> Fn:
+    def infer(types: Types, attrs: Attrs) -> Types:
+        expect_operands(name, types, arity)
+        accept(name, types, FLOATS)
+        if "axis" in attrs:
+            check_axis(name, attrs["axis"], types[0].rank)
+        return (types[0],)
+
+    return infer
+
+
+def _axis_terms(types: Types, attrs: Attrs) -> float:
+    n = types[0].shape[attrs.get("axis", types[0].rank - 1)]
+    return 4.0 * n if isinstance(n, int) else 4096.0
+
+
+# -- softmax -------------------------------------------------------------------------------------------------------------
+def _softmax_reference(x: Array, axis: int) -> Array:
+    if x.size == 0:
+        return x.copy()
+    e = np.exp(x - np.max(x, axis, keepdims=True))
+    return np.asarray(e / np.sum(e, axis, keepdims=True))
+
+
+def _softmax_expand(x: Any, axis: int) -> Any:
+    e = pw.exp(pw.sub(x, rd.max(x, axis, True)))
+    return pw.div(e, rd.sum(e, axis, True))
+
+
+def _log_softmax_reference(x: Array, axis: int) -> Array:
+    if x.size == 0:
+        return x.copy()
+    d = x - np.max(x, axis, keepdims=True)
+    return np.asarray(d - np.log(np.sum(np.exp(d), axis, keepdims=True)))
+
+
+def _log_softmax_expand(x: Any, axis: int) -> Any:
+    d = pw.sub(x, rd.max(x, axis, True))
+    return pw.sub(d, pw.log(rd.sum(pw.exp(d), axis, True)))
+
+
+primitive("softmax", family="composite", infer=_same_type("softmax", 1), reference=lifted(_softmax_reference), dtypes=FLOATS,
+          expand=_in_wide(_softmax_expand), bound=Bound(4, _axis_terms), facts={"attrs": ("axis",)},
+          doc="exp(x) / sum(exp(x)) along ``axis``, without overflow.")
+primitive("log_softmax", family="composite", infer=_same_type("log_softmax", 1), reference=lifted(_log_softmax_reference),
+          dtypes=FLOATS, expand=_in_wide(_log_softmax_expand), bound=Bound(4, _axis_terms), facts={"attrs": ("axis",)},
+          doc="log(softmax(x)) along ``axis``.")
+
+
+def _normalising(name: str) -> Fn:
+    def function(x: Any, axis: int | None = None, *, dim: int | None = None) -> Any:
+        x = as_tensor(x)
+        x = convert(x, to_inexact(x.dtype))
+        axis = axis_of(name, x, one_of(name, axis, dim, "axis", "dim", -1))
+        if x.type.shape[axis] == 0:
+            raise ShapeError(f"{name!r} over dimension {axis} of size 0", received=str(x.type))
+        return bind(name, x, axis=axis)
+
+    return pw._name(function, name, f"``{name}`` along ``axis`` (the last).")
+
+
+softmax, log_softmax = _normalising("softmax"), _normalising("log_softmax")
+
+
+# -- norms ---------------------------------------------------------------------------------------------------------------
+def _norm_infer(name: str, most: int) -> Fn:
+    def infer(types: Types, attrs: Attrs) -> Types:
+        if not 1 <= len(types) <= most:
+            raise ShapeError(f"{name!r} takes 1 to {most} operands, not {len(types)}")
+        accept(name, types, FLOATS)
+        same_dtype(name, types)
+        if types[0].rank == 0:
+            raise ShapeError(f"{name!r} needs an axis to normalise", received=str(types[0]))
+        for t in types[1:]:
+            if t.rank != 1 or t.shape[0] != types[0].shape[-1]:
+                last = types[0].rank - 1
+                found = format_dim(t.shape[0]) if t.rank else "no axes"
+                raise ShapeError(
+                    f"Shape mismatch in dimension {last}: {format_dim(types[0].shape[-1])} vs {found}",
+                    expected=f"{t.dtype}[{format_dim(types[0].shape[-1])}]", received=str(t),
+                    sentence=f"The weight and bias of {name!r} have one element for each place of the last axis.")
+        return (types[0],)
+
+    return infer
+
+
+def _layer_norm_reference(x: Array, *affine: Array, eps: float) -> Array:
+    d = x - np.mean(x, -1, keepdims=True)
+    y = d / np.sqrt(np.mean(d * d, -1, keepdims=True) + x.dtype.type(eps))
+    for fn, a in zip((np.multiply, np.add), affine, strict=False):
+        y = fn(y, a)
+    return np.asarray(y)
+
+
+def _affine(y: Any, affine: Sequence[Any]) -> Any:
+    for fn, a in zip((pw.mul, pw.add), affine, strict=False):
+        y = fn(y, a)
+    return y
+
+
+def _layer_norm_expand(x: Any, *affine: Any, eps: float) -> Any:
+    d = pw.sub(x, rd.mean(x, -1, True))
+    variance = rd.mean(pw.square(d), -1, True)
+    return _affine(pw.mul(d, pw.rsqrt(pw.add(variance, eps))), affine)
+
+
+def _rms_norm_reference(x: Array, *affine: Array, eps: float) -> Array:
+    y = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + x.dtype.type(eps))
+    return np.asarray(y * affine[0] if affine else y)
+
+
+def _rms_norm_expand(x: Any, *affine: Any, eps: float) -> Any:
+    return _affine(pw.mul(x, pw.rsqrt(pw.add(rd.mean(pw.square(x), -1, True), eps))), affine)
+
+
+primitive("layer_norm", family="composite", infer=_norm_infer("layer_norm", 3), reference=lifted(_layer_norm_reference),
+          dtypes=FLOATS, expand=_in_wide(_layer_norm_expand), bound=Bound(8, _axis_terms), facts={"attrs": ("eps",)},
+          doc="(x - mean) / sqrt(var + eps) * weight + bias over the last axis, with the biased variance.")
+primitive("rms_norm", family="composite", infer=_norm_infer("rms_norm", 2), reference=lifted(_rms_norm_reference),
+          dtypes=FLOATS, expand=_in_wide(_rms_norm_expand), bound=Bound(8, _axis_terms), facts={"attrs": ("eps",)},
+          doc="x / sqrt(mean(x*x) + eps) * weight over the last axis.")
+
+
+def _like(x: Any, a: Any, name: str) -> Any:
+    """A weight in the dtype of ``x``, where that widens it; 16-bit activations may meet f32 weights."""
+    a = as_tensor(a)
+    return a if a.dtype is x.dtype else convert(a, x.dtype)
+
+
+def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axis (biased variance).
+
+    Raises:
+        ShapeError: weight or bias is not a vector of the last axis's size.
+    """
+    x = as_tensor(x)
+    x = convert(x, to_inexact(x.dtype))
+    if weight is None and bias is not None:
+        weight = sh.full(x.type.shape[-1:], 1.0, x.dtype)
+    affine = [_like(x, a, "layer_norm") for a in (weight, bias) if a is not None]
+    return bind("layer_norm", x, *affine, eps=float(eps))
+
+
+layernorm = layer_norm
+
+
+def rms_norm(x: Any, weight: Any = None, eps: float = 1e-6) -> Any:
+    """x / sqrt(mean(x*x) + eps) * weight over the last axis."""
+    x = as_tensor(x)
+    x = convert(x, to_inexact(x.dtype))
+    return bind("rms_norm", x, *([] if weight is None else [_like(x, weight, "rms_norm")]), eps=float(eps))
+
+
+rmsnorm = rms_norm
+
+
+# -- gelu and its kin ------------------------------------------------------------------------------------------------------
+def _gelu_reference(x: Array, approximate: str = "none") -> Array:
+    if approximate == "tanh":
+        c = math.sqrt(2 / math.pi)
+        return np.asarray(0.5 * x * (1 + np.tanh(c * (x + 0.044715 * x * x * x)))).astype(x.dtype)
+    return np.asarray(0.5 * x * m.erfc(-x / np.sqrt(np.asarray(2, x.dtype)))).astype(x.dtype)
+
+
+def _gelu_expand(x: Any, approximate: str = "none") -> Any:
+    if approximate == "tanh":
+        inner = pw.mul(pw.add(x, pw.mul(pw.mul(pw.square(x), x), 0.044715)), math.sqrt(2 / math.pi))
+        return pw.mul(pw.mul(x, 0.5), pw.add(pw.tanh(inner), 1.0))
+    return pw.mul(pw.mul(x, 0.5), pw.add(pw.erf(pw.mul(x, math.sqrt(0.5))), 1.0))
+
+
+def _absolute_terms(types: Types, attrs: Attrs) -> float:
+    return 4.0  # near the negative tail 1 + erf cancels: the error is absolute in units of |x|
+
+
+primitive("gelu", family="composite", infer=_same_type("gelu", 1), reference=lifted(_gelu_reference), dtypes=FLOATS,
+          expand=_in_wide(_gelu_expand), bound=Bound(8, _absolute_terms),
+          facts={"domain": (-4.0, 4.0), "attrs": ("approximate",)},
+          doc="x * Phi(x): exact with ``approximate = \"none\"``, or the tanh form.")
+primitive("silu", family="composite", infer=_same_type("silu", 1), reference=lifted(lambda x: x * m.sigmoid(x)),
+          dtypes=FLOATS, expand=_in_wide(lambda x: pw.mul(x, pw.sigmoid(x))), bound=Bound(6),
+          facts={"domain": (-10.0, 10.0)}, doc="x * sigmoid(x).")
+
+
+def gelu(x: Any, approximate: Any = "none") -> Any:
+    """x * Phi(x).  ``approximate``: "none" (or "exact", False) for erf, "tanh" (or True) for the tanh form.
+
+    Raises:
+        ValueError: another value of ``approximate``.
+    """
+    form = {"none": "none", "exact": "none", False: "none", "tanh": "tanh", True: "tanh"}.get(approximate)
+    if form is None:
+        raise ValueError(f"gelu knows the forms 'none' and 'tanh', not {approximate!r}")
+    x = as_tensor(x)
+    return bind("gelu", convert(x, to_inexact(x.dtype)), approximate=form)
+
+
+def silu(x: Any) -> Any:
+    """x * sigmoid(x)."""
+    x = as_tensor(x)
+    return bind("silu", convert(x, to_inexact(x.dtype)))
+
+
+swish = silu
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0)."""
+    return pw.maximum(x, 0)
+
+
+def relu6(x: Any) -> Any:
+    """min(max(x, 0), 6)."""
+    return pw.clip(x, 0, 6)
+
+
+def leaky_relu(x: Any, slope: float = 0.01) -> Any:
+    """x where positive, else slope * x."""
+    x = as_tensor(x)
+    return pw.where(pw.gt(x, 0), x, pw.mul(x, slope))
+
+
+def elu(x: Any, alpha: float = 1.0) -> Any:
+    """x where positive, else alpha * (exp(x) - 1)."""
+    x = as_tensor(x)
+    return pw.where(pw.gt(x, 0), x, pw.mul(pw.expm1(pw.minimum(x, 0)), alpha))
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + exp(x)) without overflow."""
+    return pw.logaddexp(x, 0)
+
+
+def log_sigmoid(x: Any) -> Any:
+    """log(sigmoid(x)) without overflow."""
+    return pw.neg(softplus(pw.neg(x)))
+
+
+def hardtanh(x: Any, low: float = -1.0, high: float = 1.0) -> Any:
+    """x limited to [low, high]."""
+    return pw.clip(x, low, high)
+
+
+def softsign(x: Any) -> Any:
+    """x / (1 + |x|)."""
+    x = as_tensor(x)
+    return pw.div(x, pw.add(pw.abs(x), 1))
+
+
+# -- attention -------------------------------------------------------------------------------------------------------------
+def _attention_infer(types: Types, attrs: Attrs) -> Types:
+    if len(types) not in (3, 4):
+        raise ShapeError(f"'attention' takes queries, keys, values and perhaps a mask, not {len(types)} operands")
+    q, k, v = types[:3]
+    accept("attention", types[:3], FLOATS)
+    same_dtype("attention", types[:3])
+    if q.rank < 2 or k.rank != q.rank or v.rank != q.rank:
+        raise ShapeError(f"'attention' takes operands [..., S, D] of one rank, not {q.rank}, {k.rank} and {v.rank}",
+                         received=f"{q}, {k}, {v}")
+    equal_sizes("attention", (*k.shape[:-1],), (*v.shape[:-1],), str(k), str(v))
+    equal_sizes("attention", (*[0] * (q.rank - 1), q.shape[-1]), (*[0] * (q.rank - 1), k.shape[-1]), str(q), str(k))
+    for i, (a, b) in enumerate(zip(q.shape[:-2], k.shape[:-2], strict=True)):
+        grouped = i == q.rank - 3 and b != 0 and mod(a, b) == 0
+        if a != b and not grouped:
+            raise ShapeError(f"Shape mismatch in dimension {i}: {format_dim(a)} vs {format_dim(b)}", expected=str(q),
+                             received=str(k), sentence="Queries and keys of 'attention' have equal leading sizes; the number "
+                             "of query heads may be a multiple of the number of key heads.")
+    if len(types) == 4:
+        mask, scores = types[3], (*q.shape[:-1], k.shape[-2])
+        if mask.dtype is not dt.bool_:
+            accept("attention", (mask,), (q.dtype, dt.f32))
+        if mask.rank != q.rank or any(a not in (1, b) for a, b in zip(mask.shape, scores, strict=True)):
+            raise ShapeError(f"the mask of 'attention' does not broadcast to {TensorType(mask.dtype, scores)}",
+                             expected=str(TensorType(mask.dtype, scores)), received=str(mask),
+                             hints=["Each size of the mask is that of the scores [..., S, T], or 1"])
+    return (q.with_shape((*q.shape[:-1], v.shape[-1])),)
+
+
+def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False
+                         ) -> Array:
+    out, wide = q.dtype, np.dtype(np.float32) if q.dtype in LOW else q.dtype
+    q, k, v = q.astype(wide), k.astype(wide), v.astype(wide)
+    if q.ndim >= 3 and q.shape[-3] != k.shape[-3]:
+        k, v = (np.repeat(t, q.shape[-3] // k.shape[-3], -3) for t in (k, v))
+    s = np.matmul(q, np.swapaxes(k, -1, -2)) * wide.type(scale)
+    if mask is not None:
+        s = np.where(mask, s, -np.inf) if mask.dtype == np.bool_ else s + mask.astype(wide)
+    if causal:
+        rows, cols = s.shape[-2:]
+        s = np.where(np.arange(cols) <= np.arange(rows)[:, None] + (cols - rows), s, -np.inf)
+    if s.shape[-1] == 0:
+        return np.zeros((*q.shape[:-1], v.shape[-1]), out)
+    top = np.max(s, -1, keepdims=True)
+    p = np.exp(s - np.where(np.isfinite(top), top, 0)).astype(wide)
+    total = np.sum(p, -1, keepdims=True)
+    return np.asarray(np.matmul(p, v) / np.where(total == 0, 1, total)).astype(out)
+
+
+def _attention_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False) -> Any:
+    out, rank, wide = q.dtype, len(q.type.shape), accumulator(q.dtype)
+    if rank >= 3 and q.type.shape[-3] != k.type.shape[-3]:
+        k, v = (_repeat_heads(t, q.type.shape[-3]) for t in (k, v))
+    lead = tuple(range(rank - 2))
+    s = pw.mul(dot_general(q, k, ((rank - 1,), (rank - 1,)), (lead, lead), dtype=wide), scale)
+    if mask is not None:
+        s = pw.where(mask, s, -math.inf) if mask.dtype is dt.bool_ else pw.add(s, convert(mask, wide))
+    if causal:
+        square = s.type.shape[-2:]
+        rows, cols = (bind("iota", shape=square, axis=a, dtype=dt.int64) for a in (0, 1))
+        s = pw.where(pw.le(cols, pw.add(rows, as_tensor(square[1] - square[0]))), s, -math.inf)
+    top = rd.max(s, -1, True)
+    p = pw.exp(pw.sub(s, pw.where(pw.isfinite(top), top, 0.0)))
+    total = rd.sum(p, -1, True)
+    y = dot_general(p, convert(v, wide), ((rank - 1,), (rank - 2,)), (lead, lead))
+    return convert(pw.div(y, pw.where(pw.eq(total, 0), 1.0, total)), out)
+
+
+def _repeat_heads(t: Any, heads: Any) -> Any:
+    shape = t.type.shape
+    times = heads // shape[-3]
+    wide = broadcast_to(sh.unsqueeze(t, -3), (*shape[:-2], times, *shape[-2:]))
+    return sh.reshape(wide, (*shape[:-3], heads, *shape[-2:]))
+
+
+def _attention_terms(types: Types, attrs: Attrs) -> float:
+    sizes = [n if isinstance(n, int) else 1024 for n in (types[0].shape[-1], types[1].shape[-2])]
+    return 8.0 * sum(sizes)
+
+
+primitive("attention", family="composite", infer=_attention_infer, reference=_attention_reference, dtypes=FLOATS,
+          expand=_attention_expand, bound=Bound(8, _attention_terms),
+          facts={"attrs": ("scale", "causal"), "template": "attention"},
+          doc="softmax(scale * q k^T [+ mask]) v over operands [..., S, D].  A bool mask keeps where it is true.  ``causal``: "
+              "query i sees keys up to i + (T - S).  Query heads (axis -3) may be a multiple of key heads.  A row that sees "
+              "no key gives zeros.")
+
+
+def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None = None, causal: bool = False) -> Any:
+    """softmax(scale * q @ k^T [+ mask]) @ v over operands [..., S, D].
+
+    Args:
+        mask: bool (true: keep) or a float added to the scores; each size is that of the scores [..., S, T], or 1, and
+            missing leading axes count as 1.
+        scale: 1/sqrt(D) unless given.
+        causal: query i sees keys up to i + (T - S), so that with a cache of keys the last query sees all of them.
+
+    Raises:
+        ShapeError: the operands' sizes do not fit.
+    """
+    q, k, v = promoted("attention", q, k, v)
+    if scale is None:
+        width = q.type.shape[-1]
+        if not isinstance(width, int):
+            raise ShapeError(f"the scale 1/sqrt({format_dim(width)}) is not known: the last axis is symbolic",
+                             hints=["Pass scale=", "Declare the last axis with a number"])
+        scale = 1.0 / math.sqrt(width) if width else 1.0
+    extra = []
+    if mask is not None:
+        mask = as_tensor(mask)
+        mask = mask if mask.dtype is dt.bool_ else convert(mask, q.dtype if mask.dtype in (q.dtype, *INTS) else dt.f32)
+        missing = len(q.type.shape) - len(mask.type.shape)
+        extra = [sh.reshape(mask, (1,) * missing + mask.type.shape) if missing > 0 else mask]
+    return bind("attention", q, k, v, *extra, scale=float(scale), causal=bool(causal))
+
+
+scaled_dot_product_attention = attention
+
+
+# -- cross entropy -----------------------------------------------------------------------------------------------------------
+def _cross_entropy_infer(types: Types, attrs: Attrs) -> Types:
+    expect_operands("cross_entropy", types, 2)
+    accept("cross_entropy", types[:1], FLOATS)
+    accept("cross_entropy", types[1:], INTS)
+    logits, targets = types
+    if logits.rank != targets.rank + 1:
+        raise ShapeError(f"'cross_entropy' takes logits [..., C] and targets [...], not ranks {logits.rank} and {targets.rank}",
+                         expected=str(targets.with_shape(logits.shape[:-1])), received=str(targets))
+    equal_sizes("cross_entropy", logits.shape[:-1], targets.shape, str(logits), str(targets))
+    return (logits.with_shape(targets.shape),)
+
+
+def _cross_entropy_reference(x: Array, t: Array) -> Array:
+    wide = x.astype(np.float32) if x.dtype in LOW else x
+    at = np.clip(t.astype(np.int64), 0, max(x.shape[-1] - 1, 0))[..., None]
+    return np.asarray(-np.take_along_axis(_log_softmax_reference(wide, -1), at, -1)[..., 0]).astype(x.dtype)
+
+
+def _cross_entropy_expand(x: Any, t: Any) -> Any:
+    chosen = bind("take_along_axis", x, sh.unsqueeze(t, -1), axis=len(x.type.shape) - 1)
+    return pw.sub(rd.logsumexp(x, -1), sh.squeeze(chosen, -1))
+
+
+primitive("cross_entropy", family="composite", infer=_cross_entropy_infer, reference=_cross_entropy_reference, dtypes=FLOATS,
+          expand=_in_wide(_cross_entropy_expand), bound=Bound(8, _axis_terms), facts={"mixed": ("T", "int")},
+          doc="-log_softmax(logits)[target] over the last axis of the logits, one value a target.")
+
+
+def cross_entropy(logits: Any, targets: Any, reduction: str = "mean", ignore_index: int | None = None,
+                  label_smoothing: float = 0.0) -> Any:
+    """The cross entropy of ``logits`` [..., C] with class numbers ``targets`` [...] or probabilities [..., C].
+
+    Args:
+        reduction: "mean", "sum" or "none".
+        ignore_index: targets of this number count for nothing (and not in the mean).
+
+    Raises:
+        ShapeError: the leading sizes differ.
+        ValueError: an unknown ``reduction``.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
+    logits, targets = as_tensor(logits), as_tensor(targets)
+    logits = convert(logits, to_inexact(logits.dtype))
+    if targets.dtype.is_inexact:
+        loss = pw.neg(rd.sum(pw.mul(targets, log_softmax(logits, -1)), -1))
+        return _reduced(loss, reduction, None)
+    kept = None if ignore_index is None else pw.ne(targets, ignore_index)
+    loss = bind("cross_entropy", logits, targets if kept is None else pw.where(kept, targets, 0))
+    if label_smoothing:
+        flat = pw.sub(rd.logsumexp(logits, -1), rd.mean(logits, -1))
+        loss = pw.add(pw.mul(loss, 1.0 - label_smoothing), pw.mul(flat, label_smoothing))
+    return _reduced(loss if kept is None else pw.where(kept, loss, 0.0), reduction, kept)
+
+
+def _reduced(loss: Any, reduction: str, kept: Any) -> Any:
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return rd.sum(loss)
+    return rd.mean(loss) if kept is None else pw.div(rd.sum(loss), convert(rd.sum(kept), loss.dtype))
+
+
+def mse_loss(x: Any, y: Any, reduction: str = "mean") -> Any:
+    """The squared difference, reduced by "mean", "sum" or "none"."""
+    return _reduced(pw.square(pw.sub(x, y)), reduction, None)
+
+
+def l1_loss(x: Any, y: Any, reduction: str = "mean") -> Any:
+    """The absolute difference, reduced by "mean", "sum" or "none"."""
+    return _reduced(pw.abs(pw.sub(x, y)), reduction, None)
