@@ -76,6 +76,7 @@ class Tracer:
         self.operands: dict[Value, Value] = {}  # outer buffer -> block argument
         self.stored: dict[Value, Stored] = {}
         self.seeds: dict[Value, tuple[Index, Value]] = {}
+        self.flat: Callable[[Value], Value] | None = None  # templates see buffers with one axis
         self.loc: Any = None
 
     # -- placing -----------------------------------------------------------------------------------------------------
@@ -240,8 +241,15 @@ class Tracer:
             self.operands[buffer] = self.root.block.add_arg(buffer.type, buffer.name)
         return self.operands[buffer]
 
+    def place(self, buffer: Value, index: Sequence[DimLike]) -> tuple[Value, Index]:
+        """The buffer and index as the body addresses them."""
+        if self.flat is not None:
+            index = (ravel(index, buffer.type.shape),)
+            buffer = self.flat(buffer)
+        return buffer, tuple(simplify(e, self.ranges) for e in index)
+
     def load(self, buffer: Value, index: Sequence[DimLike]) -> Value:
-        index = tuple(simplify(e, self.ranges) for e in index)
+        buffer, index = self.place(buffer, index)
         depth = max(self.depth(index), self.floor)
         key = ("load", buffer, index)
         got = self.recall(key, depth)
@@ -253,7 +261,7 @@ class Tracer:
         return got  # type: ignore[no-any-return]
 
     def store(self, buffer: Value, index: Sequence[DimLike], value: Value) -> None:
-        index = tuple(simplify(e, self.ranges) for e in index)
+        buffer, index = self.place(buffer, index)
         values, attrs = self.dynamics(index)
         self.put("store", (self.argument(buffer), value, *values), None, {"index": index, **attrs}, len(self.stack) - 1)
 

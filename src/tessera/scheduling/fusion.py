@@ -71,12 +71,19 @@ class Plan:
         return tuple(0 if e == 1 else name(axis_name(k)) for k, e in enumerate(self.shape))
 
 
+# Ops with both an element rule and a template: whether the rule serves better for this one.
+BY_ELEMENT: dict[str, Callable[[Op], bool]] = {}
+
+
 def fusable(op: Op) -> bool:
-    """True for ops with an element rule that do not have to be a launch of their own."""
+    """True for ops that are computed element by element inside kernels and are no launch of their own."""
     rule = OPS.get(op.name)
     if rule is None or (rule.element is None and not rule.pointwise):
         return False
-    return not (rule.template and rule.facts.get("prefer") == "template")
+    if rule.template is None:
+        return True
+    prefers = BY_ELEMENT.get(op.name)
+    return prefers is not None and prefers(op)
 
 
 class Fusion:
@@ -85,11 +92,17 @@ class Fusion:
     Args:
         users: the ops that use a value (``return`` and ``yield`` included).
         ready: True for values in memory.
+        elementwise: ops to be computed by their element rule although they have a template.
     """
 
-    def __init__(self, users: dict[Value, list[Op]], ready: Callable[[Value], bool], summaries: Summaries):
-        self.users, self.ready, self.summaries = users, ready, summaries
+    def __init__(self, users: dict[Value, list[Op]], ready: Callable[[Value], bool], summaries: Summaries,
+                 elementwise: set[Op]):
+        self.users, self.ready, self.summaries, self.elementwise = users, ready, summaries, elementwise
         self.weights: dict[Value, tuple[int, int]] = {}
+
+    def fusable(self, op: Op) -> bool:
+        """As the function of that name; also ops whose template turned out not to fit."""
+        return op in self.elementwise or fusable(op)
 
     # -- cost ----------------------------------------------------------------------------------------------------------
     def weight(self, v: Value) -> tuple[int, int]:
@@ -103,7 +116,7 @@ class Fusion:
 
     def _weigh(self, v: Value) -> tuple[int, int]:
         assert v.op is not None
-        if not fusable(v.op):
+        if not self.fusable(v.op):
             return 1, 0
         s = self.summaries[v.op]
         if s.reduces:
@@ -146,7 +159,7 @@ class Fusion:
         seen[index] = c.reduced
         if sum(map(len, p.visits.values())) > MAX_VISITS:
             raise Materialise(self._deepest_shared(p, v))
-        if v.op is None or not fusable(v.op):
+        if v.op is None or not self.fusable(v.op):
             if c.root and self.ready(v):
                 p.leaves[v] = None
                 return

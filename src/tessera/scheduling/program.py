@@ -18,7 +18,7 @@ from ..ir.core import Block, BufferType, Function, Op, TensorType, Value, uses
 from ..ops.table import OPS
 from ..types.dims import Dim, DimLike
 from .elements import buffer_of
-from .fusion import Fusion, Materialise, Plan, fusable
+from .fusion import Fusion, Materialise, Plan
 from .kernels import KernelBuilder
 from .summary import Summaries
 
@@ -52,6 +52,7 @@ class Program:
     summaries: Summaries = field(default_factory=Summaries)
     sites: dict[tuple[Op, str], int] = field(default_factory=dict)
     functions: dict[str, Function] = field(default_factory=dict)
+    elementwise: set[Op] = field(default_factory=set)
     counter: int = 0
 
     def site(self, op: Op, message: str) -> int:
@@ -78,9 +79,12 @@ class BlockScheduler:
         self.entries: list[Entry] = []
         self.position: dict[Value, int] = {}
         self.hidden: set[Value] = set()
+        self.views: dict[tuple[Value, BufferType, DimLike], Value] = {}
+        self.pretended: set[Value] = set()
         self.users = {v: [op for op, _ in at] for v, at in uses(block).items()}
         self.done: set[Op] = set()
-        self.fusion = Fusion(self.users, self.ready, program.summaries)
+        self.order = {op: k for k, op in enumerate(block.ops)}
+        self.fusion = Fusion(self.users, self.ready, program.summaries, program.elementwise)
         self._spread_homes()
 
     # -- memory --------------------------------------------------------------------------------------------------------
@@ -88,7 +92,7 @@ class BlockScheduler:
         """True when ``v`` is in memory where the next launch runs."""
         if v in self.hidden:
             return False
-        return v in self.buffers or (self.outer is not None and self.outer.ready(v))
+        return v in self.buffers or v in self.pretended or (self.outer is not None and self.outer.ready(v))
 
     def buffer(self, v: Value) -> Value | None:
         got = self.buffers.get(v)
@@ -109,9 +113,12 @@ class BlockScheduler:
         """The same memory under another dense shape."""
         if buffer.type == t and offset == 0:
             return buffer
-        op = Op("view", (buffer,), (t,), {"offset": offset})
-        self.emit(op)
-        return op.results[0]
+        key = (buffer, t, offset)
+        if key not in self.views:
+            op = Op("view", (buffer,), (t,), {"offset": offset})
+            self.emit(op)
+            self.views[key] = op.results[0]
+        return self.views[key]
 
     def place(self, v: Value) -> Value:
         """A buffer for ``v`` to be written into: its home, or a new temporary."""
@@ -122,11 +129,10 @@ class BlockScheduler:
 
     def _spread_homes(self) -> None:
         """A reshape shares memory with its operand, so the operand may be computed straight into the home."""
-        here = set(self.block.ops)
         for v, home in list(self.homes.items()):
             while v.op is not None and v.op.name == "reshape":
                 v = v.op.operands[0]
-                if v in self.homes or v.op not in here:
+                if v in self.homes or v.op not in self.order:
                     break
                 self.homes[v] = home
 
@@ -142,7 +148,7 @@ class BlockScheduler:
             elif op.name == "reshape":
                 self.buffers[v] = self.view(self.demand(op.operands[0]), buffer_of(v.type))
                 self.position[v] = self.position.get(op.operands[0], -1)
-            elif op not in self.done and not fusable(op):
+            elif op not in self.done and not self.fusion.fusable(op):
                 self.launch(op)
             else:
                 self._kernel(v)
@@ -246,7 +252,7 @@ class BlockScheduler:
         for op in ops:
             if op.name in ("return", "yield"):
                 break
-            if op in self.done or op.name == "constant" or fusable(op):
+            if op in self.done or op.name == "constant" or self.fusion.fusable(op):
                 continue
             self.launch(op)
 

@@ -166,12 +166,8 @@ class Summaries:
 
         def of(op: Op, extents: Sequence[DimLike]) -> int:
             count = product(extents)
-            contiguous = False
-            for a in self[op].accesses:
-                last = next((e for e in reversed(a.index) if e != 0), 0)
-                if a.reduced and isinstance(last, Dim) and any(n.startswith("$r") for n in last.names):
-                    contiguous = True
-            if not contiguous:
+            last = [next((e for e in reversed(a.index) if e != 0), 0) for a in self[op].accesses if a.reduced]
+            if not all(isinstance(e, Dim) and any(n.startswith("$r") for n in e.names) for e in last):
                 return 1
             lanes: int = machine.reduction_lanes(op.operands[0].type.dtype)
             while isinstance(count, int) and lanes > 1 and lanes > count:

@@ -44,7 +44,7 @@ The products
     Blocks: ``lhs`` (yields the element; its dtype is that of ``lhs_dtype``), ``rhs``, ``epilogue(…, %acc)``.
 
 ``attention``  ``s[q, t] = scale * sum_d query[q, d] * key[t, d]``; ``s`` through ``score``; ``p = softmax over t``;
-               ``acc[q, e] = sum_t p[q, t] * value[t, e]``; all in f32 (f64 for f64 operands).
+               ``acc[q, e] = sum_t p[q, t] * value[t, e]``; all in ``compute``: f32, or f64 for f64 operands.
 
     ====================  ==========================================================================================
     ``batch``             batch and head loops; ``q t d e`` the four loops
@@ -54,7 +54,7 @@ The products
     ``key_block``         numeric parameter: keys an online-softmax step takes
     ====================  ==========================================================================================
 
-    Blocks: ``score(…, %s)`` optional: yields the score to use, over loops batch, q, t (masks and biases: loads from
+    ``compute`` is the dtype of scores and accumulators.  Blocks: ``score(…, %score)`` optional: yields the score to use, over loops batch, q, t (masks and biases: loads from
     further operands; a masked-out score is ``-inf``).  ``epilogue(…, %acc)``: over batch, q, e; ``%acc`` is already divided
     by the sum.  A row in which every score is -inf gives 0.
 
