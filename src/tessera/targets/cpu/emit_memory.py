@@ -57,22 +57,25 @@ def to_memory(w: Writer, value: str, dtype: DType, width: int) -> str:
     return value
 
 
+def lane_bound(w: Writer, bound: str, width: int) -> str:
+    """A bound of lane numbers in the form in which it is compared: 32 bits, in every lane."""
+    if width == 1:
+        return bound
+    cut = w.intrinsic("smax", "i64", 1, w.intrinsic("smin", "i64", 1, bound, str(2**31 - 1)), "0")
+    return w.splat("i32", width, w.cast("trunc", "i64", "i32", 1, cut))
+
+
 def lane_mask(w: Writer, piece: Piece, low: str | None, high: str | None) -> str | None:
-    """Which lanes of a piece are valid: ``low <= start + lane < high`` and inside the tile; None: all of them."""
+    """Which lanes of a piece are valid: ``low <= lane < high`` (lanes counted along the tile's axis) and inside the tile;
+    None: all of them.  ``low``, ``high`` come from :func:`lane_bound` of the piece's width."""
     width = piece.width
     mask = None if piece.valid == width else vector_literal("i1", [i < piece.valid for i in range(width)])
-    for bound, predicate in ((high, "ult"), (low, "uge")):
-        if bound is None:
-            continue
-        if width == 1:
-            test = w.let(f"icmp {'slt' if predicate == 'ult' else 'sge'} i64 {piece.start}, {bound}")
-        else:
-            left = w.binary("sub", "i64", 1, bound, str(piece.start)) if piece.start else bound
-            left = w.intrinsic("smax", "i64", 1, w.intrinsic("smin", "i64", 1, left, str(width)), "0")
-            count = w.splat("i32", width, w.cast("trunc", "i64", "i32", 1, left))
-            lanes = vector_literal("i32", range(width))
-            test = w.let(f"icmp {predicate} {vector('i32', width)} {lanes}, {count}")
-        mask = test if mask is None else w.binary("and", "i1", width, mask, test)
+    element = "i64" if width == 1 else "i32"
+    lanes = vector_literal(element, range(piece.start, piece.start + width))
+    for bound, predicate in ((high, "slt"), (low, "sge")):
+        if bound is not None:
+            test = w.let(f"icmp {predicate} {vector(element, width)} {lanes}, {bound}")
+            mask = test if mask is None else w.binary("and", "i1", width, mask, test)
     return mask
 
 
@@ -100,6 +103,7 @@ class Access:
         self.base = w.gep(self.element, buffer, flat)
         self.geo = geometry(shape, w.lanes)
         self._rows: dict[int, tuple[str, str | None, str | None]] = {}
+        self._bounds: dict[tuple[str, int], str] = {}
         # Bounds of each checked tile axis, relative to the tile; of checked axes without a tile axis: one condition.
         self.bounds: list[tuple[str | None, str] | None] = [None] * len(shape)
         self.inside: str | None = None
@@ -154,12 +158,21 @@ class Access:
             high = w.select(ok, "i64", 1, high if high is not None else str(self.geo.last), "0")
         return pointer, low, high
 
+    def mask(self, piece: Piece, low: str | None, high: str | None) -> str | None:
+        """The lane mask of a piece in a row with these bounds."""
+        ready: list[str | None] = []
+        for bound in (low, high):
+            if bound is not None and (bound, piece.width) not in self._bounds:
+                self._bounds[bound, piece.width] = lane_bound(self.w, bound, piece.width)
+            ready.append(None if bound is None else self._bounds[bound, piece.width])
+        return lane_mask(self.w, piece, ready[0], ready[1])
+
     def at(self, i: int) -> tuple[str, Piece, str | None]:
         """(address, piece, lane mask or None) of piece ``i`` of a contiguous access."""
         r, p = divmod(i, len(self.geo.pieces))
         pointer, low, high = self.row(r)
         piece = self.geo.pieces[p]
-        return self.w.gep(self.element, pointer, str(piece.start)), piece, lane_mask(self.w, piece, low, high)
+        return self.w.gep(self.element, pointer, str(piece.start)), piece, self.mask(piece, low, high)
 
     def strided(self, i: int) -> tuple[str, Piece, str]:
         """(vector of addresses, piece, mask) of piece ``i`` of an access with a stride along the lanes."""
@@ -172,7 +185,7 @@ class Access:
         stride = w.splat("i64", width, w.dim(self.strides[-1]))
         offsets = w.binary("mul", "i64", width, lanes, stride)
         pointers = w.let(f"getelementptr {self.element}, ptr {pointer}, {vector('i64', width)} {offsets}")
-        mask = lane_mask(w, piece, low, high)
+        mask = self.mask(piece, low, high)
         return pointers, piece, mask or splat_literal("i1", True, width)
 
 

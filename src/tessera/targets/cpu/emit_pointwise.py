@@ -139,23 +139,29 @@ def _overload(rep: str, width: int) -> str:
 
 
 def _extremum(name: str) -> Rule:
-    """``maximum`` is ``a > b ? a : b`` unless a is NaN, then NaN: one vmaxps, and the repair for a NaN on the left."""
+    """IEEE 754-2019: NaN where either is NaN, and -0 below +0."""
     maximum = name == "maximum"
 
     def rule(w: Writer, args: Args, dtype: DType, width: int) -> str:
-        rep, (a, b) = representation(dtype), args
-        t = vector(rep, width)
+        rep = representation(dtype)
+        if rep == "float" and width == 16 and w.machine.has("avx512dq") and all(a.startswith("%") for a in args):
+            return _range(w, maximum, *args)
         if dtype.is_float:
-            better = w.let(f"fcmp {'ogt' if maximum else 'olt'} {t} {a}, {b}")
-            best = w.select(better, rep, width, a, b)
-            if a.startswith(("splat", "0x", "zeroinitializer")):
-                return best
-            return w.select(w.let(f"fcmp uno {t} {a}, {splat_literal(rep, 0.0, width)}"), rep, width, a, best)
+            return w.intrinsic(name, rep, width, *args)
         if dtype.kind == "bool":
-            return w.binary("or" if maximum else "and", "i1", width, a, b)
+            return w.binary("or" if maximum else "and", "i1", width, *args)
         sign = "s" if dtype.kind == "int" else "u"
-        return w.intrinsic(f"{sign}{'max' if maximum else 'min'}", rep, width, a, b)
+        return w.intrinsic(f"{sign}{'max' if maximum else 'min'}", rep, width, *args)
     return rule
+
+
+def _range(w: Writer, maximum: bool, a: str, b: str) -> str:
+    """AVX-512's vrangeps orders zeros as wanted but prefers a number to NaN: half the instructions of the general form."""
+    t = "<16 x float>"
+    best = w.let(f"call {t} @llvm.x86.avx512.mask.range.ps.512({t} {a}, {t} {b}, i32 {5 if maximum else 4}, "
+                 f"{t} poison, i16 -1, i32 4)")
+    nan = splat_literal("float", float("nan"), 16)
+    return w.select(w.let(f"fcmp uno {t} {a}, {b}"), "float", 16, nan, best)
 
 
 def _compare(name: str) -> Rule:
