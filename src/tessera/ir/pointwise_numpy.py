@@ -75,7 +75,7 @@ def convert(x: Any, dtype: DType) -> Array:
             wide = x.astype(np.float32) if source.is_float and source.bits < 32 else x
             return np.asarray(wide.astype(dtype.np))
         if dtype.is_float:
-            if source.bits == 4:
+            if source.bits == 4 and source.is_integer:
                 x = x.astype(np.int8 if source.kind == "int" else np.uint8)
             return x.astype(dtype.np) if dtype.bits >= 32 else x.astype(np.float32).astype(dtype.np)
         if source.is_float:

@@ -139,7 +139,7 @@ def _odd_f32(w: Writer, value: str, width: int) -> str:
 
 def normalize(w: Writer, value: str, dtype: DType, width: int) -> str:
     """Bring an i8 back into the range of a 4-bit integer (wrapping)."""
-    if dtype.bits != 4:
+    if dtype.bits != 4 or dtype.is_float:
         return value
     if dtype.kind == "uint":
         return w.binary("and", "i8", width, value, splat_literal("i8", 15, width))
