@@ -9,9 +9,6 @@ from typing import Any
 from ...ir.core import Op, Value
 from ...types.dims import DimLike, known_nonnegative
 
-LAUNCHES = frozenset({"kernel", "template", "external"})
-
-
 @dataclass(frozen=True)
 class Region:
     """Memory behind a buffer: a parameter (its position) or a range of the arena."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Block, Function, Op, Value
-from ...types.dims import DimLike, dim_max
+from ...types.dims import Dim, DimLike, dim_max
 from . import abi, frame, pool_ir
 from .cost import tile_work
 from .hazards import Accesses
@@ -46,11 +46,11 @@ class Kernel:
 
 
 def arena_bytes(fn: Function) -> DimLike:
-    """Bytes of temporaries of ``fn``, with the largest of its callees behind its own."""
+    """Bytes of temporaries of ``fn``, with the largest of those callees behind its own that have no place in it."""
     own: DimLike = fn.attrs.get("arena", 0)
     inner: DimLike = 0
     for op in fn.walk():
-        if op.name == "call":
+        if op.name == "call" and "offset" not in op.attrs:
             inner = dim_max(inner, arena_bytes(_callee(fn, op)))
     return own + inner
 
@@ -71,6 +71,16 @@ def _callee(fn: Function, op: Op) -> Function:
     if name not in fn.functions:
         raise CompileError(f"the program calls {name!r}, which it does not define", loc=op.loc)
     return fn.functions[name]
+
+
+def _callee_sizes(callee: Function, op: Op) -> dict[str, DimLike]:
+    """What the callee's sizes are in the caller: read off the shapes of what is passed."""
+    out: dict[str, DimLike] = {}
+    for parameter, passed in zip(callee.args, op.operands, strict=True):
+        for d, given in zip(parameter.type.shape, passed.type.shape, strict=True):
+            if isinstance(d, Dim) and d.is_name:
+                out.setdefault(next(iter(d.names)), given)
+    return out
 
 
 def _reachable(fn: Function) -> list[Function]:
@@ -261,7 +271,7 @@ class _Emitter:
         self._share_out(op, kernel, count, serial)
         self.group.add(op)
 
-    _op_template = _op_kernel
+    _op_template = _op_launch = _op_kernel
 
     def _serial(self, kernel: Kernel) -> str:
         work = kernel.work
@@ -343,9 +353,8 @@ class _Emitter:
 
     def _op_call(self, op: Op) -> None:
         callee = _callee(self.fn, op)
-        own: DimLike = self.fn.attrs.get("arena", 0)
-        arena = self._offset("%arena", own)
-        given = dict(op.attrs.get("sizes", ()))
+        arena = self._offset("%arena", op.attrs.get("offset", self.fn.attrs.get("arena", 0)))
+        given = _callee_sizes(callee, op)
         sizes = [self.sizes.value(given[n]) if n in given else self._size(n) for n in callee.attrs.get("sizes", ())]
         args = ["ptr %ctx", "i64 %tid", "i64 %threads", f"ptr {arena}",
                 *[f"ptr {self.pointers[v]}" for v in op.operands], *[f"i64 {s}" for s in sizes]]

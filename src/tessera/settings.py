@@ -1,0 +1,83 @@
+"""The environment variables that Tessera reads: all of them, typed, in one table.
+
+A setting that changes what is compiled enters the key of the compile cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One variable.
+
+    Attributes:
+        name: of the environment variable.
+        parse: text to value; raises ValueError.
+        default: what holds when it is not set; a function is called.
+        keyed: its value enters the cache key.
+        doc: one line.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    keyed: bool
+    doc: str
+
+    def get(self) -> Any:
+        """The value now.
+
+        Raises:
+            ValueError: the variable holds something else; the message names it.
+        """
+        text = os.environ.get(self.name)
+        if text is None or text == "":
+            return self.default() if callable(self.default) else self.default
+        try:
+            return self.parse(text)
+        except ValueError as e:
+            raise ValueError(f"the environment variable {self.name} is {text!r}: {e}") from None
+
+
+def _positive(text: str) -> int:
+    n = int(text)
+    if n < 1:
+        raise ValueError("it must be at least 1")
+    return n
+
+
+def _size(text: str) -> int:
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    unit = units.get(text[-1:].upper(), 0)
+    return _positive(text[:-1]) * unit if unit else _positive(text)
+
+
+def _cache_home() -> Path | None:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tessera"
+
+
+def _directory_or_off(text: str) -> Path | None:
+    return None if text.lower() in ("off", "0", "no", "none") else Path(text).expanduser()
+
+
+DUMP = Setting("TESSERA_DUMP", lambda s: Path(s).expanduser(), None, False,
+               "directory into which every stage of every program is written")
+OVERRIDE = Setting("TESSERA_OVERRIDE", lambda s: Path(s).expanduser(), None, True,
+                   "directory from which edited stages are read back")
+CACHE = Setting("TESSERA_CACHE", _directory_or_off, _cache_home, False,
+                "directory of the compile cache, or 'off'")
+CACHE_LIMIT = Setting("TESSERA_CACHE_LIMIT", _size, 1 << 30, False, "bytes the compile cache may hold (1G, 500M …)")
+THREADS = Setting("TESSERA_THREADS", _positive, None, False, "threads a program may use (default: all the process may)")
+MEMORY_LIMIT = Setting("TESSERA_MEMORY_LIMIT", _size, 1 << 30, False,
+                       "bytes of freed memory kept for reuse (1G, 500M …)")
+VERIFY = Setting("TESSERA_VERIFY", lambda s: s.lower() not in ("0", "off", "no"), True, False,
+                 "check each stage's output against its grammar")
+
+SETTINGS: tuple[Setting, ...] = (DUMP, OVERRIDE, CACHE, CACHE_LIMIT, THREADS, MEMORY_LIMIT, VERIFY)
