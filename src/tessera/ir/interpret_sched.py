@@ -1,8 +1,7 @@
 """What Schedule IR means, in numpy.
 
 Kernels are evaluated for all points of the grid at once: a scalar is an array with one axis for each loop around it.
-Reductions follow the order that ``ir/sched.py`` fixes, operation by operation.  Pointwise ops take their meaning from the
-op table (:data:`MEANING`, set when the package is assembled).
+Reductions follow the order that ``ir/sched.py`` fixes, operation by operation.
 """
 
 from __future__ import annotations
@@ -16,17 +15,13 @@ import numpy as np
 from ..types.dims import Dim, DimLike, evaluate
 from ..types.dtypes import DType
 from .core import Block, Function, Op, Value
+from .interpret_graph import REFERENCES
+from .pointwise_numpy import pointwise
 
 Array = np.ndarray[Any, Any]
 
-MEANING: Callable[[str], Callable[..., Any]] | None = None
-"""The numpy meaning of an op of the table, by name."""
-
 TEMPLATE_MEANING: dict[str, Callable[[Interpreter, Op, list[Array]], None]] = {}
 """The meaning of templates with blocks; others are the meaning of their attribute ``op``."""
-
-TILE_LAUNCH: Callable[[Function, list[Array], Mapping[str, int]], None] | None = None
-"""Runs a Tile function over its grid (``launch``)."""
 
 POINTS = 1 << 20  # points of a grid evaluated at once
 
@@ -146,7 +141,7 @@ class Interpreter:
         outs = op.attrs["outs"]
         own = ("template", "op", "name", "outs", "function", "tile")
         attrs = {k: self._attr(v) for k, v in op.attrs.items() if k not in own}
-        got = meaning(op.attrs["op"])(*[x for i, x in enumerate(arrays) if i not in outs], **attrs)
+        got = REFERENCES[op.attrs["op"]](*[x for i, x in enumerate(arrays) if i not in outs], **attrs)
         for i, x in zip(outs, got if isinstance(got, tuple) else (got,), strict=True):
             arrays[i][...] = x
 
@@ -156,9 +151,8 @@ class Interpreter:
         return tuple(self._attr(x) for x in v) if isinstance(v, tuple) else v
 
     def do_launch(self, op: Op) -> None:
-        if TILE_LAUNCH is None:
-            raise RuntimeError("the package is not assembled: no interpreter for Tile IR")
-        TILE_LAUNCH(self.fn.functions[op.attrs["callee"]], [self.buffers[v] for v in op.operands], self.sizes)
+        from .interpret_tile import interpret as run_tile
+        run_tile(self.fn.functions[op.attrs["callee"]], [self.buffers[v] for v in op.operands], self.sizes)
 
     def do_call(self, op: Op) -> None:
         callee = self.fn.functions[op.attrs["callee"]]
@@ -225,11 +219,7 @@ class Interpreter:
     @staticmethod
     def _pointwise(op: Op, values: list[Array]) -> Array:
         dtype: DType = op.result.type.dtype
-        attrs = {k: v for k, v in op.attrs.items()}
-        if op.name in ("convert", "bitcast"):
-            attrs["dtype"] = dtype
-        with np.errstate(all="ignore"):
-            return np.asarray(meaning(op.name)(*np.broadcast_arrays(*values), **attrs)).astype(dtype.np, copy=False)
+        return pointwise(op.name, np.broadcast_arrays(*values), dtype)
 
     def scalar_constant(self, op: Op, f: Frame) -> None:
         f.values[op.result] = np.asarray(op.attrs["value"]).astype(op.result.type.dtype.np)
@@ -334,25 +324,22 @@ def identity(combine: str, dtype: DType) -> Any:
     return {"add": 0, "mul": 1, "max": dtype.min, "min": dtype.max, "or": 0, "xor": 0}[combine]
 
 
-def combiner(combine: str, dtype: DType) -> Callable[..., Any]:
+def combine_op(combine: str, dtype: DType) -> str:
     """The pointwise op of a reduction."""
-    if combine in COMBINE:
-        return meaning(COMBINE[combine])
-    return meaning(f"{'logical' if dtype.kind == 'bool' else 'bitwise'}_{combine}")
+    return COMBINE.get(combine) or f"{'logical' if dtype.kind == 'bool' else 'bitwise'}_{combine}"
 
 
 def fold(v: Array, combine: str, dtype: DType, lanes: int) -> Array:
     """Reduce the last axis in the fixed order: round-robin over ``lanes`` accumulators, then by halving."""
-    step = combiner(combine, dtype)
-    with np.errstate(all="ignore"):
-        acc = np.full((*v.shape[:-1], lanes), identity(combine, dtype)).astype(dtype.np)
-        for start in range(0, v.shape[-1], lanes):
-            here = v[..., start:start + lanes]
-            n = here.shape[-1]
-            acc[..., :n] = step(acc[..., :n], here)
-        while lanes > 1:
-            lanes //= 2
-            acc = np.asarray(step(acc[..., :lanes], acc[..., lanes:2 * lanes]))
+    step = combine_op(combine, dtype)
+    acc = np.full((*v.shape[:-1], lanes), identity(combine, dtype)).astype(dtype.np)
+    for start in range(0, v.shape[-1], lanes):
+        here = v[..., start:start + lanes]
+        n = here.shape[-1]
+        acc[..., :n] = pointwise(step, (acc[..., :n], here), dtype)
+    while lanes > 1:
+        lanes //= 2
+        acc = pointwise(step, (acc[..., :lanes], acc[..., lanes:2 * lanes]), dtype)
     return np.asarray(acc[..., 0])
 
 
@@ -373,14 +360,3 @@ def size_value(d: DimLike, env: Mapping[str, Any]) -> Any:
                 t = t * v
         total = total + t
     return total
-
-
-def meaning(name: str) -> Callable[..., Any]:
-    """The numpy meaning of an op of the table.
-
-    Raises:
-        RuntimeError: the package is not assembled.
-    """
-    if MEANING is None:
-        raise RuntimeError("the package is not assembled: no meaning for pointwise ops")
-    return MEANING(name)

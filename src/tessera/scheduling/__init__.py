@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, products  # noqa: F401: they enter their launches
+from . import attention, convolution, products  # noqa: F401: they enter their launches
 from .program import schedule
 
 __all__ = ["schedule"]

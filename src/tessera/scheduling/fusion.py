@@ -21,6 +21,7 @@ from typing import Any
 from ..ir.core import Op, Value
 from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, name, product, substitute
+from . import templates
 from .elements import covers
 from .indexing import Index, simplify
 from .summary import EXPENSIVE, Summaries, Summary, axis_name
@@ -80,7 +81,7 @@ def fusable(op: Op) -> bool:
     rule = OPS.get(op.name)
     if rule is None or (rule.element is None and not rule.pointwise):
         return False
-    if rule.template is None:
+    if rule.template is None or not templates.available(rule.template):
         return True
     prefers = BY_ELEMENT.get(op.name)
     return prefers is not None and prefers(op)

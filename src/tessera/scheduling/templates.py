@@ -72,13 +72,21 @@ attributes plus ``template``, ``op`` (the Graph op's name), ``name``, ``outs``; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from ..ir.core import Block, Op
 from ..types.dims import Dim, DimLike, substitute
 from ..types.shapes import contiguous_strides
 
 Loop = tuple[str, DimLike]
+
+AVAILABLE: Container[str] | None = None
+"""The names in the registry of templates, set when the package is assembled; None: all."""
+
+
+def available(name: str) -> bool:
+    """True when a tile program of that name exists."""
+    return AVAILABLE is None or name in AVAILABLE
 
 
 def block(op: Op, name: str) -> Block | None:

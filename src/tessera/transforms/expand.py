@@ -1,0 +1,57 @@
+"""Composites written out in the ops that define them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.core import Copier, Function, Op, TensorType, Value
+from ..ops.table import OPS
+from ..tracing.recorder import Trace, tracing
+from .rewriting import everywhere, key_of, rebuild
+
+_DEFINITIONS: dict[Any, Function] = {}
+
+
+def definition(name: str, types: tuple[TensorType, ...], attrs: dict[str, Any]) -> Function:
+    """What a composite means on operands of ``types``: a Graph function of ops that are no composites themselves."""
+    key = (name, types, key_of(attrs))
+    fn = _DEFINITIONS.get(key)
+    if fn is None:
+        trace = Trace(name)
+        with tracing(trace):
+            given = [trace.parameter(t) for t in types]
+            made = OPS[name].expand(*given, **attrs)  # type: ignore[misc]
+            fn = trace.finish(list(made) if isinstance(made, tuple | list) else [made])
+        if len(_DEFINITIONS) > 4096:
+            _DEFINITIONS.clear()
+        fn = _DEFINITIONS[key] = _expand(fn)
+    return fn
+
+
+def scheduled_whole(op: Op) -> bool:
+    """True for composites that a template computes."""
+    return OPS[op.name].facts.get("template") is not None
+
+
+def expand_composites(fn: Function) -> Function:
+    """Replace every composite by its definition, except those that a template computes as a whole."""
+    return everywhere(fn, _expand)
+
+
+def _expand(fn: Function) -> Function:
+    def rule(c: Copier, op: Op) -> list[Value] | None:
+        rule = OPS.get(op.name)
+        if rule is None or rule.expand is None or scheduled_whole(op):
+            return None
+        return inline(c, op, definition(op.name, tuple(v.type for v in op.operands), op.attrs))
+
+    return rebuild(fn, rule)
+
+
+def inline(c: Copier, op: Op, body: Function) -> list[Value]:
+    """Copy ``body`` to where ``op`` stands; the new ops point at ``op``'s place in the source."""
+    env = dict(zip(body.args, c.operands(op), strict=True))
+    for o in body.body.ops[:-1]:
+        new = c.builder.op(o.name, [env[v] for v in o.operands], [r.type for r in o.results], o.attrs, o.blocks, op.loc)
+        env.update(zip(o.results, new.results, strict=True))
+    return [env[v] for v in body.returns]

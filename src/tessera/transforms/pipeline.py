@@ -1,0 +1,56 @@
+"""The Graph passes, in order, each with the reason for its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..ir.core import Function
+from .canonicalize import canonicalize
+from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpressions
+from .expand import expand_composites
+
+GraphTransform = Callable[[Function], Function]
+
+
+class Pass(NamedTuple):
+    """One line of the pass list."""
+
+    name: str
+    run: GraphTransform
+    reason: str
+
+
+GRAPH_PASSES: tuple[Pass, ...] = (
+    Pass("canonicalize", canonicalize, "first, so that all later passes meet one form of each expression"),
+    Pass("fold_constants", fold_constants, "after canonicalize, which brings constants together"),
+    Pass("merge", merge_common_subexpressions, "on canonical forms more is equal"),
+    Pass("dead_code", eliminate_dead_code, "drops what the passes above made unused"),
+    Pass("expand_composites", expand_composites, "last but for tidying: everything above knows composites by name"),
+    Pass("canonicalize_expanded", canonicalize, "definitions are general; here they meet their operands"),
+    Pass("fold_expanded", fold_constants, "as above, for the definitions"),
+    Pass("merge_expanded", merge_common_subexpressions, "definitions of two composites often share their beginning"),
+    Pass("dead_code_expanded", eliminate_dead_code, "the scheduler must not compute what nobody reads"),
+)
+
+
+def optimize(fn: Function, machine: Any = None) -> Function:
+    """Run every Graph pass.
+
+    Args:
+        fn: a Graph function; it is not changed.
+        machine: the target's description (no pass asks it anything so far; passes registered by users may).
+    """
+    for p in passes():
+        fn = p.run(fn)
+    return fn
+
+
+USER_PASSES: list[Pass] = []
+"""Passes entered through ``tessera.compiler.graph_pass``; they run before composites are expanded."""
+
+
+def passes() -> tuple[Pass, ...]:
+    """The built-in passes with the user's in their place."""
+    at = next(i for i, p in enumerate(GRAPH_PASSES) if p.name == "expand_composites")
+    return (*GRAPH_PASSES[:at], *USER_PASSES, *GRAPH_PASSES[at:])

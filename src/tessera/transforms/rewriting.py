@@ -1,0 +1,66 @@
+"""What Graph passes are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..ir.core import Block, Builder, Copier, Function, Op, Value
+from ..ops.table import OPS
+
+Rule = Callable[[Copier, Op], "Sequence[Value] | None"]
+
+
+def rebuild(fn: Function, rule: Rule | None, functions: Mapping[str, Function] | None = None) -> Function:
+    """A new function with ``rule`` applied to every op, nested blocks included (see :class:`~tessera.ir.core.Copier`)."""
+    new = Function(fn.name, fn.level, Block([a.type for a in fn.args], [a.name for a in fn.args]), dict(fn.attrs),
+                   dict(fn.functions if functions is None else functions))
+    c = Copier(Builder(new.body), rule)
+    c.map.update(zip(fn.args, new.args, strict=True))
+    c.run(fn.body.ops)
+    return new
+
+
+def everywhere(fn: Function, one: Callable[[Function], Function]) -> Function:
+    """``one`` applied to ``fn`` and to every Graph function it calls."""
+    functions = {n: everywhere(f, one) if f.level == "graph" else f for n, f in fn.functions.items()}
+    new = one(fn)
+    new.functions = {**functions, **{n: f for n, f in new.functions.items() if n not in functions}}
+    return new
+
+
+def has_effects(op: Op) -> bool:
+    """True for ops that must stay although nobody uses their results."""
+    rule = OPS.get(op.name)
+    if rule is not None and rule.effects:
+        return not rule.effects <= {"random"}
+    return any(has_effects(o) for b in op.blocks for o in b.ops)
+
+
+def mergeable(op: Op) -> bool:
+    """True for ops of which two with equal operands and attributes compute the same."""
+    rule = OPS.get(op.name)
+    return rule is not None and not rule.effects and not op.blocks and "site" not in op.attrs
+
+
+def producer(v: Value, name: str) -> Op | None:
+    """The op behind ``v`` where it is called ``name``."""
+    op = v.op
+    return op if op is not None and op.name == name else None
+
+
+def key_of(attrs: Mapping[str, Any]) -> Any:
+    """Attributes as something hashable: equal for equal attributes."""
+    return tuple((k, _key(v)) for k, v in sorted(attrs.items()))
+
+
+def _key(v: Any) -> Any:
+    if hasattr(v, "tobytes"):
+        return (str(v.dtype), v.shape, v.tobytes())
+    if isinstance(v, float):
+        return ("float", v.hex())
+    if isinstance(v, tuple | list):
+        return tuple(_key(x) for x in v)
+    if isinstance(v, bool | int | str) or v is None:
+        return (type(v).__name__, v)
+    return v
