@@ -12,7 +12,7 @@ import numpy as np
 from ...types.dtypes import DType
 from .emit_move import _shuffle
 from .emit_pointwise import pointwise
-from .emit_tiles import Geometry, Tile, ceil_power
+from .emit_tiles import Geometry, Tile
 from .emit_writer import Writer, representation, vector_literal
 
 COMBINE = {"add": "add", "mul": "mul", "max": "maximum", "min": "minimum", "and": "bitwise_and", "or": "bitwise_or",
@@ -62,13 +62,14 @@ def _along_lanes(w: Writer, t: Tile, combine: str, geo: Geometry) -> Tile:
         piece = geo.piece(i)
         first = i // len(geo.pieces) * geo.last + piece.start
         rows = [_row_vector(w, t, first + r, combine) for r in range(piece.valid)]
-        return reduce_rows(w, rows, min(ceil_power(t.geo.last), group), piece.width, combine, t.dtype)
+        lanes = min(1 << (t.geo.last.bit_length() - 1), group)
+        return reduce_rows(w, rows, lanes, piece.width, combine, t.dtype)
 
     return Tile(t.dtype, geo, make)
 
 
 def _row_vector(w: Writer, t: Tile, row: int, combine: str) -> str:
-    """One row as one vector whose lanes are all valid but for the first step of a short row."""
+    """One row as one vector of valid lanes; a short row of n lanes, n no power of two, has its first step behind it."""
     pieces, per_row = t.geo.pieces, len(t.geo.pieces)
     n, dtype = t.geo.last, t.dtype
     rep = representation(dtype)
@@ -81,8 +82,7 @@ def _row_vector(w: Writer, t: Tile, row: int, combine: str) -> str:
         high = _lanes(w, rep, width, name, half, half)
         both = _apply(w, combine, dtype, half, low, high)
         mask = vector_literal("i1", [half + l < n for l in range(half)])
-        kept = w.select(mask, rep, half, both, low)
-        return _shuffle(w, rep, half, kept, "poison", [*range(half), *[-1] * half]) if half > 1 else kept
+        return w.select(mask, rep, half, both, low)
     lanes = pieces[0].width
 
     def value(c: int, m: int) -> str:
