@@ -1,0 +1,189 @@
+"""The public namespace, and the one place where the rooms are put together.
+
+Importing this module fills the registries through which lower rooms are reached from higher ones: Tensor's methods (from
+the op table), the effects of ops, and the compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Callable, Dict, List, Optional, Tuple  # noqa: UP035  (re-exported under the names users write)
+
+from . import errors, ops
+from .errors import (
+    CheckpointError,
+    CompileError,
+    ConstraintError,
+    DeviceError,
+    DTypeError,
+    EffectError,
+    IndexOutOfRangeError,
+    KernelError,
+    NumericalError,
+    ShapeError,
+    TesseraError,
+    TracingError,
+    UnsupportedError,
+)
+from .ops.table import OPS
+from .tracing import eager, indexing, methods, recorder
+from .tracing import function as _function
+from .tracing.annotations import TensorSpec
+from .tracing.control import cond, fori_loop, scan, while_loop
+from .tracing.creation import (
+    arange,
+    asarray,
+    empty,
+    empty_like,
+    eye,
+    from_dlpack,
+    from_numpy,
+    full,
+    full_like,
+    linspace,
+    meshgrid,
+    ones,
+    ones_like,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from .tracing.function import eval_shape, function, jit, require
+from .tracing.parameters import linear
+from .tracing.tensor import Tensor
+from .types.constraints import sym
+from .types.dtypes import (
+    ALIASES,
+    DType,
+    bf16,
+    bool_,
+    complex64,
+    complex128,
+    f16,
+    f32,
+    f64,
+    fp4_e2m1,
+    fp6_e2m3,
+    fp6_e3m2,
+    fp8_e4m3,
+    fp8_e5m2,
+    int4,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint4,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
+
+# Submodules that are loaded when they are first named; several are callable.
+LAZY_MODULES = {
+    "nn": "nn", "optim": "optim", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
+    "effects": "effects", "kernels": "kernels", "runtime": "runtime", "machine": "machine", "transforms": "transforms",
+    "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
+    "targets": "targets",
+}
+# Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
+LAZY_NAMES = {
+    "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
+    "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
+    "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
+    "pure": ("effects", "pure"), "log_message": ("effects", "log_message"),
+    "nonzero": ("tracing.counting", "nonzero"), "unique": ("tracing.counting", "unique"),
+    "masked_select": ("tracing.counting", "masked_select"), "argwhere": ("tracing.counting", "argwhere"),
+    "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"),
+    "grad": ("transforms", "grad"), "value_and_grad": ("transforms", "value_and_grad"), "vmap": ("transforms", "vmap"),
+    "jvp": ("transforms", "jvp"), "vjp": ("transforms", "vjp"), "checkpoint": ("transforms", "checkpoint"),
+    "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
+    "unchecked": ("runtime", "unchecked"),
+}
+# Spellings of op functions beside their own.
+SPELLINGS = {
+    "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs",
+    "power": "pow", "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt",
+    "greater_equal": "ge", "mm": "matmul", "bmm": "matmul", "clamp": "clip", "remainder": "mod", "floor_divide": "floor_div",
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "vstack": "vstack",
+}
+dtype = DType
+op = ops
+
+_OWN = {k: v for k, v in list(globals().items()) if not k.startswith("_") and k not in (
+    "annotations", "importlib", "sys", "eager", "indexing", "methods", "recorder", "OPS", "LAZY_MODULES", "LAZY_NAMES",
+    "SPELLINGS", "ALIASES", "Any", "TensorSpec")}
+
+
+def _assemble() -> None:
+    methods.attach(ops)
+    indexing.install()
+    from .tracing import counting
+    counting.install()
+    recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
+    try:
+        runtime = importlib.import_module("tessera.runtime")
+    except ImportError:
+        return
+    install = getattr(runtime, "install", None)
+    if install is not None:
+        install()
+
+
+def _function_of(name: str) -> Any:
+    f = getattr(ops, SPELLINGS.get(name, name), None)
+    return methods.quick(f) if f is not None and getattr(f, "__name__", "") in methods.FAST else f
+
+
+def find(name: str, into: dict[str, Any]) -> Any:
+    """A public name; kept in ``into`` (the package's namespace) for next time.
+
+    Raises:
+        AttributeError: there is none; similar names are suggested.
+    """
+    if name == "__all__":
+        return star_names()
+    value = _OWN.get(name)
+    if value is None:
+        value = ALIASES.get(name) if name not in ("float", "bool") else None
+    if value is None and name in LAZY_MODULES:
+        value = importlib.import_module(f"tessera.{LAZY_MODULES[name]}")
+    if value is None and name in LAZY_NAMES:
+        module, attribute = LAZY_NAMES[name]
+        value = getattr(importlib.import_module(f"tessera.{module}"), attribute, None)
+    if value is None:
+        value = _function_of(name)
+    if value is None:
+        value = getattr(errors, name, None)
+    if value is None:
+        raise AttributeError(f"module 'tessera' has no attribute {name!r}{errors.suggest(name, public_names())}")
+    into[name] = value
+    return value
+
+
+def public_names() -> list[str]:
+    """Every public name."""
+    own = [n for n in dir(ops) if not n.startswith("_") and callable(getattr(ops, n))]
+    return sorted({*_OWN, *ALIASES, *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS} - {"vstack"})
+
+
+_BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float", "bool", "range", "Callable"})
+
+
+def star_names() -> list[str]:
+    """What ``from tessera import *`` brings: everything that hides no Python builtin (but ``sum``)."""
+    available = [n for n in public_names() if n not in _BUILTIN and n not in LAZY_MODULES]
+    return [n for n in available if n not in LAZY_NAMES or _available(n)] + ["random", "memory", "nn", "effects"]
+
+
+def _available(name: str) -> bool:
+    module, attribute = LAZY_NAMES[name]
+    try:
+        return hasattr(importlib.import_module(f"tessera.{module}"), attribute)
+    except ImportError:
+        return False
+
+
+_assemble()

@@ -1,0 +1,187 @@
+"""Eager execution: one op at a time, through the same compiler as whole programs.
+
+An op on concrete tensors becomes a program of its own the first time it is met with these dtypes and this *pattern* of
+sizes, and is looked up afterwards.  Where an op's attributes mention no sizes, its program has symbolic ones (equal
+sizes share a name), so that new shapes need no compilation.  Ops that only reinterpret memory are numpy views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import TesseraError
+from ..ir.core import Block, Builder, Function, TensorType
+from ..types import dims
+from ..types.dims import Dim, DimLike
+from . import recorder
+from .tensor import _OF_NUMPY, Tensor, make, ndarray
+
+Run = Callable[[list[Any]], Sequence[Any]]
+
+
+LIMIT = 8192  # entries of the exact-shape table; it starts over when full
+
+
+def compile_graph(fn: Function) -> Run:
+    """An executable for ``fn``: compiled where there is a compiler, else interpreted."""
+    from . import function
+    if function.COMPILER is not None:
+        run: Run = function.COMPILER.compile(fn)
+        return run
+    from ..ir.interpret_graph import interpret
+    return lambda arrays: interpret(fn, arrays)
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+def _slice(a: Any, start: Any, limit: Any, stride: Any) -> Any:
+    return a[tuple([slice(s, e, k) for s, e, k in zip(start, limit, stride)])]
+
+
+VIEWS: dict[str, Callable[..., Any]] = {
+    "reshape": lambda a, shape: a.reshape(shape),
+    "transpose": lambda a, perm: a.transpose(perm),
+    "broadcast_to": lambda a, shape: np.broadcast_to(a, shape),
+    "slice": _slice,
+    "flip": lambda a, axes: np.flip(a, axes),
+}
+"""Ops that need no program: (array, attributes) -> a view of it."""
+
+
+def _iota(shape: Any, axis: int, dtype: Any) -> Any:
+    line = np.arange(shape[axis]).astype(dtype.np).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return np.broadcast_to(line, shape)
+
+
+HOST: dict[str, Callable[..., Any]] = {
+    "constant": lambda value, dtype=None: value if isinstance(value, ndarray) else np.asarray(value, dtype and dtype.np),
+    "full": lambda shape, value, dtype: np.full(shape, np.asarray(value).astype(dtype.np), dtype.np),
+    "iota": _iota,
+}
+"""Ops that the host answers: attributes -> array."""
+
+# -- dispatch ----------------------------------------------------------------------------------------------------------
+_exact: dict[Any, Run] = {}
+_programs: dict[Any, Run] = {}
+
+
+def clear() -> None:
+    """Forget every prepared op."""
+    _exact.clear()
+    _programs.clear()
+
+
+def dispatch(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """Run one op on concrete tensors."""
+    arrays = []
+    for t in operands:
+        if type(t) is not Tensor:
+            t = recorder.lift(t)
+        p = t._p
+        if type(p) is not ndarray:
+            t._concrete(f"{name!r} outside the traced function")
+        arrays.append(p)
+    key: Any
+    try:
+        key = (name, *[(a.dtype, a.shape) for a in arrays], *attrs.items())
+        run = _exact.get(key)
+    except TypeError:  # an attribute that cannot be a key: prepared anew each time
+        key, run = None, None
+    if run is None:
+        run = _prepare(name, arrays, attrs, key)
+    out = run(arrays)
+    if len(out) == 1:
+        return make(out[0])
+    return tuple([make(a) for a in out])
+
+
+def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> Run:
+    types = [TensorType(_OF_NUMPY[a.dtype], a.shape) for a in arrays]
+    loc = recorder.user_loc(3)
+    effects = recorder.EFFECTS.get(name)
+    if effects is not None:
+        recorder.check_effects(effects, name)
+    if name in HOST:
+        host = HOST[name]
+        return lambda _arrays: (host(**attrs),)
+    recorder.infer(name, types, attrs, loc)
+    run: Run
+    if name in VIEWS:
+        view = VIEWS[name]
+        run = lambda xs: (view(xs[0], **attrs),)
+    elif recorder.EXECUTOR is not None:
+        execute = recorder.EXECUTOR
+        run = lambda xs: execute(name, xs, attrs)
+    else:
+        run = _program(name, types, attrs, loc)
+    if key is not None and effects is None:
+        if len(_exact) >= LIMIT:
+            _exact.clear()
+        _exact[key] = run
+    return run
+
+
+# Attributes that are the same for every size of the operands.
+SIZELESS = frozenset({"axis", "axes", "dim", "keepdims", "accumulate", "dtype", "saturate", "perm", "eps", "scale", "causal",
+                      "combine", "approximate", "reverse", "exclusive", "descending", "stable", "contract", "batch"})
+
+
+def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any) -> Run:
+    """The program for an op; one serves every size with the same pattern of equal sizes where that is possible."""
+    general = symbolic(types) if attrs.keys() <= SIZELESS else types
+    try:
+        key = (name, tuple(general), *attrs.items())
+        found = _programs.get(key)
+    except TypeError:
+        key, found = None, None
+    if found is not None:
+        return found
+    fn = None
+    if general is not types:
+        try:
+            fn = one_op(name, general, attrs, loc)
+        except TesseraError:  # the rule wants numbers: the program is for these sizes alone
+            return _program_for(name, types, attrs, loc)
+    run = compile_graph(fn if fn is not None else one_op(name, types, attrs, loc))
+    if key is not None:
+        _programs[key] = run
+    return run
+
+
+def _program_for(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any) -> Run:
+    key = (name, tuple(types), *attrs.items())
+    if key not in _programs:
+        _programs[key] = compile_graph(one_op(name, types, attrs, loc))
+    return _programs[key]
+
+
+def symbolic(types: Sequence[TensorType]) -> list[TensorType]:
+    """The types with every size above 1 replaced by a name; equal sizes get the same one.
+
+    Zero sizes stay, because a name stands for at least 1.
+    """
+    names: dict[int, Dim] = {}
+
+    def general(d: DimLike) -> DimLike:
+        if not isinstance(d, int) or d < 2:
+            return d
+        if d not in names:
+            names[d] = dims.name(f"n{len(names)}")
+        return names[d]
+
+    out = [t.with_shape([general(d) for d in t.shape]) for t in types]
+    return out if not any(0 in t.shape for t in types) else list(types)
+
+
+def one_op(name: str, types: Sequence[TensorType], attrs: dict[str, Any], loc: Any) -> Function:
+    """A Graph function of one op."""
+    fn = Function(f"eager_{name}", "graph", Block(list(types)))
+    results = recorder.infer(name, types, attrs, loc)
+    b = Builder(fn.body, loc)
+    op = b.op(name, fn.args, results, attrs)
+    b.op("return", op.results)
+    sizes = dict.fromkeys(n for t in types for d in t.shape if isinstance(d, Dim) for n in sorted(d.names))
+    fn.attrs = {"effects": (), "sizes": tuple(sizes), "captured": 0, "constraints": ()}
+    return fn

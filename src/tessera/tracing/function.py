@@ -1,0 +1,629 @@
+"""``@ts.function`` and ``ts.jit``: Python functions as programs.
+
+A call looks its arguments' shapes and dtypes up in a table; a new kind of argument is checked against the function's
+contract and traced.  Sizes that the annotations name stay symbolic, so one trace and one compiled program serve every
+value of them; arguments without annotation specialise the program on their shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optree
+
+from ..errors import ArgumentError, ConstraintError, EffectError, TracingError, UnsupportedError, suggest, unknown_keyword
+from ..errors.frames import user_frames
+from ..ir.core import Function, TensorType
+from ..types import dtypes as dt
+from ..types.constraints import SizeConstraint, plain
+from ..types.dims import Dim, DimLike, substitute
+from ..types.dtypes import DType
+from ..types.effects import as_effects, format_effects
+from ..types.shapes import Constraint
+from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
+from .donation import consume
+from .program import (
+    NeedsValue,
+    Program,
+    Scope,
+    as_type,
+    check_results,
+    check_shape,
+    flatten_results,
+    record,
+    sizes_of,
+)
+from .recorder import STATE, allowing, as_array, lift
+from .tensor import Tensor, ndarray
+
+COMPILER: Any = None
+"""Compiles graphs: ``compile(fn) -> executable``, ``executable(arrays) -> arrays``; set when the package is assembled."""
+
+_SCALARS = {int: TensorType(dt.int64, ()), float: TensorType(dt.f32, ()), complex: TensorType(dt.complex64, ())}
+_DYNAMIC = (Tensor, np.ndarray, np.generic)
+RETRACES = 16
+
+
+class Contract:
+    """What a function promises: argument and result types, constraints on sizes, effects."""
+
+    def __init__(self, owner: TracedFunction):
+        self.owner = owner
+
+    @property
+    def params(self) -> Mapping[str, TensorSpec]:
+        """Tensor parameters and their declared types."""
+        return self.owner.declared.params
+
+    @property
+    def where(self) -> tuple[Constraint, ...]:
+        """Constraints on sizes."""
+        return self.owner.declared.where
+
+    @property
+    def effects(self) -> frozenset[str]:
+        """Declared effects, else the inferred ones."""
+        return self.owner.effects
+
+    @property
+    def deterministic(self) -> bool:
+        """True: equal inputs give equal bits, whatever the number of threads (random effects follow the seed)."""
+        return True
+
+    def __str__(self) -> str:
+        o = self.owner
+        params = ", ".join(f"{n}: {self.params[n]}" if n in self.params else n for n in o.signature.parameters)
+        lines = [f"{o.__name__}({params}) -> {o.result_text()}"]
+        if self.where:
+            lines.append("  where " + ", ".join(str(c) for c in self.where))
+        lines.append(f"  effects: {format_effects(self.effects)}")
+        lines.append("  deterministic: bit-identical for equal inputs")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+class Call:
+    """The arguments of one call, taken apart."""
+
+    __slots__ = ("arrays", "names", "owners", "rebuild", "static", "types", "weak")
+
+    def __init__(self) -> None:
+        self.arrays: list[Any] = []  # the dynamic leaves: tensors, arrays, numbers
+        self.types: list[TensorType] = []
+        self.weak: list[type | None] = []
+        self.owners: list[str | None] = []  # the parameter that a leaf is the whole value of
+        self.names: list[str | None] = []
+        self.static: Any = None
+        self.rebuild: Callable[[Sequence[Any]], tuple[list[Any], dict[str, Any]]] = lambda leaves: ([], {})
+
+
+class TracedFunction:
+    """A Python function as a program; made by :func:`function` and :func:`jit`.  Call it like the original.
+
+    Attributes:
+        programs: the traces made so far (one for each kind of arguments).
+    """
+
+    def __init__(self, fn: Callable[..., Any], *, static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
+                 donate_argnums: Sequence[int] = (), where: Sequence[Any] = (), effects: frozenset[str] | None = None,
+                 kind: str = "function"):
+        functools.update_wrapper(self, fn)
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.fn, self.kind = fn, kind
+        try:
+            self.signature = inspect.signature(fn)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"{fn!r} has no signature to trace") from None
+        self._parameters_of_signature = list(self.signature.parameters.values())
+        names = list(self.signature.parameters)
+        self.static_names = set(_named(static_argnames, names, "static_argnames"))
+        self.static_names |= set(_numbered(static_argnums, names, "static_argnums"))
+        self.donated = tuple(_numbered(donate_argnums, names, "donate_argnums"))
+        self._where = where
+        self._declared: Declared | None = None
+        self.allowed = effects
+        self.programs: list[Program] = []
+        self.parameters_owned: dict[str, Tensor] = {}
+        self._fast: dict[Any, Any] = {}
+        self._kinds: dict[Any, Any] = {}
+        self._by_types: dict[Any, list[Program]] = {}
+        self._static_sizes: set[str] = set()
+        self._simple = not self.static_names and not self.donated
+        self._arity = (sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+                           for p in self._parameters_of_signature), len(names))
+
+    # -- calling -------------------------------------------------------------------------------------------------------
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if STATE.trace is None and not kwargs:
+            try:
+                arrays = [a._p for a in args]
+                run = self._fast[tuple([(p.shape, p.dtype) for p in arrays])]
+            except (KeyError, AttributeError, TypeError):
+                return self._call(args, kwargs)
+            return run(arrays)
+        return self._call(args, kwargs)
+
+    def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if STATE.trace is not None:
+            return self._inline(args, kwargs)
+        call = self.take_apart(args, kwargs)
+        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy)
+        run = self._kinds.get(key)
+        if run is None:
+            program, env = self._program(call)
+            check_sizes(program.constraints, env, self.__name__, {})
+            run = program.entry()
+            if len(self._kinds) > 4096:
+                self._kinds.clear()
+                self._fast.clear()
+            self._kinds[key] = run
+            if self._simple and not kwargs and STATE.policy is None and all(type(a) is Tensor for a in args):
+                self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = run
+        arrays = [_array(x, t) for x, t in zip(call.arrays, call.types, strict=True)]
+        if not self.donated:
+            return run(arrays)
+        release = consume([x for x, o in zip(call.arrays, call.names, strict=True) if _first(o) in self.donated], self.__name__)
+        out = run(arrays)
+        release()
+        return out
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        return functools.partial(self, instance)
+
+    # -- arguments -----------------------------------------------------------------------------------------------------
+    def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
+        """Arguments by parameter, defaults filled in.
+
+        Raises:
+            ArgumentError: unknown keywords (with a suggestion), missing or superfluous arguments.
+        """
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as e:
+            names = list(self.signature.parameters)
+            for k in kwargs:
+                if k not in names:
+                    raise unknown_keyword(self.__name__, k, names) from None
+            raise ArgumentError(f"{self.__name__}(): {e}", expected=f"{self.__name__}{self.signature}") from None
+        bound.apply_defaults()
+        return bound
+
+    def take_apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Split arguments into dynamic leaves (tensors, arrays, numbers) and static values (everything else)."""
+        bound = self.bind_arguments(args, kwargs)
+        call = Call()
+        statics: list[Any] = []
+        pieces: list[tuple[str, Any, list[Any]]] = []  # (parameter, tree, leaf: index of a dynamic leaf or (value,))
+        for name, value in bound.arguments.items():
+            if name in self.static_names:
+                statics.append(_key(value, name, self.__name__))
+                pieces.append((name, None, [(value,)]))
+                continue
+            leaves, tree = optree.tree_flatten(value)
+            whole = len(leaves) == 1 and leaves[0] is value
+            slots: list[Any] = []
+            for i, leaf in enumerate(leaves):
+                t, weak = _leaf_type(leaf)
+                if t is None:
+                    statics.append(_key(leaf, name, self.__name__))
+                    slots.append((leaf,))
+                    continue
+                slots.append(len(call.arrays))
+                call.arrays.append(leaf)
+                call.types.append(t)
+                call.weak.append(weak)
+                call.owners.append(name if whole else None)
+                call.names.append(name if whole else f"{name}.{i}")
+            statics.append(tree)
+            pieces.append((name, None if whole else tree, slots))
+        call.static = (*statics, *call.weak)
+
+        def rebuild(leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+            for name, tree, slots in pieces:
+                values = [leaves[s] if type(s) is int else s[0] for s in slots]
+                bound.arguments[name] = values[0] if tree is None else optree.tree_unflatten(tree, values)
+            return list(bound.args), dict(bound.kwargs)
+
+        call.rebuild = rebuild
+        return call
+
+    # -- tracing -------------------------------------------------------------------------------------------------------
+    @property
+    def declared(self) -> Declared:
+        """The annotations, read at first use (so that they may name what is defined later)."""
+        if self._declared is None:
+            self._declared = read(self.fn, self._where)
+        return self._declared
+
+    def _program(self, call: Call, abstract: bool = False) -> tuple[Program, dict[str, int]]:
+        """The program for these arguments (traced when there is none) and the values of the sizes."""
+        declared, env, shapes = self.declared, {}, []
+        origins: dict[str, str] = {}
+        for t, owner in zip(call.types, call.owners, strict=True):
+            spec = declared.params.get(owner) if owner else None
+            if spec is None:
+                shapes.append(t.shape)
+                continue
+            before = set(env)
+            shapes.append(check_shape(spec, t, owner or "", self.__name__, env, origins))
+            origins |= {n: f"the argument {owner!r}" for n in env.keys() - before}
+            check_dtype(spec, t, owner or "", self.__name__)
+        actual: dict[str, int] = {k: v for k, v in env.items() if isinstance(v, int)}
+        check_sizes(declared.where, actual, self.__name__, origins)
+        for _ in range(RETRACES):
+            types = [t.with_shape(sizes_of(s, actual, self._static_sizes)) for t, s in zip(call.types, shapes, strict=True)]
+            key = (call.static, tuple(types), STATE.policy)
+            for found in self._by_types.get(key, ()):
+                if found.fits(actual):
+                    return found, actual
+            bindings: dict[str, DimLike] = {
+                n: actual[n] if n in actual and (n in self._static_sizes or actual[n] == 0) else Dim((((((n, 1),)), 1),))
+                for n in env}
+            try:
+                program = self._trace(call, types, bindings, None if abstract else actual)
+            except NeedsValue as e:
+                self._static_sizes |= e.names
+                continue
+            self._by_types.setdefault(key, []).append(program)
+            self.programs.append(program)
+            return program, actual
+        raise TracingError(f"{self.__name__!r} asks for the value of a size again and again")
+
+    def _trace(self, call: Call, types: Sequence[TensorType], bindings: Mapping[str, DimLike],
+               sizes: Mapping[str, int] | None) -> Program:
+        def body(params: list[Tensor]) -> Any:
+            args, kwargs = call.rebuild(params)
+            return self._body(args, kwargs, params, call.owners)
+
+        return record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed)
+
+    def _body(self, args: list[Any], kwargs: dict[str, Any], params: Sequence[Tensor], owners: Sequence[str | None]) -> Any:
+        from .parameters import owning
+        declared = self.declared.params
+        if any(o in declared and declared[o].dtype not in (None, p.dtype) for p, o in zip(params, owners, strict=True) if o):
+            bound = self.bind_arguments(args, kwargs)
+            for p, o in zip(params, owners, strict=True):
+                want = declared[o].dtype if o in declared else None
+                if o and want is not None and want is not p.dtype:
+                    bound.arguments[o] = p.to(want)  # a float that widens to the declared dtype
+            args, kwargs = list(bound.args), dict(bound.kwargs)
+        with owning(self):
+            return self.fn(*args, **kwargs)
+
+    def _inline(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call inside a traced function: the contract is checked on symbolic sizes and the body recorded in place."""
+        trace = STATE.trace
+        assert trace is not None
+        bound = self.bind_arguments(args, kwargs)
+        env: dict[str, DimLike] = {}
+        origins: dict[str, str] = {}
+        for n, spec in self.declared.params.items():
+            v = bound.arguments.get(n)
+            if isinstance(v, ndarray | Tensor):
+                t = lift(v)
+                check_shape(spec, t.type, n, self.__name__, env, origins)
+                check_dtype(spec, t.type, n, self.__name__)
+                bound.arguments[n] = t if spec.dtype in (None, t.dtype) else t.to(spec.dtype)
+        for c in self.declared.where:
+            require(SizeConstraint(substitute(c.lhs, env), c.op, substitute(c.rhs, env)))
+        from ..types.constraints import SCOPE
+        from .parameters import owning
+        with Scope(env, SCOPE.demand, SCOPE.decide), owning(self):
+            if self.allowed is None:
+                out = self.fn(*bound.args, **bound.kwargs)
+            else:
+                with allowing(self.allowed, f"{self.__name__!r} ({format_effects(self.allowed)})"):
+                    out = self.fn(*bound.args, **bound.kwargs)
+            if self.declared.result is not None:
+                leaves, tree, statics = flatten_results(out, self.__name__)
+                leaves = check_results(self.declared.result, leaves, self.__name__, dict(env))
+                if tree is None:
+                    return leaves[0]
+                it = iter(leaves)
+                out = optree.tree_unflatten(tree, [next(it) if s is None else s[0] for s in statics])
+        return out
+
+    # -- looking inside --------------------------------------------------------------------------------------------------
+    def trace(self, *args: Any, **kwargs: Any) -> Function:
+        """The Graph function for these arguments (tensors, arrays or tensor types); without arguments, for the annotations.
+
+        Raises:
+            TracingError: a parameter has no annotation and no argument is given.
+        """
+        return self.program(*args, **kwargs).graph
+
+    def program(self, *args: Any, **kwargs: Any) -> Program:
+        """The :class:`Program` for these arguments; see :meth:`trace`."""
+        if not args and not kwargs and self.signature.parameters:
+            return self._from_annotations()
+        with _no_trace():
+            call = self.take_apart(args, kwargs)
+            return self._program(call, abstract=any(not t.static for t in call.types))[0]
+
+    def _from_annotations(self) -> Program:
+        specs = []
+        for p in self._parameters_of_signature:
+            spec = self.declared.params.get(p.name)
+            if spec is not None and spec.dims is not None and "..." not in [d for d in spec.dims if isinstance(d, str)]:
+                specs.append(spec)
+            elif p.default is p.empty:
+                if self.programs:
+                    return self.programs[-1]
+                raise TracingError(f"the parameter {p.name!r} of {self.__name__!r} has no full tensor type", hints=[
+                    f'Annotate it: {p.name}: ts.Tensor["B", 768]', "Call the function once first",
+                    f"Give an example: {self.__name__}.trace(x)"])
+        with _no_trace():
+            return self._program(self.take_apart(specs, {}), abstract=True)[0]
+
+    @property
+    def graph_ir(self) -> str:
+        """The Graph IR as text: of the annotated types, else of the latest call."""
+        return str(self._latest().graph)
+
+    def _latest(self) -> Program:
+        return self.programs[-1] if self.programs else self._from_annotations()
+
+    def _stage(self, name: str) -> Any:
+        executable = self._latest().executable
+        found = getattr(executable, name, None)
+        if found is None:
+            raise UnsupportedError(f"the executable of {self.__name__!r} does not show {name!r}",
+                                   sentence="Without a compiler, programs run in the interpreter of Graph IR.")
+        return found
+
+    @property
+    def schedule_ir(self) -> str:
+        """The Schedule IR as text."""
+        return str(self._stage("schedule_ir"))
+
+    @property
+    def tile_ir(self) -> str:
+        """The Tile IR of every kernel as text."""
+        return str(self._stage("tile_ir"))
+
+    @property
+    def target_ir(self) -> str:
+        """The LLVM IR as text."""
+        return str(self._stage("target_ir"))
+
+    @property
+    def kernels(self) -> Any:
+        """The names of the compiled kernels."""
+        return self._stage("kernels")
+
+    def explain(self) -> str:
+        """What the compiler did: passes, fusions, kernels, sizes that specialise."""
+        head = [str(self.contract), f"programs: {len(self.programs)}"]
+        if self._static_sizes:
+            head.append(f"specialised on: {', '.join(sorted(self._static_sizes))} (Python needed their values)")
+        program = self._latest()
+        explain = getattr(program.executable, "explain", None)
+        return "\n".join([*head, str(explain()) if callable(explain) else str(program.graph)])
+
+    @property
+    def contract(self) -> Contract:
+        """Argument and result types, constraints and effects."""
+        return Contract(self)
+
+    @property
+    def effects(self) -> frozenset[str]:
+        """The effects: declared, else inferred from the body."""
+        if self.allowed is not None and not self.programs:
+            return self.allowed
+        try:
+            return self._latest().effects
+        except TracingError:
+            return frozenset()
+
+    @property
+    def result_type(self) -> Any:
+        """The type of the result, from the annotations alone (or the latest call): a tensor type or a tree of them."""
+        p = self._latest()
+        plain_dtype = any(s.dtype is None for s in self.declared.params.values()) and not all(
+            s.dtype is not None for s in self.declared.params.values())
+        specs = [TensorSpec(tuple(t.shape), None if plain_dtype else t.dtype) for t in p.graph.result_types]
+        if p.out_tree is None:
+            return specs[0]
+        it = iter(specs)
+        return optree.tree_unflatten(p.out_tree, [next(it) if s is None else s[0] for s in p.out_static])
+
+    def result_text(self) -> str:
+        """The result's type as text; the annotation where nothing has been traced."""
+        try:
+            return str(self.result_type)
+        except (TracingError, TypeError):
+            return str(self.declared.result) if self.declared.result is not None else "?"
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that the function owns (made by ``linear(x, out_dim)`` and the like), in order of creation."""
+        return list(self.parameters_owned.values())
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The function's own tensors by name."""
+        return dict(self.parameters_owned)
+
+    def __repr__(self) -> str:
+        return f"<tessera {self.kind} {self.__name__}{self.signature}>"
+
+
+# -- helpers -------------------------------------------------------------------------------------------------------------
+def _first(name: str | None) -> str:
+    return (name or "").partition(".")[0]
+
+
+def _array(x: Any, t: TensorType) -> np.ndarray[Any, Any]:
+    if type(x) is Tensor:
+        return x._concrete("an argument")
+    return as_array(x, t.dtype)
+
+
+def _leaf_type(leaf: Any) -> tuple[TensorType | None, type | None]:
+    if isinstance(leaf, Tensor):
+        leaf._p.shape  # noqa: B018  a donated tensor raises here
+        return leaf.type, None
+    if isinstance(leaf, TensorSpec | TensorType):
+        return as_type(leaf), None
+    kind = type(leaf)
+    if kind in _SCALARS:
+        return _SCALARS[kind], kind
+    if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != object:
+        return TensorType(dt.as_dtype(as_array(leaf[:0] if leaf.ndim else leaf).dtype), leaf.shape), None
+    return None, None
+
+
+class _Identity:
+    """A key for an unhashable object: the object itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _key(value: Any, name: str, function: str) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        raise ArgumentError(f"the static argument {name!r} of {function}() is a tensor",
+                            hints=[f"Remove {name!r} from static_argnums / static_argnames"])
+    try:
+        hash(value)
+    except TypeError:
+        return _Identity(value)
+    return (type(value), value)
+
+
+def _numbered(numbers: Any, names: Sequence[str], what: str) -> list[str]:
+    out = []
+    for i in (numbers,) if isinstance(numbers, int) else numbers:
+        if not -len(names) <= i < len(names):
+            raise ArgumentError(f"{what} names argument {i} of a function with {len(names)}", received=", ".join(names))
+        out.append(names[i])
+    return out
+
+
+def _named(wanted: Any, names: Sequence[str], what: str) -> list[str]:
+    out = [wanted] if isinstance(wanted, str) else list(wanted)
+    for n in out:
+        if n not in names:
+            raise ArgumentError(f"{what} names {n!r}, which is no parameter{suggest(n, names)}", received=", ".join(names))
+    return out
+
+
+def _no_trace() -> Any:
+    from .recorder import suspended
+    return suspended()
+
+
+# -- public --------------------------------------------------------------------------------------------------------------
+def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effects: Any = None, where: Sequence[Any] = (),
+             static_argnums: Any = (), static_argnames: Any = ()) -> Any:
+    """``@ts.function``: a checked, traced function.
+
+    Args:
+        pure: refuse every effect in the body.
+        effects: the effects that the body may have (``"random"``, ``["random", "io"]``, ``"all"``); default: any.
+        where: constraints on the declared sizes, e.g. ``[D % 8 == 0]`` or ``["D % 8 == 0"]``.
+        static_argnums, static_argnames: arguments whose Python value the program depends on.
+
+    Raises:
+        ArgumentError, ConstraintError, EffectError: the decorator's own arguments are wrong.
+    """
+    if fn is None:
+        return functools.partial(function, pure=pure, effects=effects, where=where, static_argnums=static_argnums,
+                                 static_argnames=static_argnames)
+    if isinstance(fn, TracedFunction):
+        return fn
+    allowed = frozenset() if pure else None
+    if effects is not None:
+        try:
+            allowed = as_effects(effects)
+        except ValueError as e:
+            raise EffectError(str(e)) from None
+    if not callable(fn):
+        raise ArgumentError(f"@function decorates a function, not a {type(fn).__name__}")
+    return TracedFunction(fn, where=where, effects=allowed, static_argnums=static_argnums, static_argnames=static_argnames)
+
+
+def jit(fn: Callable[..., Any] | None = None, *, static_argnums: Any = (), static_argnames: Any = (),
+        donate_argnums: Any = ()) -> Any:
+    """``ts.jit``: compile ``fn`` on first call.
+
+    Tensors, arrays, integers, floats and complex numbers in the arguments (also inside lists, tuples, dicts) are inputs of
+    the program; everything else (bools, strings, callables, objects) is part of its identity.
+
+    Args:
+        static_argnums, static_argnames: arguments whose Python value the program depends on.
+        donate_argnums: arguments whose memory the call may reuse; they cannot be used afterwards.
+    """
+    if fn is None:
+        return functools.partial(jit, static_argnums=static_argnums, static_argnames=static_argnames,
+                                 donate_argnums=donate_argnums)
+    if isinstance(fn, TracedFunction):
+        if not (static_argnums or static_argnames or donate_argnums):
+            return fn
+        return TracedFunction(fn.fn, where=fn._where, effects=fn.allowed, static_argnums=static_argnums,
+                              static_argnames=static_argnames, donate_argnums=donate_argnums, kind="jit")
+    if not callable(fn):
+        raise ArgumentError(f"jit() compiles a function, not a {type(fn).__name__}")
+    return TracedFunction(fn, static_argnums=static_argnums, static_argnames=static_argnames,
+                          donate_argnums=donate_argnums, kind="jit")
+
+
+def eval_shape(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The type of ``fn(*args)`` without running it; arguments are tensors, arrays or types such as ``Tensor["B", 4]``.
+
+    Returns:
+        The result's structure with a tensor type (``.shape``, ``.dtype``) at each leaf.
+    """
+    traced = fn if isinstance(fn, TracedFunction) else TracedFunction(fn)
+    p = traced.program(*args, **kwargs)
+    specs = iter([TensorSpec(tuple(t.shape), t.dtype) for t in p.graph.result_types])
+    if p.out_tree is None:
+        return next(specs)
+    return optree.tree_unflatten(p.out_tree, [next(specs) if s is None else s[0] for s in p.out_static])
+
+
+def require(constraint: Any) -> None:
+    """State a fact about sizes inside a function: decided at once where possible, else checked once for each call.
+
+    Raises:
+        ConstraintError: it does not hold.
+    """
+    if isinstance(constraint, bool | np.bool_):
+        holds: bool | None = bool(constraint)
+    elif isinstance(constraint, Constraint):
+        constraint = SizeConstraint(plain(constraint.lhs), constraint.op, plain(constraint.rhs))
+        holds = constraint.decide()
+    elif isinstance(constraint, Tensor):
+        raise ConstraintError("require() takes a fact about sizes, not about a tensor's values",
+                              hints=["Compare sizes: ts.require(x.shape[0] == 4)"])
+    else:
+        raise ConstraintError(f"{constraint!r} is not a constraint on sizes", hints=["Write a comparison: D % 8 == 0"])
+    if holds is False:
+        raise ConstraintError(f"{constraint} does not hold" if not isinstance(constraint, bool) else "the requirement does not hold")
+    if holds is None:
+        if STATE.trace is None:
+            raise ConstraintError(f"whether {constraint} holds is not known here", hints=["Use where=[…] on the function"])
+        STATE.trace.constraints.append(constraint)
+
+
+def called_from() -> str:
+    """``file:line`` of the user's innermost frame."""
+    frames = user_frames(sys._getframe(1), 1)
+    return str(frames[0]) if frames else "?"
+
+
+__all__ = ["COMPILER", "Contract", "DType", "TracedFunction", "eval_shape", "function", "jit", "require"]

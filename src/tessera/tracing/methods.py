@@ -1,0 +1,204 @@
+"""Tensor's methods: one table from method names to functions of the op namespace.
+
+Binary operators have a short path for eager use: the function, with its promotion and broadcasting, is compiled once as
+a small program for the operands' dtypes and pattern of sizes, and a call is one look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import TesseraError, UnsupportedError, suggest
+from ..ir.core import TensorType
+from ..types import dtypes as dt
+from ..types.dims import Dim
+from ..types.promotion import promote_weak
+from . import eager
+from .recorder import STATE, Trace, tracing
+from .tensor import _OF_NUMPY, Tensor, make, ndarray
+
+NAMESPACE: Any = None
+"""The module with the user's functions (``tessera.ops``), set when the package is assembled."""
+
+
+def function(name: str) -> Callable[..., Any]:
+    """A function of the op namespace.
+
+    Raises:
+        UnsupportedError: there is none of that name.
+    """
+    f = getattr(NAMESPACE, name, None)
+    if f is None:
+        known = dir(NAMESPACE) if NAMESPACE is not None else []
+        raise UnsupportedError(f"there is no function {name!r}{suggest(name, known)}")
+    return f  # type: ignore[no-any-return]
+
+
+# -- tables --------------------------------------------------------------------------------------------------------------
+# operator: (function, reflected)
+BINARY = {
+    "__add__": ("add", False), "__radd__": ("add", True), "__sub__": ("sub", False), "__rsub__": ("sub", True),
+    "__mul__": ("mul", False), "__rmul__": ("mul", True), "__truediv__": ("div", False), "__rtruediv__": ("div", True),
+    "__floordiv__": ("floor_div", False), "__rfloordiv__": ("floor_div", True), "__mod__": ("mod", False),
+    "__rmod__": ("mod", True), "__pow__": ("pow", False), "__rpow__": ("pow", True), "__matmul__": ("matmul", False),
+    "__rmatmul__": ("matmul", True), "__and__": ("bitwise_and", False), "__rand__": ("bitwise_and", True),
+    "__or__": ("bitwise_or", False), "__ror__": ("bitwise_or", True), "__xor__": ("bitwise_xor", False),
+    "__rxor__": ("bitwise_xor", True), "__lshift__": ("shift_left", False), "__rlshift__": ("shift_left", True),
+    "__rshift__": ("shift_right", False), "__rrshift__": ("shift_right", True), "__eq__": ("eq", False),
+    "__ne__": ("ne", False), "__lt__": ("lt", False), "__le__": ("le", False), "__gt__": ("gt", False),
+    "__ge__": ("ge", False),
+}
+UNARY = {"__neg__": "neg", "__abs__": "abs", "__invert__": "bitwise_not", "__round__": "round"}
+METHODS = {
+    name: name for name in (
+        "reshape flatten ravel permute transpose swapaxes moveaxis squeeze unsqueeze expand_dims expand broadcast_to flip roll "
+        "split chunk repeat tile tril triu sum mean max min prod any all std var argmax argmin cumsum cumprod norm logsumexp "
+        "count_nonzero softmax log_softmax exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sinh cosh asin acos "
+        "atan erf sigmoid relu gelu silu abs neg sign floor ceil round trunc square reciprocal clip minimum maximum pow "
+        "add sub mul div matmul where isnan isinf isfinite sort argsort topk take take_along_axis gather scatter nonzero unique "
+        "dot logical_not logical_and logical_or logical_xor allclose isclose masked_fill cumulative_sum diagonal trace conj "
+        "bitcast layer_norm"
+    ).split()
+}
+METHODS |= {"to": "cast", "astype": "cast", "type_as": "cast", "view": "reshape", "clamp": "clip", "amax": "max", "amin": "min",
+            "mm": "matmul", "multiply": "mul", "divide": "div", "subtract": "sub", "concat": "concat"}
+PROPERTIES = {"T": "transpose", "mT": "matrix_transpose", "real": "real", "imag": "imag"}
+
+# Functions whose program does not depend on the value of a Python number among their operands.
+FAST = frozenset("add sub mul div maximum minimum eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor".split())
+
+
+# -- operators -----------------------------------------------------------------------------------------------------------
+_NUMBERS = (bool, int, float, complex)
+_ACCEPTED = (Tensor, bool, int, float, complex, np.ndarray, np.generic, Dim, list, tuple)
+
+
+def binary(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
+    """The operator method for a function of two tensors."""
+    table: dict[Any, Callable[[Any, Any], Any]] = {}
+    fast = name in FAST
+
+    def operator(self: Any, other: Any) -> Any:
+        if fast and STATE.trace is None:
+            a = self._p
+            kind = type(other)
+            try:
+                if kind is Tensor:
+                    b = other._p
+                    return table[a.dtype, b.dtype, a.shape, b.shape](a, b)
+                return table[a.dtype, a.shape, kind](a, other)
+            except (KeyError, AttributeError, TypeError, OverflowError):
+                pass
+            prepared = _prepare(name, reflected, self, other, table)
+            if prepared is not None:
+                return prepared
+        if not isinstance(other, _ACCEPTED) and not hasattr(other, "__array__"):
+            return NotImplemented
+        f = function(name)
+        return f(other, self) if reflected else f(self, other)
+
+    operator.__doc__ = f"``{name}``, elementwise with promotion and broadcasting."
+    return operator
+
+
+def _prepare(name: str, reflected: bool, a: Any, b: Any, table: dict[Any, Any]) -> Any:
+    """Enter a program for these operands into ``table`` and run it; None where the general path must decide."""
+    x = a._p
+    if type(x) is not ndarray or len(table) > eager.LIMIT:
+        return None
+    xt = TensorType(_OF_NUMPY[x.dtype], x.shape)
+    if type(b) is Tensor:
+        y = b._p
+        if type(y) is not ndarray:
+            return None
+        yt, key = TensorType(_OF_NUMPY[y.dtype], y.shape), (x.dtype, y.dtype, x.shape, y.shape)
+    elif type(b) in (bool, int, float):
+        kind = promote_weak(xt.dtype, type(b)) if xt.dtype is not dt.bool_ or type(b) is not bool else dt.bool_
+        if kind.is_integer and not kind.iinfo.min <= b <= kind.iinfo.max:
+            return None
+        yt, key = TensorType(kind, ()), (x.dtype, x.shape, type(b))
+    else:
+        return None
+    run = _paired(name, reflected, xt, yt, type(b) is not Tensor)
+    if run is None:
+        return None
+    table[key] = run
+    return run(x, b._p if type(b) is Tensor else b)
+
+
+def _paired(name: str, reflected: bool, xt: TensorType, yt: TensorType, number: bool) -> Callable[[Any, Any], Any] | None:
+    flat = xt.rank != 1 and (number or xt.shape == yt.shape) and 0 not in xt.shape
+    wanted = [TensorType(xt.dtype, (xt.size,)), yt if number else TensorType(yt.dtype, (yt.size,))] if flat else [xt, yt]
+    exe = program_of(name, reflected, wanted)
+    if exe is None:
+        return None
+    shape, np_dtype, array = xt.shape, yt.dtype.np, np.array
+    if number and flat:
+        return lambda a, b: make(exe([a.reshape(-1), array(b, np_dtype)])[0].reshape(shape))
+    if number:
+        return lambda a, b: make(exe([a, array(b, np_dtype)])[0])
+    if flat:
+        return lambda a, b: make(exe([a.reshape(-1), b.reshape(-1)])[0].reshape(shape))
+    return lambda a, b: make(exe([a, b])[0])
+
+
+_programs: dict[Any, Any] = {}
+
+
+def program_of(name: str, reflected: bool, types: list[TensorType]) -> Any:
+    """The compiled program of a function of two tensors, with symbolic sizes; None where its result is no tensor."""
+    general = eager.symbolic(types)
+    key = (name, reflected, *general)
+    if key in _programs:
+        return _programs[key]
+    trace = Trace(f"eager_{name}")
+    params = [trace.parameter(t) for t in general]
+    try:
+        with tracing(trace):
+            f = function(name)
+            out = f(params[1], params[0]) if reflected else f(*params)
+    except TesseraError:  # the general path says it with the user's own sizes
+        return None
+    if not isinstance(out, Tensor):
+        return None
+    exe = _programs[key] = eager.compile_graph(trace.finish([out]))
+    return exe
+
+
+# -- attaching -----------------------------------------------------------------------------------------------------------
+def _late(name: str) -> Callable[..., Any]:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return function(name)(*args, **kwargs)
+    return method
+
+
+def attach(namespace: Any) -> None:
+    """Give ``Tensor`` its methods; ``namespace`` is the module that holds the functions."""
+    global NAMESPACE
+    NAMESPACE = namespace
+    for method, (name, reflected) in BINARY.items():
+        setattr(Tensor, method, binary(name, reflected))
+    for method, name in (UNARY | METHODS).items():
+        if method not in Tensor.__dict__:
+            setattr(Tensor, method, getattr(namespace, name, None) or _late(name))
+    for prop, name in PROPERTIES.items():
+        setattr(Tensor, prop, property(lambda self, name=name: function(name)(self)))
+    Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
+    Tensor.__pos__ = lambda self: self  # type: ignore[method-assign]
+
+
+def quick(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of two tensors with the operators' short path for eager use."""
+    operator = binary(f.__name__)
+
+    def function_of_two(x: Any, y: Any) -> Any:
+        if type(x) is Tensor:
+            return operator(x, y)
+        return f(x, y)
+
+    function_of_two.__name__ = function_of_two.__qualname__ = f.__name__
+    function_of_two.__doc__ = f.__doc__
+    return function_of_two

@@ -1,0 +1,98 @@
+"""Parameters that a function owns: ``linear(x, 128)`` inside ``@ts.function`` makes its weight once and keeps it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError, TracingError
+from ..types import dtypes as dt
+from ..types.constraints import plain
+from ..types.dims import Dim
+from ..types.dtypes import DType
+from .methods import function
+from .recorder import lift, suspended
+from .tensor import Tensor, make
+
+
+class _Owner(threading.local):
+    stack: tuple[tuple[Any, dict[str, int]], ...] = ()
+
+
+_OWNER = _Owner()
+SEED = [0]
+
+
+@contextmanager
+def owning(fn: Any) -> Iterator[None]:
+    """Inside the block, new parameters belong to ``fn`` (the outermost function that is being traced)."""
+    saved = _OWNER.stack
+    _OWNER.stack = (*saved, (fn, {}))
+    try:
+        yield
+    finally:
+        _OWNER.stack = saved
+
+
+def parameter(kind: str, shape: tuple[int, ...], dtype: DType = dt.f32, bound: float = 0.0) -> Tensor:
+    """A tensor owned by the function being traced, the same one at every trace and call.
+
+    Its name is ``kind`` and the number of calls of that kind before it; values are uniform in [-bound, bound), from the
+    function's name and the parameter's, so that they are reproducible.
+
+    Raises:
+        TracingError: no function is being traced.
+        ShapeError: an existing parameter of that place has another shape.
+    """
+    if not _OWNER.stack:
+        raise TracingError(
+            f"{kind} with an implicit weight outside a function", sentence="An implicit parameter belongs to the function "
+            "that uses it.", hints=["Decorate the function with @ts.function", "Pass a weight tensor: linear(x, w)"])
+    owner, counts = _OWNER.stack[-1]
+    n = counts.get(kind, 0)
+    counts[kind] = n + 1
+    name = f"{kind}{n}"
+    found = owner.parameters_owned.get(name)
+    if found is None:
+        with suspended():
+            rng = np.random.Generator(np.random.Philox(key=[SEED[0], _digest(f"{owner.__name__}.{name}")]))
+            values = rng.uniform(-bound, bound, shape) if bound else np.zeros(shape)
+            found = owner.parameters_owned[name] = make(values.astype(dtype.np))
+    elif found.shape != shape:
+        raise ShapeError(f"the parameter {name!r} of {owner.__name__!r} has shape {list(found.shape)}", expected=str(list(shape)),
+                         received=str(list(found.shape)), sentence="A function's parameters are made at its first call.",
+                         hints=["Use one feature size for every call, or pass weights explicitly"])
+    return found
+
+
+def _digest(text: str) -> int:
+    import hashlib
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def linear(x: Any, weight: Any = None, bias: Any = None, *, out_dim: Any = None) -> Tensor:
+    """``x @ weight + bias`` over the last axis.
+
+    ``weight`` is a tensor [in, out], or the size ``out``: then the function being traced owns a weight and a bias.
+
+    Raises:
+        ShapeError: the sizes do not fit, or the feature size of ``x`` is symbolic.
+    """
+    if out_dim is not None:
+        weight = out_dim
+    if not isinstance(weight, int | Dim) or isinstance(weight, bool):
+        return function("linear")(x, weight, bias)  # type: ignore[no-any-return]
+    x = lift(x)
+    features, out = x.type.shape[-1], plain(weight)
+    if not isinstance(features, int) or not isinstance(out, int):
+        features, out = int(x.shape[-1]), int(weight)  # the function is traced again with these sizes as numbers
+    bound = 1 / math.sqrt(max(1, features))
+    kind = x.dtype if x.dtype.is_float else dt.f32
+    w = parameter("linear.weight", (features, out), kind, bound)
+    b = parameter("linear.bias", (out,), kind) if bias is not False else None
+    return function("linear")(x, w, b if bias is None or bias is True else bias or None)  # type: ignore[no-any-return]

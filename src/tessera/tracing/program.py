@@ -1,0 +1,259 @@
+"""A traced function for one kind of arguments: its graph, what it captured, and how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optree
+
+from ..errors import DTypeError, ShapeError
+from ..ir.core import Function, TensorType
+from ..types.constraints import SCOPE, Size
+from ..types.dims import Dim, DimLike, evaluate, substitute
+from ..types.effects import format_effects
+from ..types.shapes import Constraint
+from . import eager
+from .annotations import Declared, TensorSpec, bind_sizes, check_dtype, expand, flat_specs, shape_mismatch
+from .recorder import STATE, Hidden, Trace, allowing, lift, tracing
+from .tensor import Tensor, Traced, make
+
+WEAK: dict[type, TensorType] = {}
+
+
+class NeedsValue(BaseException):
+    """Python asked for the value of a symbolic size: the function is traced again with these sizes as numbers."""
+
+    def __init__(self, names: frozenset[str]):
+        super().__init__(", ".join(sorted(names)))
+        self.names = names
+
+
+class Program:
+    """One trace of a function.
+
+    Attributes:
+        graph: the Graph function; its parameters are the dynamic leaves of the arguments, then what it captured.
+        captured: the tensors and hidden inputs behind the trailing parameters.
+        effects: inferred effects.
+        constraints: facts about sizes that each call checks once.
+        guards: comparisons of sizes that Python decided on while tracing; the program is valid where they come out alike.
+    """
+
+    def __init__(self, graph: Function, trace: Trace, out_tree: Any, out_static: Sequence[Any]):
+        self.graph = graph
+        self.captured = trace.captured
+        self.keep = trace._keep
+        self.sites = trace.sites
+        self.effects = frozenset(trace.effects)
+        self.constraints: list[Constraint] = trace.constraints
+        self.guards = trace.guards
+        self.out_tree = out_tree
+        self.out_static = list(out_static)  # per leaf: (value,) for a constant of the host, None for a tensor
+        self._run: Any = None
+
+    @property
+    def executable(self) -> Any:
+        """The compiled program; compiled at first use."""
+        if self._run is None:
+            self._run = eager.compile_graph(self.graph)
+        return self._run
+
+    def fits(self, env: Mapping[str, int]) -> bool:
+        """True when every guard comes out as it did while tracing."""
+        return all(c.decide(env) == outcome for c, outcome in self.guards)
+
+    def entry(self) -> Callable[[list[Any]], Any]:
+        """A function from the leaves' arrays to the results, specialised so that a call does as little as possible."""
+        run, captured, sites = self.executable, self.captured, self.sites
+        single = self.out_tree is None and not captured
+        if single:
+            return lambda arrays: make(run(arrays)[0])
+        statics, tree = self.out_static, self.out_tree
+
+        def call(arrays: list[Any]) -> Any:
+            arrays = arrays + [c.fetch(sites) if type(c) is Hidden else concrete(c) for c in captured]
+            out = run(arrays)
+            if tree is None:
+                return make(out[0])
+            it = iter(out)
+            leaves = [make(next(it)) if s is None else s[0] for s in statics]
+            return optree.tree_unflatten(tree, leaves)
+
+        return call
+
+
+def concrete(t: Any) -> np.ndarray[Any, Any]:
+    """The array of a captured tensor, as it is now."""
+    a: np.ndarray[Any, Any] = t._p
+    if type(a) is not np.ndarray:
+        t._concrete("a captured tensor")
+    return a
+
+
+# -- tracing one call ----------------------------------------------------------------------------------------------------
+class Scope:
+    """What a function's body sees: declared names, allowed effects, and how sizes give values."""
+
+    def __init__(self, bindings: Mapping[str, DimLike], demand: Any = None, decide: Any = None):
+        self.new = (bindings, demand, decide)
+
+    def __enter__(self) -> None:
+        self.saved = (SCOPE.bindings, SCOPE.demand, SCOPE.decide)
+        SCOPE.bindings, SCOPE.demand, SCOPE.decide = self.new
+
+    def __exit__(self, *exc: object) -> None:
+        SCOPE.bindings, SCOPE.demand, SCOPE.decide = self.saved
+
+
+def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[TensorType], names: Sequence[str | None],
+           weak: Sequence[type | None], declared: Declared, bindings: Mapping[str, DimLike],
+           sizes: Mapping[str, int] | None, allowed: frozenset[str] | None) -> Program:
+    """Trace ``call`` on parameters of the given types.
+
+    Args:
+        sizes: the actual values of the names, where the trace stands for a call; None for an abstract trace.
+        allowed: the effects that the function may have; None: any.
+
+    Raises:
+        TesseraError: from the body; a result that does not fit what is declared.
+        NeedsValue: Python needs the value of a size.
+    """
+    trace = Trace(name, STATE.trace)
+
+    def demand(d: Dim) -> int:
+        if sizes is None or d.names - sizes.keys():
+            raise TypeError(f"the size {d} is symbolic: it has no value until the function is called")
+        raise NeedsValue(d.names)
+
+    def decide(c: Constraint) -> bool:
+        outcome = c.decide(sizes) if sizes is not None else None
+        if outcome is None:
+            raise TypeError(f"whether {c} holds is not known until the function is called; state it with ts.require({c})")
+        trace.guards.append((c, outcome))
+        return outcome
+
+    params = [trace.parameter(t, n, w) for t, n, w in zip(types, names, weak, strict=True)]
+    with tracing(trace), Scope(bindings, demand, decide):
+        if allowed is not None:
+            with allowing(allowed, f"{name!r} ({format_effects(allowed)})"):
+                out = call(params)
+        else:
+            out = call(params)
+        leaves, tree, statics = flatten_results(out, name)
+        env = dict(bindings)
+        leaves = check_results(declared.result, leaves, name, env)
+        graph = trace.finish(leaves)
+    return Program(graph, trace, None if tree is None else tree, statics)
+
+
+def flatten_results(out: Any, name: str) -> tuple[list[Tensor], Any, list[Any]]:
+    """The tensors of a result, its structure (None for a single tensor), and for each leaf None or its host value."""
+    if type(out) is Tensor:
+        return [out], None, [None]
+    leaves, tree = optree.tree_flatten(out)
+    tensors: list[Tensor] = []
+    statics: list[Any] = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            tensors.append(leaf)
+            statics.append(None)
+        elif isinstance(leaf, np.ndarray | np.generic | Size):
+            tensors.append(lift(leaf))
+            statics.append(None)
+        else:
+            statics.append((leaf,))
+    return tensors, tree, statics
+
+
+def check_results(annotation: Any, leaves: list[Tensor], name: str, env: dict[str, DimLike]) -> list[Tensor]:
+    """Results against the declared type; floats widen to a declared dtype.
+
+    Raises:
+        ShapeError, DTypeError: a result does not fit.
+    """
+    if annotation is None:
+        return leaves
+    specs = flat_specs(annotation, len(leaves))
+    out = []
+    for t, spec in zip(leaves, specs, strict=True):
+        if spec is not None:
+            where = "the result" if len(leaves) == 1 else f"result {len(out)}"
+            check_shape(spec, t.type, where, name, env, {})
+            check_dtype(spec, t.type, where, name)
+            if spec.dtype is not None and spec.dtype is not t.dtype:
+                t = t.to(spec.dtype)
+        out.append(t)
+    return out
+
+
+def check_shape(spec: TensorSpec, t: TensorType, what: str, function: str, env: dict[str, DimLike],
+                origins: Mapping[str, str]) -> tuple[DimLike, ...]:
+    """Bind the declared sizes; returns them (without ``?`` and ``...``).
+
+    Raises:
+        ShapeError: the shape does not fit.
+    """
+    if spec.dims is None:
+        return t.shape
+    fresh = (f"_{what}{i}".replace(" ", "_") for i in range(64))
+    declared = expand(spec, t.rank, fresh, "" if what.isidentifier() else "_out")
+    if declared is None:
+        raise shape_mismatch(spec, t, None, what, function, env, origins)
+    before = dict(env)
+    axis = bind_sizes(declared, t.shape, env)
+    if axis is not None:
+        raise shape_mismatch(spec, t, axis, what, function, before | env, origins)
+    return declared
+
+
+def sizes_of(declared: Sequence[DimLike], env: Mapping[str, int], static: frozenset[str] | set[str]) -> tuple[DimLike, ...]:
+    """The sizes with the names in ``static`` (and sizes 0) as numbers."""
+    out: list[DimLike] = []
+    for d in declared:
+        if isinstance(d, Dim):
+            d = substitute(d, {n: env[n] for n in d.names if n in env and (n in static or env[n] == 0)})
+        out.append(d)
+    return tuple(out)
+
+
+def check_constraints(constraints: Sequence[Constraint], env: Mapping[str, int], function: str) -> None:
+    """Facts about sizes that the body required.
+
+    Raises:
+        ConstraintError: one does not hold.
+    """
+    from .annotations import check_sizes
+    check_sizes(constraints, env, function, {})
+
+
+def as_type(x: Any) -> TensorType:
+    """A tensor type from a tensor, an array, a :class:`TensorSpec` or a type.
+
+    Raises:
+        DTypeError, ShapeError: it describes no tensor.
+    """
+    if isinstance(x, TensorType):
+        return x
+    if isinstance(x, TensorSpec):
+        from ..types.dtypes import f32
+        if x.dims is None or any(isinstance(d, str) and d == "..." for d in x.dims):
+            raise ShapeError(f"{x} has no definite rank")
+        fresh = (f"_any{i}" for i in range(64))
+        return TensorType(x.dtype or f32, expand(x, len(x.dims), fresh) or ())
+    if isinstance(x, Tensor):
+        return x.type
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        from ..types.dtypes import as_dtype
+        return TensorType(as_dtype(x.dtype), tuple(x.shape))
+    raise DTypeError(f"a {type(x).__name__} describes no tensor", received=repr(x)[:80])
+
+
+def evaluate_all(shape: Sequence[DimLike], env: Mapping[str, int]) -> tuple[int, ...]:
+    """A symbolic shape as numbers."""
+    return tuple(evaluate(d, env) for d in shape)
+
+
+__all__ = ["NeedsValue", "Program", "Scope", "Traced", "as_type", "check_constraints", "check_results", "check_shape",
+           "concrete", "flatten_results", "record", "sizes_of"]
