@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..ir.core import INDEX, BufferType, Function, ScalarType, TileType
-from ..ir.tile import COMBINES, dot_problem, element
+from ..ir.tile import COMBINES, dot_problem, element, root
 from ..types.dims import Dim, DimLike, ceildiv, substitute
 from ..types.dtypes import DType, as_dtype, bool_, int64
 from ..types.promotion import accumulator
@@ -39,10 +39,11 @@ from .values import (
     Number,
     TileProgram,
     TileValue,
+    agree,
     as_value,
     binary,
     broadcast_to,
-    common,
+    conform,
     constant,
     current,
     fail,
@@ -211,7 +212,7 @@ def load(buffer: Buffer, offsets: Any = None, shape: Any = (), *, axes: Sequence
         attrs["masked"] = True
     if "check" in attrs or mask is not None:
         attrs["fill"] = literal(fill, buffer.dtype)
-    current().read.add(buffer.value)
+    current().read.add(root(buffer.value))
     return current().emit("load", operands, element(buffer.dtype, extents), attrs)
 
 
@@ -229,7 +230,7 @@ def store(buffer: Buffer, offsets: Any, value: Any, *, axes: Sequence[int] | Non
     if mask is not None:
         operands.append(_mask(mask, v.shape))
         attrs["masked"] = True
-    current().written.add(buffer.value)
+    current().written.add(root(buffer.value))
     current().emit("store", operands, None, attrs)
 
 
@@ -242,7 +243,7 @@ def gather(buffer: Buffer, flat: Any, *, mask: Any = None, fill: Any = 0) -> Til
     if mask is not None:
         operands.append(_mask(mask, where.shape))
         attrs = {"masked": True, "fill": literal(fill, buffer.dtype)}
-    current().read.add(buffer.value)
+    current().read.add(root(buffer.value))
     return current().emit("gather", operands, element(buffer.dtype, where.shape), attrs)
 
 
@@ -256,7 +257,7 @@ def scatter(buffer: Buffer, flat: Any, value: Any, *, mask: Any = None) -> None:
     if mask is not None:
         operands.append(_mask(mask, where.shape))
         attrs["masked"] = True
-    current().written.add(buffer.value)
+    current().written.add(root(buffer.value))
     current().emit("scatter", operands, None, attrs)
 
 
@@ -268,12 +269,31 @@ def alloc(shape: Any, dtype: object, space: str = "local") -> Buffer:
     return Buffer(op.result)
 
 
+def view(buffer: Buffer, shape: Sequence[DimLike]) -> Buffer:
+    """The first elements of ``buffer`` under another dense shape (sizes may be symbolic).
+
+    Raises:
+        KernelError: the shape has more elements than the buffer.
+    """
+    buffer = _buffer(buffer, "view")
+    t = BufferType(buffer.dtype, tuple(shape), buffer.type.space)
+    if t == buffer.type:
+        return buffer
+    if isinstance(t.size, int) and isinstance(buffer.type.size, int) and t.size > buffer.type.size:
+        fail(f"{t} is larger than {buffer.type}")
+    prog = current()
+
+    def make() -> Any:
+        return Buffer(prog.builder.value("view", (buffer.value,), t, loc=prog.builder.loc or location()))
+
+    return prog.memo(("view", buffer.value, t.shape), make)  # type: ignore[return-value]
+
+
 def check(ok: Any, value: Any = None, site: int = 0) -> None:
     """Record the first lane where ``ok`` is false, with ``value``, under ``site`` (a run-time error)."""
     p = as_value(ok)
     v = as_value(value) if value is not None else p.to(int64)
-    shape = common([p.to(int64), v.to(int64)])[0].shape
-    current().emit("check", (broadcast_to(p, shape), broadcast_to(v, shape)), None, {"site": site})
+    current().emit("check", conform([p, v]), None, {"site": site})
 
 
 # -- tiles -------------------------------------------------------------------------------------------------------------
@@ -388,6 +408,7 @@ def reduce(x: TileValue, axis: int, combine: str, keepdims: bool = False) -> Til
 
 
 def _fold_axes(x: TileValue, axis: int | None, keepdims: bool, combine: str) -> TileValue:
+    x = as_value(x)
     if axis is not None:
         return reduce(x, axis, combine, keepdims)
     for _ in builtins.range(x.rank):
@@ -426,8 +447,9 @@ def dot(a: TileValue, b: TileValue, acc: TileValue | None = None, accumulate: ob
     Raises:
         KernelError: the shapes do not fit, or the dtypes have no dot.
     """
+    a, b = as_value(a), as_value(b)
     for t in (a, b):
-        if not isinstance(t, TileValue) or t.rank != 2:
+        if t.rank != 2:
             fail(f"dot multiplies matrices, got {t!r}")
     if a.shape[1] != b.shape[0]:
         fail(f"dot: {a.type} by {b.type}: inner extents differ, {a.shape[1]} vs {b.shape[0]}",
@@ -460,9 +482,7 @@ def where(p: Any, a: Any, b: Any) -> TileValue:
     c = as_value(p)
     if c.dtype is not bool_:
         fail(f"the condition is bool, not {c.dtype}")
-    x, y = common([a, b])
-    shape = common([c.to(int64), x.to(int64) if x.dtype.kind != "complex" else c.to(int64)])[0].shape if c.shape != x.shape else x.shape
-    return typed("select", [broadcast_to(c, shape), broadcast_to(x, shape), broadcast_to(y, shape)])
+    return typed("select", conform([c, *agree([a, b])]))
 
 
 select = where
@@ -523,6 +543,6 @@ __all__ = [
     "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "bitcast", "broadcast_to", "build", "cdiv",
     "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "extract", "for_loop", "full", "gather", "iota",
     "load", "max", "maximum", "min", "minimum", "prod", "program_id", "range", "reduce", "reshape", "scatter", "select", "size",
-    "slice", "splat", "static_range", "store", "sum", "tile_function", "tracing", "transpose", "where", "while_loop", "zeros",
+    "slice", "splat", "static_range", "store", "sum", "tile_function", "tracing", "transpose", "view", "where", "while_loop", "zeros",
     *sorted(n for n in POINTWISE if n not in ("select", "convert", "bitcast", "minimum", "maximum")),
 ]

@@ -24,7 +24,6 @@ from ..types.dtypes import DType, as_dtype, bool_, f32, int64
 from ..types.promotion import PromotionError, promote, promote_weak
 
 Number = bool | int | float | complex
-Scalar = "TileValue | Number | Dim"
 
 _INTERNAL: set[str] = {__file__}  # files whose frames are passed over when an op's line is looked up
 _local = threading.local()
@@ -68,7 +67,8 @@ class TileProgram:
     def __init__(self, name: str, buffers: Sequence[tuple[str, BufferType]], sizes: Sequence[str] = (),
                  grid: Sequence[DimLike] = (1,), writes: Sequence[int] | None = None, loc: Loc | None = None):
         types = [t for _, t in buffers] + [INDEX] * len(sizes)
-        block = Block(types, [*(n for n, _ in buffers), *sizes])
+        names = [n if n not in sizes else f"{n}_" for n, _ in buffers]
+        block = Block(types, [*names, *sizes])
         self.fn = Function(name, "tile", block, {"grid": tuple(grid), "sizes": tuple(sizes), "writes": ()})
         self.writes = None if writes is None else tuple(writes)
         self.builder = Builder(block, loc)
@@ -100,7 +100,14 @@ class TileProgram:
         """Append an op with one result (or none: then the returned value must not be used)."""
         types = () if result is None else (result,)
         op = self.builder.op(name, [v.value for v in operands], types, attrs, blocks, self.builder.loc or location())
-        return TileValue(op.results[0]) if types else None  # type: ignore[return-value]
+        if not types:
+            return None  # type: ignore[return-value]
+        made = TileValue(op.results[0])
+        for v in operands:
+            if v.__class__ is TileValue and v.meta is not None:
+                _hook("meta")(name, operands, attrs, made)
+                break
+        return made
 
     def memo(self, key: Any, make: Callable[[], TileValue]) -> TileValue:
         """A value that an enclosing block already has, else ``make()`` here."""
@@ -168,20 +175,109 @@ def tracing() -> bool:
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
-class TileValue:
+class Operators:
+    """Python's operators as pointwise ops, for tile values and whatever else has ``__tile__()``."""
+
+    __slots__ = ()
+    __array_priority__ = 1000
+
+    def __add__(self, o: Any) -> TileValue: return binary("add", self, o)
+    def __radd__(self, o: Any) -> TileValue: return binary("add", o, self)
+    def __sub__(self, o: Any) -> TileValue: return binary("sub", self, o)
+    def __rsub__(self, o: Any) -> TileValue: return binary("sub", o, self)
+    def __mul__(self, o: Any) -> TileValue: return binary("mul", self, o)
+    def __rmul__(self, o: Any) -> TileValue: return binary("mul", o, self)
+    def __truediv__(self, o: Any) -> TileValue: return binary("div", self, o)
+    def __rtruediv__(self, o: Any) -> TileValue: return binary("div", o, self)
+    def __floordiv__(self, o: Any) -> TileValue: return binary("floor_div", self, o)
+    def __rfloordiv__(self, o: Any) -> TileValue: return binary("floor_div", o, self)
+    def __mod__(self, o: Any) -> TileValue: return binary("mod", self, o)
+    def __rmod__(self, o: Any) -> TileValue: return binary("mod", o, self)
+    def __pow__(self, o: Any) -> TileValue: return power(as_value(self), o)
+    def __matmul__(self, o: Any) -> TileValue: return _hook("dot")(self, o)  # type: ignore[no-any-return]
+    def __lt__(self, o: Any) -> TileValue: return binary("lt", self, o)
+    def __le__(self, o: Any) -> TileValue: return binary("le", self, o)
+    def __gt__(self, o: Any) -> TileValue: return binary("gt", self, o)
+    def __ge__(self, o: Any) -> TileValue: return binary("ge", self, o)
+    def __eq__(self, o: object) -> Any: return False if o is None else binary("eq", self, o)
+    def __ne__(self, o: object) -> Any: return True if o is None else binary("ne", self, o)
+    def __and__(self, o: Any) -> TileValue: return logic("and", self, o)
+    def __rand__(self, o: Any) -> TileValue: return logic("and", o, self)
+    def __or__(self, o: Any) -> TileValue: return logic("or", self, o)
+    def __ror__(self, o: Any) -> TileValue: return logic("or", o, self)
+    def __xor__(self, o: Any) -> TileValue: return logic("xor", self, o)
+    def __rxor__(self, o: Any) -> TileValue: return logic("xor", o, self)
+    def __lshift__(self, o: Any) -> TileValue: return binary("shift_left", self, o)
+    def __rshift__(self, o: Any) -> TileValue: return binary("shift_right", self, o)
+    def __invert__(self) -> TileValue: return invert(self)
+    def __neg__(self) -> TileValue: return unary("neg", self)
+    def __pos__(self) -> TileValue: return as_value(self)
+    def __abs__(self) -> TileValue: return unary("abs", self)
+    def __hash__(self) -> int: return id(self)
+
+    @property
+    def T(self) -> TileValue:
+        """The matrix transposed."""
+        x = as_value(self)
+        if x.rank != 2:
+            fail(f"T transposes matrices; this is {x.type}", hints=["use tile.transpose(x, perm)"])
+        return transpose(x, (1, 0))
+
+    def to(self, dtype: object) -> TileValue:
+        """Converted to ``dtype``: rounded to nearest even; floats to integers truncate and saturate, NaN gives 0."""
+        return convert(as_value(self), as_dtype(dtype))
+
+    def sum(self, axis: int | None = None, keepdims: bool = False) -> TileValue:
+        return _hook("sum")(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def max(self, axis: int | None = None, keepdims: bool = False) -> TileValue:
+        return _hook("max")(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def min(self, axis: int | None = None, keepdims: bool = False) -> TileValue:
+        return _hook("min")(self, axis, keepdims)  # type: ignore[no-any-return]
+
+    def reshape(self, *shape: Any) -> TileValue:
+        return reshape(as_value(self), shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+
+    def transpose(self, *perm: Any) -> TileValue:
+        return transpose(as_value(self), perm[0] if len(perm) == 1 and isinstance(perm[0], tuple | list) else perm)
+
+
+class Meta:
+    """What the kernel front end knows about a tile beyond its type.
+
+    Attributes:
+        edges: axis -> how many leading lanes along it lie inside the data (int64 scalar); the others are not data.
+        rows: a rank-1 tile that holds one value for each row of a matrix: it broadcasts along the last axis.
+        zero: the lanes outside ``edges`` are known to be 0.
+    """
+
+    __slots__ = ("edges", "rows", "zero")
+
+    def __init__(self, edges: Mapping[int, TileValue] | None = None, rows: bool = False, zero: bool = False):
+        self.edges, self.rows, self.zero = dict(edges or {}), rows, zero
+
+    def same(self, other: Meta | None) -> bool:
+        if other is None:
+            return not self.edges and not self.rows
+        return self.rows == other.rows and self.edges.keys() == other.edges.keys() and \
+            all(v.value is other.edges[k].value for k, v in self.edges.items())
+
+
+class TileValue(Operators):
     """A scalar or tile of the program under construction.
 
     Attributes:
         value: the IR value.
         const: the Python number it is known to equal, or None.
         dim: the size expression it is known to equal, or None.
+        meta: what the kernel front end knows beyond the type, or None.
     """
 
-    __slots__ = ("const", "dim", "value")
-    __array_priority__ = 1000
+    __slots__ = ("const", "dim", "meta", "value")
 
-    def __init__(self, value: Value, const: Number | None = None, dim: Dim | None = None):
-        self.value, self.const, self.dim = value, const, dim
+    def __init__(self, value: Value, const: Number | None = None, dim: Dim | None = None, meta: Meta | None = None):
+        self.value, self.const, self.dim, self.meta = value, const, dim, meta
 
     @property
     def type(self) -> Any:
@@ -201,66 +297,6 @@ class TileValue:
         return len(self.shape)
 
     ndim = rank
-
-    @property
-    def T(self) -> TileValue:
-        """The matrix transposed."""
-        if self.rank != 2:
-            fail(f"T transposes matrices; this is {self.type}", hints=["use tile.transpose(x, perm)"])
-        return transpose(self, (1, 0))
-
-    def to(self, dtype: object) -> TileValue:
-        """Converted to ``dtype``: rounded to nearest even; floats to integers truncate and saturate, NaN gives 0."""
-        return convert(self, as_dtype(dtype))
-
-    def __add__(self, o: Any) -> TileValue: return binary("add", self, o)
-    def __radd__(self, o: Any) -> TileValue: return binary("add", o, self)
-    def __sub__(self, o: Any) -> TileValue: return binary("sub", self, o)
-    def __rsub__(self, o: Any) -> TileValue: return binary("sub", o, self)
-    def __mul__(self, o: Any) -> TileValue: return binary("mul", self, o)
-    def __rmul__(self, o: Any) -> TileValue: return binary("mul", o, self)
-    def __truediv__(self, o: Any) -> TileValue: return binary("div", self, o)
-    def __rtruediv__(self, o: Any) -> TileValue: return binary("div", o, self)
-    def __floordiv__(self, o: Any) -> TileValue: return binary("floor_div", self, o)
-    def __rfloordiv__(self, o: Any) -> TileValue: return binary("floor_div", o, self)
-    def __mod__(self, o: Any) -> TileValue: return binary("mod", self, o)
-    def __rmod__(self, o: Any) -> TileValue: return binary("mod", o, self)
-    def __pow__(self, o: Any) -> TileValue: return power(self, o)
-    def __matmul__(self, o: Any) -> TileValue: return _hook("dot")(self, o)  # type: ignore[no-any-return]
-    def __lt__(self, o: Any) -> TileValue: return binary("lt", self, o)
-    def __le__(self, o: Any) -> TileValue: return binary("le", self, o)
-    def __gt__(self, o: Any) -> TileValue: return binary("gt", self, o)
-    def __ge__(self, o: Any) -> TileValue: return binary("ge", self, o)
-    def __eq__(self, o: object) -> Any: return False if o is None else binary("eq", self, o)
-    def __ne__(self, o: object) -> Any: return True if o is None else binary("ne", self, o)
-    def __and__(self, o: Any) -> TileValue: return binary(_logic(self, o, "and"), self, o)
-    def __rand__(self, o: Any) -> TileValue: return binary(_logic(self, o, "and"), o, self)
-    def __or__(self, o: Any) -> TileValue: return binary(_logic(self, o, "or"), self, o)
-    def __ror__(self, o: Any) -> TileValue: return binary(_logic(self, o, "or"), o, self)
-    def __xor__(self, o: Any) -> TileValue: return binary(_logic(self, o, "xor"), self, o)
-    def __rxor__(self, o: Any) -> TileValue: return binary(_logic(self, o, "xor"), o, self)
-    def __lshift__(self, o: Any) -> TileValue: return binary("shift_left", self, o)
-    def __rshift__(self, o: Any) -> TileValue: return binary("shift_right", self, o)
-    def __invert__(self) -> TileValue: return unary("logical_not" if self.dtype is bool_ else "bitwise_not", self)
-    def __neg__(self) -> TileValue: return unary("neg", self)
-    def __pos__(self) -> TileValue: return self
-    def __abs__(self) -> TileValue: return unary("abs", self)
-    def __hash__(self) -> int: return id(self)
-
-    def sum(self, axis: int | None = None, keepdims: bool = False) -> TileValue:
-        return _hook("sum")(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def max(self, axis: int | None = None, keepdims: bool = False) -> TileValue:
-        return _hook("max")(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def min(self, axis: int | None = None, keepdims: bool = False) -> TileValue:
-        return _hook("min")(self, axis, keepdims)  # type: ignore[no-any-return]
-
-    def reshape(self, *shape: Any) -> TileValue:
-        return reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
-
-    def transpose(self, *perm: Any) -> TileValue:
-        return transpose(self, perm[0] if len(perm) == 1 and isinstance(perm[0], tuple | list) else perm)
 
     def __getitem__(self, index: Any) -> TileValue:
         """Static indexing: slices with constant ends, integers, ``None`` for a new axis."""
@@ -332,9 +368,16 @@ def _hook(name: str) -> Callable[..., Any]:
     return _HOOKS[name]
 
 
-def _logic(a: TileValue, b: Any, what: str) -> str:
-    both_bool = a.dtype is bool_ and (isinstance(b, bool) or (isinstance(b, TileValue) and b.dtype is bool_))
-    return f"{'logical' if both_bool else 'bitwise'}_{what}"
+def logic(what: str, a: Any, b: Any) -> TileValue:
+    """``& | ^``: logical on bool, else bitwise."""
+    a, b = _lift(a), _lift(b)
+    both_bool = all(isinstance(x, bool) or (isinstance(x, TileValue) and x.dtype is bool_) for x in (a, b))
+    return pointwise(f"{'logical' if both_bool else 'bitwise'}_{what}", a, b)
+
+
+def invert(x: Any) -> TileValue:
+    v = as_value(x)
+    return unary("logical_not" if v.dtype is bool_ else "bitwise_not", v)
 
 
 # -- constants, sizes, conversion --------------------------------------------------------------------------------------
@@ -407,11 +450,13 @@ def as_value(x: Any, dtype: DType | None = None) -> TileValue:
         return x
     if isinstance(x, Dim):
         return size(x)  # type: ignore[return-value]
-    if isinstance(x, Number) or (hasattr(x, "item") and getattr(x, "shape", None) == ()):
-        return constant(x if isinstance(x, Number) else x.item(), dtype)
+    if isinstance(x, Number):
+        return constant(x, dtype)
     as_tile = getattr(x, "__tile__", None)
     if as_tile is not None:
         return as_tile()  # type: ignore[no-any-return]
+    if hasattr(x, "item") and getattr(x, "shape", None) == ():
+        return constant(x.item(), dtype)
     fail(f"expected a tile, a scalar or a number, got {type(x).__name__}")
 
 
@@ -552,9 +597,18 @@ def joint_shape(values: Sequence[TileValue]) -> tuple[int, ...]:
 
 
 # -- pointwise ---------------------------------------------------------------------------------------------------------
-def common(values: Sequence[Any]) -> list[TileValue]:
-    """Operands brought to one dtype (Python numbers are weak) and one shape."""
-    lifted = [v if isinstance(v, Number) or (hasattr(v, "item") and not isinstance(v, TileValue)) else as_value(v) for v in values]
+def _lift(v: Any) -> Any:
+    """A TileValue; Python numbers and numpy scalars stay, as Python numbers, because their dtype is weak."""
+    if isinstance(v, Number):
+        return v
+    if hasattr(v, "item") and getattr(v, "shape", None) == () and not isinstance(v, Operators):
+        return v.item()
+    return as_value(v)
+
+
+def agree(values: Sequence[Any]) -> list[TileValue]:
+    """Operands brought to one dtype."""
+    lifted = [_lift(v) for v in values]
     tiles = [v for v in lifted if isinstance(v, TileValue)]
     if not tiles:
         lifted[0] = constant(lifted[0])
@@ -567,10 +621,21 @@ def common(values: Sequence[Any]) -> list[TileValue]:
         fail(str(e), hints=["convert one operand with .to(...)"])
     for v in lifted:
         if not isinstance(v, TileValue):
-            dtype = promote_weak(dtype, type(v) if isinstance(v, Number) else type(v.item()))
-    out = [convert(v, dtype) if isinstance(v, TileValue) else constant(v, dtype) for v in lifted]
-    shape = joint_shape(out)
-    return [broadcast_to(v, shape) for v in out]
+            dtype = promote_weak(dtype, type(v))
+    return [convert(v, dtype) if isinstance(v, TileValue) else constant(v, dtype) for v in lifted]
+
+
+def conform(values: Sequence[TileValue]) -> list[TileValue]:
+    """Operands broadcast to one shape."""
+    if any(v.meta is not None and v.meta.rows for v in values) and any(v.rank > 1 for v in values):
+        values = [reshape(v, (*v.shape, 1)) if v.rank == 1 and v.meta is not None and v.meta.rows else v for v in values]
+    shape = joint_shape(values)
+    return [broadcast_to(v, shape) for v in values]
+
+
+def common(values: Sequence[Any]) -> list[TileValue]:
+    """Operands brought to one dtype (Python numbers are weak) and one shape."""
+    return conform(agree(values))
 
 
 def pointwise(name: str, *operands: Any) -> TileValue:
@@ -643,7 +708,7 @@ def _fold(name: str, a: Any, b: Any) -> TileValue | None:
 
 
 def binary(name: str, a: Any, b: Any) -> TileValue:
-    a, b = (x.__tile__() if hasattr(x, "__tile__") else x for x in (a, b))
+    a, b = _lift(a), _lift(b)
     folded = _fold(name, a, b)
     if folded is not None:
         return folded
@@ -654,9 +719,7 @@ def binary(name: str, a: Any, b: Any) -> TileValue:
 
 def _inexact(x: Any) -> Any:
     """True division of integers is division of floats: f32."""
-    if isinstance(x, TileValue) and not x.dtype.is_inexact:
-        return convert(x, f32)
-    return as_value(x).to(f32) if isinstance(x, Dim) else x
+    return convert(x, f32) if isinstance(x, TileValue) and not x.dtype.is_inexact else x
 
 
 def power(x: TileValue, n: Any) -> TileValue:
