@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tessera.ir import interpret_sched, interpret_tile
 from tessera.ir.core import Function
-from tessera.ir.pointwise_numpy import pointwise
 from tessera.ir.text import parse_function
-from tessera.ir.tile import POINTWISE, verify
+from tessera.ir.tile import verify
 from tessera.machine import cpu
 from tessera.tiling.lower import lower_kernel
 from tessera.types.dims import evaluate
-from tessera.types.dtypes import as_dtype, bool_
 
 MACHINES = (cpu.X86_AVX512, cpu.X86_AVX2, cpu.AARCH64_NEON)
-
-
-def meaning(name: str) -> Callable[..., Any]:
-    """Both interpreters take pointwise ops to mean the same."""
-
-    def apply(*arrays: Any, dtype: Any = None, **_: Any) -> Any:
-        result = bool_ if POINTWISE[name][2] == "bool" else dtype or as_dtype(np.asarray(arrays[-1]).dtype)
-        return pointwise(name, arrays, result)
-
-    return apply
 
 
 def sched(text: str) -> Function:
@@ -42,29 +30,18 @@ def lowered(fn: Function, machine: Any = cpu.X86_AVX512, **decisions: Any) -> Fu
     return made
 
 
-def bits(x: np.ndarray) -> np.ndarray:
-    if x.dtype.kind in "fV" or x.dtype.kind == "c" or x.dtype.itemsize:
-        return np.ascontiguousarray(x).view(np.uint8)
-    return x
-
-
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal bits, any NaN counting as any other."""
     if a.dtype.kind == "f" and bool(np.isnan(a).any()):
         return bool((np.isnan(a) == np.isnan(b)).all()) and same(np.nan_to_num(a), np.nan_to_num(b))
-    return np.array_equal(bits(a), bits(b))
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def check(text: str, arrays: Sequence[np.ndarray], sizes: dict[str, int] | None = None,
           machines: Sequence[Any] = MACHINES, **decisions: Any) -> list[np.ndarray]:
     """Run ``text`` (one kernel) on copies of ``arrays``; the arrays afterwards, equal in both interpreters."""
-    interpret_sched.MEANING, saved = meaning, interpret_sched.MEANING
-    try:
-        expected = [a.copy() for a in arrays]
-        fn = sched(text)
-        interpret_sched.interpret(fn, expected, sizes or {})
-    finally:
-        interpret_sched.MEANING = saved
+    expected = [a.copy() for a in arrays]
+    interpret_sched.interpret(sched(text), expected, sizes or {})
     for machine in machines:
         made = lowered(sched(text), machine, **decisions)
         got = [a.copy() for a in arrays]

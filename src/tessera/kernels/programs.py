@@ -7,7 +7,8 @@ from typing import Any
 
 from ..ir.core import BufferType, Op
 from ..tiling import dsl as tile
-from ..types.dims import Dim, DimLike, ceildiv, dim_max, floordiv, product
+from ..tiling.lower_cost import at_least_one
+from ..types.dims import Dim, DimLike, ceildiv, product
 from ..types.dtypes import DType, bf16, f16, f32
 from ..types.shapes import Shape
 
@@ -37,7 +38,7 @@ def around(shape: Shape, axis: int) -> tuple[DimLike, DimLike, DimLike]:
 
 def per_block(work: DimLike, budget: int = 16384, most: DimLike | None = None) -> DimLike:
     """How many units of ``work`` elements make a block of about ``budget`` elements."""
-    n = dim_max(1, floordiv(budget, dim_max(1, work)))
+    n = at_least_one(budget, work)
     if most is not None and isinstance(n, int) and isinstance(most, int):
         return max(1, min(n, most))
     return n

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..ir.core import INDEX, Block, BufferType, Function, Op, ScalarType, Value
-from ..types.dims import Dim, DimLike, ceildiv, dim_max, dim_min, floordiv, product
+from ..ir.core import INDEX, Block, BufferType, Function, Op, Value
+from ..types.dims import Dim, DimLike, ceildiv, dim_max, product
 from .lower_analysis import Kernel, Loop, analyse, coefficient
 from .lower_body import Axis, Context
-from .lower_cost import best_lane, extent_guess, lane_cost, op_weight, widest
+from .lower_cost import at_least_one, best_lane, extent_guess, lane_cost, op_weight, widest
 from .lower_emit import Emit, Int
 from .lower_loops import Loops
 
@@ -236,10 +236,10 @@ class Lowering(Loops):
             return self.block_points()
         heaviest = max(self.work(op.blocks[0].ops) for op in self.k.body.ops if op in self.k.loops)
         budget = max(1024, int(262144 / max(1.0, heaviest * len(inner))))
-        longest: DimLike = 1
+        longest: DimLike = 0
         for n in inner:
             longest = dim_max(longest, n)
-        return dim_max(1, floordiv(budget, longest))
+        return at_least_one(budget, longest)
 
     def map(self, lane: Loop) -> None:
         """Every point of the grid is a lane of a tile along ``lane``."""
@@ -256,7 +256,7 @@ class Lowering(Loops):
             lo, hi = self.chunk(0, e.size(cut), lane.extent)
             self.lanes(lane, lo, hi, width, tail, ops, Context({}), (), self._run_body)
             return
-        per_block = dim_max(1, floordiv(points, dim_max(1, lane.extent)))
+        per_block = at_least_one(points, lane.extent)
         if isinstance(per_block, int) and isinstance(rows, int):
             per_block = min(per_block, rows)
         self.grid(ceildiv(rows, per_block), ceildiv(lane.extent, cut))
@@ -320,4 +320,4 @@ def _extent(loop: Loop) -> int:
     return extent_guess(loop.extent)
 
 
-__all__ = ["Kernel", "Lowering", "ScalarType", "dim_min", "lower_kernel"]
+__all__ = ["Kernel", "Lowering", "lower_kernel"]

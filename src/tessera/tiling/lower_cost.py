@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..ir.core import Op
-from ..types.dims import Dim, DimLike
+from ..types.dims import Dim, DimLike, floordiv
 from ..types.dtypes import DType, bool_, f32, int64
 from .lower_analysis import Kernel, Loop, coefficient, dynamic_operands
 from .lower_emit import scalar_of
@@ -33,6 +33,13 @@ def expensive(op: Op) -> bool:
 
 def extent_guess(extent: DimLike) -> int:
     return extent if isinstance(extent, int) else UNKNOWN_EXTENT
+
+
+def at_least_one(budget: int, work: DimLike) -> DimLike:
+    """About ``budget / work``, and never 0; a symbolic ``work`` may turn out to be 0."""
+    if isinstance(work, int):
+        return max(1, budget // max(1, work))
+    return 1 + floordiv(budget, work + 1)
 
 
 def widest(op: Op) -> DType:
