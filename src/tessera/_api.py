@@ -50,6 +50,7 @@ from .tracing.creation import (
     zeros_like,
 )
 from .tracing.function import eval_shape, function, jit, require
+from .tracing.indexing import masked_select
 from .tracing.parameters import linear
 from .tracing.tensor import Tensor
 from .types.constraints import sym
@@ -94,8 +95,6 @@ LAZY_NAMES = {
     "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
     "pure": ("effects", "pure"), "log_message": ("effects", "log_message"),
-    "nonzero": ("tracing.counting", "nonzero"), "unique": ("tracing.counting", "unique"),
-    "masked_select": ("tracing.counting", "masked_select"), "argwhere": ("tracing.counting", "argwhere"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"),
     "grad": ("transforms", "grad"), "value_and_grad": ("transforms", "value_and_grad"), "vmap": ("transforms", "vmap"),
     "jvp": ("transforms", "jvp"), "vjp": ("transforms", "vjp"), "checkpoint": ("transforms", "checkpoint"),
@@ -120,8 +119,6 @@ _OWN = {k: v for k, v in list(globals().items()) if not k.startswith("_") and k 
 def _assemble() -> None:
     methods.attach(ops)
     indexing.install()
-    from .tracing import counting
-    counting.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
     try:
         runtime = importlib.import_module("tessera.runtime")

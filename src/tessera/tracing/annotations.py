@@ -210,30 +210,48 @@ def check_dtype(spec: TensorSpec, t: TensorType, what: str, function: str, decla
                f"Or declare {what} as {t.dtype} in the annotation"])
 
 
+def _quoted(d: Any) -> str:
+    return f'"{d}"' if isinstance(d, str | Dim) else format_dim(d)
+
+
+def _as_written(spec: TensorSpec, dims: Sequence[Any]) -> str:
+    items = [_quoted(d) for d in dims]
+    if spec.dtype is not None:
+        items.append(str(spec.policy or spec.dtype))
+    return f"Tensor[{', '.join(items)}]"
+
+
 def shape_mismatch(spec: TensorSpec, t: TensorType, axis: int | None, what: str, function: str,
                    env: Mapping[str, DimLike], origins: Mapping[str, str]) -> ShapeError:
     """The error for an argument (or result) whose shape does not fit what is declared."""
     bound = ", ".join(f"{k} = {format_dim(v)}" for k, v in env.items() if k in spec.names and not k.startswith("_"))
-    expected = str(spec) + (f" where {bound}" if bound else "")
-    shown = f"Tensor[{', '.join(format_dim(d) for d in t.shape)}, {t.dtype}]"
-    notes = [f"{k} = {format_dim(env[k])} from {origins[k]}" for k in spec.names if k in env and k in origins]
+    expected = _as_written(spec, spec.dims or ()) + (f" where {bound}" if bound else "")
+    notes = [f"{k} = {format_dim(env[k])} from {origins[k]}" for k in sorted(spec.names) if k in env and k in origins]
     if axis is None:
         return ShapeError(
-            f"{what!r} has {t.rank} axes, and its type has {len(spec.dims or ())}", expected=expected, received=shown,
-            sentence=f"The function {function!r} expects {what!r} as {spec}.", origins=notes,
+            f"{what!r} has {t.rank} axes, and its type has {len(spec.dims or ())}", expected=expected,
+            received=_as_written(spec, t.shape), sentence=f"The function {function!r} expects {what!r} as {spec}.", origins=notes,
             hints=["Add or remove axes: x.unsqueeze(0), x.squeeze(0), x.reshape(...)",
                    'Declare "..." in the annotation to accept any number of leading axes'])
     declared = expand(spec, t.rank, iter(f"_{i}" for i in range(99)))
-    want = declared[axis] if declared is not None else "?"
-    got = format_dim(t.shape[axis])
-    value = substitute(want, dict(env)) if isinstance(want, Dim) else want
-    label = f"{want} = {value}" if isinstance(want, Dim) and value != want else f"{value}"
+    assert declared is not None
+    want, got = declared[axis], format_dim(t.shape[axis])
+    known = {k: v for k, v in env.items() if not isinstance(want, Dim) or want.is_name or k in want.names}
+    value = substitute(want, known) if isinstance(want, Dim) else want
+    label = f"{want}={value}" if isinstance(want, Dim) and value != want else f"{value}"
+    shown = [n if i == axis or not isinstance(d, Dim) or str(d).startswith("_") else d
+             for i, (d, n) in enumerate(zip(declared, t.shape, strict=True))]
     return ShapeError(
-        f"{what!r} has size {got} in dimension {axis}, where {label} is declared", expected=expected, received=shown,
-        sentence=f"The function {function!r} expects dimension {label} but received {got}.", origins=notes,
-        hints=["Ensure that the input tensor has the declared sizes",
+        f"{what!r} has size {got} in dimension {axis}, where {label} is declared", expected=expected,
+        received=_as_written(spec, shown), origins=notes,
+        sentence=f"The function {function!r} expects dimension {label} but received {_received(want, got)}.",
+        hints=["Ensure input tensor has correct dimensions",
                f"Add a projection layer: {what} = linear({what}, out_dim={value})",
-               f"Change the declared size to {got}"])
+               f"Update the declared sizes to use {_received(want, got)}"])
+
+
+def _received(want: DimLike, got: str) -> str:
+    return f"{want}={got}" if isinstance(want, Dim) and want.is_name else got
 
 
 # -- signatures --------------------------------------------------------------------------------------------------------------

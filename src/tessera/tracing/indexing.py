@@ -8,7 +8,7 @@ an updated value.  Boolean masks have a result whose size depends on values, so 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..ir.core import TensorType
 from ..types import dtypes as dt
 from ..types.dims import Dim, DimLike, as_dim, ceildiv, known_nonnegative
 from ..types.promotion import promote_weak, widens
-from ..types.shapes import broadcast, product
+from ..types.shapes import product
 from .methods import function
 from .recorder import STATE, as_array, bind, lift
 from .tensor import Tensor, Traced, make, ndarray
@@ -127,8 +127,24 @@ def _traced(x: Tensor, items: Sequence[Any]) -> Tensor:
                 "indexing a traced tensor with a boolean mask", received=f"mask {getattr(i, 'type', 'bool')}",
                 sentence="How many elements a mask selects is known only when the program runs, and shapes are fixed before.",
                 hints=_MASK_HINTS)
+    if any(_is_advanced(i) for i in plan):  # beside index tensors, NumPy takes an integer as one of them
+        plan = [_as_index(x, i, axis) if isinstance(i, int | np.integer) else i for i, axis in _with_axes(plan)]
     y, advanced = _basic(x, plan)
     return _gather(y, advanced) if advanced else y
+
+
+def _with_axes(plan: Sequence[Any]) -> list[tuple[Any, int]]:
+    """Each item with the axis of the tensor it stands for (None stands for none)."""
+    out, axis = [], 0
+    for i in plan:
+        out.append((i, axis))
+        axis += i is not None
+    return out
+
+
+def _as_index(x: Tensor, i: Any, axis: int) -> np.ndarray[Any, Any]:
+    _position(x, int(i), x.type.shape[axis], axis)
+    return np.asarray(i, np.int64)
 
 
 def _basic(x: Tensor, plan: Sequence[Any]) -> tuple[Tensor, list[tuple[int, Tensor]]]:
@@ -230,37 +246,8 @@ def _index_tensor(i: Any) -> Tensor:
 
 
 def _gather(x: Tensor, advanced: list[tuple[int, Tensor]]) -> Tensor:
-    """Integer tensors along some axes: those axes come first as one, and one ``take`` reads them."""
-    axes = [a for a, _ in advanced]
-    shape = x.type.shape
-    if len(axes) == 1:
-        return function("take")(x, advanced[0][1], axis=axes[0])  # type: ignore[no-any-return]
-    rest = [a for a in range(len(shape)) if a not in axes]
-    common = broadcast(*[t.type.shape for _, t in advanced])
-    flat = _flat_index([(t, shape[a]) for a, t in advanced])
-    front = bind("transpose", x, perm=tuple(axes + rest)) if axes + rest != list(range(len(shape))) else x
-    rows = bind("reshape", front, shape=(product(shape[a] for a in axes), *[shape[a] for a in rest]))
-    out = function("take")(rows, flat, axis=0)
-    adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
-    if adjacent and axes[0] > 0:  # NumPy puts the new axes where the indices stood
-        k, r = len(common), axes[0]
-        perm = [*range(k, k + r), *range(k), *range(k + r, k + len(rest))]
-        out = bind("transpose", out, perm=tuple(perm))
-    return out  # type: ignore[no-any-return]
-
-
-def _flat_index(parts: Sequence[tuple[Tensor, DimLike]]) -> Tensor:
-    """The row-major number of the point that the index tensors name; one outside its axis makes it a negative number."""
-    total: Any = None
-    inside: Any = None
-    for t, n in parts:
-        size = n if isinstance(n, int) else lift(n)
-        i = function("where")(t < 0, t + size, t)
-        good = (i >= 0) & (i < size)
-        inside = good if inside is None else inside & good
-        total = i if total is None else total * size + i
-    limit: Any = product(n for _, n in parts)
-    return function("where")(inside, total, limit if isinstance(limit, int) else lift(limit))  # type: ignore[no-any-return]
+    """One gather reads the points that the index tensors name along their axes."""
+    return function("gather")(x, [t for _, t in advanced], axis=[a for a, _ in advanced])  # type: ignore[no-any-return]
 
 
 # -- writing -------------------------------------------------------------------------------------------------------------
@@ -306,8 +293,11 @@ def _owned(x: Tensor) -> bool:
     base = a.base
     if sys.getrefcount(a) > 3:  # the tensor's field, ``a`` here, and the call
         return False
-    return base is None or (type(base) is ndarray and base.base is None and sys.getrefcount(base) <= 3 and
-                            base.nbytes >= a.nbytes and base.flags.owndata)
+    if type(base) is ndarray:
+        base, alone = base.base, sys.getrefcount(base) <= 3
+        if not alone:
+            return False
+    return base is None or is_block(base)
 
 
 def _fitting(x: Tensor, value: Any) -> Tensor:
@@ -383,10 +373,36 @@ def _scattered(x: Tensor, plan: Sequence[Any], value: Tensor) -> Tensor:
     return bind("reshape", out, shape=tuple(shape))  # type: ignore[no-any-return]
 
 
+def masked_select(x: Any, mask: Any, size: Any = None, fill_value: Any = 0) -> Tensor:
+    """The elements of ``x`` where ``mask`` holds, in row-major order.
+
+    Args:
+        size: how many are returned (needed in traced code): the first ones, padded with ``fill_value``.
+
+    Raises:
+        TracingError: a traced tensor without ``size``.
+    """
+    x, mask = function("broadcast_arrays")(x, mask)
+    if size is None:
+        return getitem(x, mask)
+    (at,) = function("nonzero")(mask.reshape(-1), size=size, fill_value=-1)
+    chosen = function("take")(x.reshape(-1), function("maximum")(at, 0), axis=0)
+    return function("where")(at < 0, fill_value, chosen)  # type: ignore[no-any-return]
+
+
+def _no_block(base: Any) -> bool:
+    return False
+
+
+is_block: Callable[[Any], bool] = _no_block
+"""Whether an array's base is a block of the runtime's allocator, which belongs to that array; set at assembly."""
+
+
 def install() -> None:
     """Attach indexing to ``Tensor``."""
+    Tensor.masked_select = masked_select
     Tensor.__getitem__ = getitem  # type: ignore[method-assign]
     Tensor.__setitem__ = setitem  # type: ignore[method-assign]
 
 
-__all__ = ["getitem", "install", "setitem"]
+__all__ = ["getitem", "install", "masked_select", "setitem"]

@@ -139,6 +139,8 @@ class SizeConstraint(Constraint):
         if certain is not None:
             return certain
         lhs, rhs = substitute(self.lhs, env or {}), substitute(self.rhs, env or {})
+        if not _polynomial(lhs) or not _polynomial(rhs):
+            return None
         above = known_nonnegative(lhs - rhs - 1)  # lhs > rhs
         below = known_nonnegative(rhs - lhs - 1)
         if self.op in ("==", "!="):
@@ -162,6 +164,11 @@ class SizeConstraint(Constraint):
         return SCOPE.decide(self)
 
     __hash__ = Constraint.__hash__
+
+
+def _polynomial(d: DimLike) -> bool:
+    """True when only names occur, each of which is at least 1; a remainder may be 0."""
+    return isinstance(d, int) or all(isinstance(a, str) for m, _ in d.terms for a, _ in m)
 
 
 def _pretty(d: DimLike) -> str:
