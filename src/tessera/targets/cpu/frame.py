@@ -24,7 +24,7 @@ from . import abi
 TEAM = 288  # ptr: the pool's state while it runs this call; null when the caller is alone
 HOST = 296  # ptr: void(i64 handle, i64 call, ptr pointers): runs a host routine
 HANDLE = 304  # i64: which call, for the host routine
-STOP = 312  # i64: not 0: loops end at the next test (an interrupt, or a failed host routine)
+STOP = 312  # i64: not 0: loops end at the next test, see below
 # behind the context
 PROGRAM = abi.CONTEXT_BYTES  # ptr: void(ptr ctx, i64 thread)
 POOL_CELL = PROGRAM + 8  # ptr to a ptr: the process's pool, or null
@@ -33,7 +33,11 @@ COUNT = PROGRAM + 24  # i64: how many arrays
 EXPECT = PROGRAM + 32  # ptr: an Expect for each array
 ARRAY_TYPE = PROGRAM + 40  # ptr: numpy.ndarray
 MISMATCH = PROGRAM + 48  # i64: the first array that is not as expected
-FRAME_BYTES = PROGRAM + 64
+ERROR = PROGRAM + 56  # 3 ptr: the exception that a signal handler raised (type, value, traceback)
+FRAME_BYTES = PROGRAM + 96
+
+# values of STOP
+INTERRUPTED, IN_HOST, HOST_FAILED = 1, 2, 3
 
 # Expect: ptr dtype object | i64 rank | i64 flags that must be set | ptr sizes
 EXPECT_DTYPE, EXPECT_RANK, EXPECT_FLAGS, EXPECT_SIZES, EXPECT_BYTES = 0, 8, 16, 24, 32

@@ -23,6 +23,7 @@ from .loader import Image, load
 
 STOP_SECONDS = 2.0  # how long a shutdown waits for a call that is under way in another thread
 
+_PYTHON = ("PyGILState_Ensure", "PyGILState_Release", "PyErr_CheckSignals", "PyErr_Fetch")
 _CALL = (ctypes.c_int32, ctypes.c_void_p, ctypes.py_object)
 
 
@@ -30,9 +31,10 @@ class Native:
     """The loaded pool code: ``call`` releases the interpreter's lock, ``quick`` keeps it (for programs of microseconds)."""
 
     def __init__(self, object_file: bytes):
-        self.image: Image = load([object_file])
+        python = {n: ctypes.cast(getattr(ctypes.pythonapi, n), ctypes.c_void_p).value or 0 for n in _PYTHON}
+        self.image: Image = load([object_file], python)
         at = self.image.symbols
-        self.symbols = {n: at[n] for n in ("ts_claim", "ts_barrier")}
+        self.symbols = {n: at[n] for n in ("ts_claim", "ts_barrier", "ts_poll")}
         self.call = ctypes.CFUNCTYPE(*_CALL)(at["ts_call"])
         self.quick = ctypes.PYFUNCTYPE(*_CALL)(at["ts_call"])
         self.run = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(at["ts_run"])
@@ -102,6 +104,11 @@ def install(object_file: bytes) -> Native:
         if _state.native is None:
             _state.native = Native(object_file)
         return _state.native
+
+
+def installed() -> Native | None:
+    """The pool's code, if it is loaded."""
+    return _state.native
 
 
 def cell_address() -> int:

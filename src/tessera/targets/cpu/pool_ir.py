@@ -4,6 +4,7 @@
 ``worker(pool, tid)``                                         what a pool thread sits in until the pool is stopped
 ``barrier(ctx, threads)``                                     all threads of the call meet; the work counters restart at 0
 ``claim(ctx, tid, threads, slot, n, chunk, last) -> {b, e}``  the next blocks for this thread; ``b >= e``: none are left
+``poll(ctx)``                                                 lets Python run its signal handlers
 ``run(frame) -> code``                                        runs the frame's program, with the pool if it is free
 ``call(frame, tuple) -> code``                                checks the arrays, then ``run``
 ``stop(pool) -> i32``                                         sends the workers home; 0: a call is under way, try again
@@ -45,7 +46,7 @@ _ARCH = {
 def pool_ir(arch: str) -> str:
     """The module's text for ``"x86_64"`` or ``"aarch64"``."""
     a = _ARCH[arch]
-    parts = [_WAIT, _CLAIM, _BARRIER, _WORKER, _RUN, _CALL]
+    parts = [_WAIT, _CLAIM, _BARRIER, _WORKER, _POLL, _RUN, _CALL]
     text = "\n".join(parts)
     for name, value in a.items():
         text = text.replace(f"${name}$", str(value))
@@ -255,6 +256,32 @@ go:
   %sleepers = getelementptr i8, ptr %pool, i64 $SLEEPERS$
   call void @announce(ptr %pool, ptr %sleepers)
   ret i32 1
+}
+"""
+
+# Python runs its signal handlers; an exception from one ends the program's loops and is raised when the call is over.
+_POLL = """
+declare i32 @PyGILState_Ensure()
+declare void @PyGILState_Release(i32)
+declare i32 @PyErr_CheckSignals()
+declare void @PyErr_Fetch(ptr, ptr, ptr)
+define void @ts_poll(ptr %ctx) nounwind {
+entry:
+  %held = call i32 @PyGILState_Ensure()
+  %r = call i32 @PyErr_CheckSignals()
+  %raised = icmp ne i32 %r, 0
+  br i1 %raised, label %keep, label %out
+keep:
+  %type = getelementptr i8, ptr %ctx, i64 $frame.ERROR$
+  %value = getelementptr i8, ptr %type, i64 8
+  %trace = getelementptr i8, ptr %type, i64 16
+  call void @PyErr_Fetch(ptr %type, ptr %value, ptr %trace)
+  %stop = getelementptr i8, ptr %ctx, i64 $frame.STOP$
+  store i64 $frame.INTERRUPTED$, ptr %stop
+  br label %out
+out:
+  call void @PyGILState_Release(i32 %held)
+  ret void
 }
 """
 

@@ -30,7 +30,6 @@ from .program_sizes import SizeWriter
 SERIAL_WORK = 1 << 16  # element operations below which a launch is not shared: about what a meeting costs
 SHARES = 8  # chunks that a thread's share of a launch is cut into
 POLL_EVERY = 64  # rounds of a while loop between looks for an interrupt
-POLL = -1  # what the host routine is asked then
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,13 @@ def arena_bytes(fn: Function) -> DimLike:
 
 def external_calls(fn: Function) -> list[Op]:
     """The host routines of ``fn`` and its callees, in the order of the numbers that native code uses for them."""
-    functions = _reachable(fn)
+    functions = reachable(fn)
     return [op for f in functions for op in f.walk() if op.name == "external"]
 
 
 def launch_work(fn: Function, kernels: Mapping[Op, Kernel]) -> list[DimLike]:
     """The distinct amounts of work of the program's launches, in element operations."""
-    return list(dict.fromkeys(kernels[op].work for f in _reachable(fn) for op in f.walk() if op in kernels))
+    return list(dict.fromkeys(kernels[op].work for f in reachable(fn) for op in f.walk() if op in kernels))
 
 
 def _callee(fn: Function, op: Op) -> Function:
@@ -83,7 +82,7 @@ def _callee_sizes(callee: Function, op: Op) -> dict[str, DimLike]:
     return out
 
 
-def _reachable(fn: Function) -> list[Function]:
+def reachable(fn: Function) -> list[Function]:
     """``fn`` and every Schedule function it calls, each once."""
     out: dict[int, Function] = {}
 
@@ -109,7 +108,7 @@ def emit_program(fn: Function, kernels: Mapping[Op, Kernel], name: str = "progra
     Raises:
         CompileError: an op has no kernel, a size no value, or an ``alloc`` no offset.
     """
-    functions = _reachable(fn)
+    functions = reachable(fn)
     names = {id(f): f"{name}.{i}.{f.name}" if f is not fn else name for i, f in enumerate(functions)}
     calls = {op: i for i, op in enumerate(external_calls(fn))}
     shared = _Shared(kernels, names, calls)
@@ -119,7 +118,8 @@ def emit_program(fn: Function, kernels: Mapping[Op, Kernel], name: str = "progra
 
 
 _PREAMBLE = """declare {i64, i64} @ts_claim(ptr, i64, i64, i64, i64, i64, i64) nounwind
-declare void @ts_barrier(ptr, i64) nounwind"""
+declare void @ts_barrier(ptr, i64) nounwind
+declare void @ts_poll(ptr) nounwind"""
 
 
 def _kernel_types(k: Kernel) -> str:
@@ -385,7 +385,9 @@ class _Emitter:
         self._meet()
 
     def _call_host(self, call: int, table: str) -> None:
-        host, handle = self.field(frame.HOST, "ptr"), self.field(frame.HANDLE, "i64")
+        host, handle, stop = self.field(frame.HOST, "ptr"), self.field(frame.HANDLE, "i64"), self.fresh()
+        self.line(f"{stop} = getelementptr i8, ptr %ctx, i64 {frame.STOP}")
+        self.line(f"store i64 {frame.IN_HOST}, ptr {stop}")
         self.line(f"call void {host}(i64 {handle}, i64 {call}, ptr {table})")
 
     @contextmanager
@@ -429,7 +431,7 @@ class _Emitter:
         ask, on = self.label("ask"), self.label("on")
         self.branch(due, ask, on)
         self.start(ask)
-        self._call_host(POLL, "null")
+        self.line("call void @ts_poll(ptr %ctx)")
         self.jump(on)
         self.start(on)
 
@@ -495,5 +497,5 @@ class _Emitter:
         self._forget()
 
 
-__all__ = ["POLL", "SERIAL_WORK", "Kernel", "arena_bytes", "emit_program", "external_calls", "launch_work"]
+__all__ = ["SERIAL_WORK", "Kernel", "arena_bytes", "emit_program", "external_calls", "launch_work"]
 
