@@ -7,6 +7,7 @@ other's writes.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,6 +200,17 @@ class _Machine:
     def op_alloc(self, op: Op, _: list[Any]) -> _Memory:
         t = op.results[0].type
         return _Memory(np.zeros(t.shape, t.dtype.np), f"%{op.results[0].name or 'alloc'}", np.zeros(t.shape, bool))
+
+    def op_view(self, op: Op, operands: list[Any]) -> _Memory:
+        memory = operands[0]
+        shape = tuple(evaluate(d, self.s.sizes) for d in op.results[0].type.shape)
+        count = math.prod(shape)
+        if count > memory.data.size:
+            raise self.fail(op, f"{list(shape)} does not fit the {memory.data.size} elements of {memory.name}")
+        parts = (memory.data, memory.written, memory.writer, memory.reader)
+        seen = [None if a is None else a.reshape(-1)[:count].reshape(shape) for a in parts]
+        assert seen[0] is not None
+        return _Memory(seen[0], memory.name, *seen[1:])
 
     # memory
     def places(self, op: Op, memory: _Memory, offsets: Sequence[Any], mask: Any, shape: tuple[int, ...]) -> tuple[Any, Array]:

@@ -14,6 +14,7 @@ Structure::
     %r…  = while(%init…) do(%c…) {… yield(%go, %c…)} do(%c…) {… yield(%c'…)} : types
     %r…  = if(%p) do() {… yield(…)} do() {… yield(…)} : types
     %b   = alloc() : buf<f32[64, 64], local>                        scratch of this block
+    %v   = view(%b) : buf<f32[32, 128], local>                       the first elements of a buffer under another dense shape
     return()
 
 Memory.  Offsets are int64 scalars, one for each axis of the buffer.  The tile's axes lie along the buffer axes ``axes``
@@ -367,6 +368,21 @@ def _alloc(op: Op) -> None:
     require(all(isinstance(d, int) and d > 0 for d in got.shape), op, f"extents are positive integers: {got}")
 
 
+def _view(op: Op) -> None:
+    _counts(op, 1, 1)
+    src, got = _buffer(op), _result(op)
+    require(isinstance(got, BufferType) and got.dtype is src.dtype and got.space == src.space, op,
+            f"{got} does not hold what {src} holds")
+    require(not (isinstance(src.size, int) and isinstance(got.size, int)) or got.size <= src.size, op, f"{got} is larger than {src}")
+
+
+def root(v: Value) -> Value:
+    """The parameter or ``alloc`` that a buffer is a view of."""
+    while v.op is not None and v.op.name == "view":
+        v = v.op.operands[0]
+    return v
+
+
 def _check_op(op: Op) -> None:
     _counts(op, 2, 0)
     ok, value = op.operands[0].type, op.operands[1].type
@@ -399,7 +415,7 @@ def _size(op: Op) -> None:
 _PLAIN: dict[str, Callable[[Op], None]] = {
     "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "iota": _iota, "full": _constant,
     "constant": _constant, "splat": _splat, "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose,
-    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc,
+    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
     "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
 }
 STRUCTURE = frozenset({"for", "while", "if", "yield", "return"})
@@ -443,6 +459,8 @@ class _Verifier:
                 require(isinstance(axis, int) and 0 <= axis < self.rank, op, f"axis {axis} does not exist in a grid of rank {self.rank}")
             elif op.name == "size":
                 self.sizes((op.attrs["value"],), op)
+            elif op.name == "view":
+                self.sizes(op.results[0].type.shape, op)
             return
         rule = {"for": self.for_, "while": self.while_, "if": self.if_}.get(op.name)
         if rule is not None:
@@ -518,5 +536,5 @@ def verify(fn: Function) -> None:
     need(not fn.body.terminator.operands, "returns nothing: results are written to buffers")
     allowed = {buffers[w] for w in writes}  # type: ignore[union-attr]
     for op in fn.walk():
-        if op.name in ("store", "scatter") and op.operands[0] in buffers:
-            require(op.operands[0] in allowed, op, f"writes %{op.operands[0].name}, which the attribute writes does not list")
+        if op.name in ("store", "scatter") and (target := root(op.operands[0])) in buffers:
+            require(target in allowed, op, f"writes %{target.name}, which the attribute writes does not list")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Block, BufferType, Function, Op, ScalarType, Value
+from ...ir.tile import root
 from ...machine.cpu import CpuMachine
 from ...types.dims import DimLike
 from ...types.dtypes import DType
@@ -312,6 +313,9 @@ class _Kernel:
             raise CompileError(f"the scratch buffers of {self.fn.name} take more than {MAX_STACK_BYTES} bytes", loc=op.loc)
         self.define(op, self.w.alloca(memory_type(t.dtype), max(1, t.size)))
 
+    def _view(self, op: Op) -> None:
+        self.define(op, self.values[op.operands[0]])
+
     def _access(self, op: Op, buffer: Value, offsets: Sequence[Value], shape: tuple[int, ...],
                 axes: Sequence[int]) -> Access:
         btype = check_buffer(buffer, op)
@@ -434,9 +438,9 @@ class _Kernel:
 
     def _loads_before(self, buffer: Value, key: tuple[Any, ...] | None, t: Tile | None) -> None:
         """Make pending loads that a store to ``buffer`` could change, unless it writes just what they read."""
-        kept = []
+        kept, target = [], root(buffer)
         for source, k, tile in self.loads:
-            if source is buffer and k != key:
+            if root(source) is target and k != key:
                 tile.force()
             if not tile.complete:
                 kept.append((source, k, tile))
@@ -674,7 +678,7 @@ _HANDLERS: dict[str, Callable[[_Kernel, Op], None]] = {
     "constant": _Kernel._constant, "full": _Kernel._constant, "splat": _Kernel._splat, "iota": _Kernel._iota,
     "program_id": _Kernel._program_id, "size": _Kernel._size, "reshape": _Kernel._move, "transpose": _Kernel._move,
     "slice": _Kernel._move, "broadcast": _Kernel._move, "concat": _Kernel._move, "extract": _Kernel._extract,
-    "reduce": _Kernel._reduce, "dot": _Kernel._dot, "alloc": _Kernel._alloc, "load": _Kernel._load,
+    "reduce": _Kernel._reduce, "dot": _Kernel._dot, "alloc": _Kernel._alloc, "view": _Kernel._view, "load": _Kernel._load,
     "store": _Kernel._store, "gather": _Kernel._gather, "scatter": _Kernel._scatter, "for": _Kernel._for,
     "while": _Kernel._while, "if": _Kernel._if, "check": _Kernel._check,
 }

@@ -1,0 +1,345 @@
+"""The matrix product: ``acc[b…, m, n] = sum over k of lhs[b…, m, k] * rhs[b…, k, n]``, then the epilogue.
+
+Every element of the result is one chain of ``fma`` over ascending k, so its bits do not depend on blocks, on threads, or on
+which of the two forms below computed it (products through matrix instructions have the order that the instruction has).
+
+*blocked*   A block of the result is ``rows x columns``.  For each ``depth`` of k, the part of ``rhs`` is copied to panels
+            ``[depth, nr]`` that stay in L2, and each strip of ``mr`` rows of ``lhs`` to a strip in L1; then every
+            ``mr x nr`` tile of the result lives in registers while k runs.  Between depths the partial sums rest in the
+            result itself, where it has the accumulator's dtype and the epilogue only stores, else in scratch.
+*streaming* For a few rows, ``rhs`` is used once, so it is read in place, in the order in which it lies in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.core import Function, Op
+from ..scheduling.templates import affine, block, is_plain_store
+from ..tiling import dsl as tile
+from ..tiling.dsl import Buffer, TileValue, tile_function
+from ..tiling.templates import register
+from ..types.dims import DimLike
+from ..types.dtypes import DType
+from .fused import BlockRunner, Lanes, Point, load
+from .plan import Plan, plan_product
+from .programs import open_program
+
+STREAMED_ROWS = 4  # so many rows of lhs, or fewer, do not pay for a copy of rhs
+
+
+class Operand:
+    """``lhs`` or ``rhs``: an index map over the loops, or a prologue that yields the element."""
+
+    def __init__(self, op: Op, role: str, buffers: list[Buffer]):
+        self.block = block(op, role)
+        if self.block is None:
+            self.buffer = buffers[0 if role == "lhs" else 1]
+            self.index: tuple[DimLike, ...] = op.attrs[role]
+            self.dtype: DType = self.buffer.dtype
+        else:
+            self.runner = BlockRunner(self.block, buffers)
+            self.dtype = self.block.terminator.operands[0].type.dtype
+
+    def step(self, loop: str) -> DimLike | None:
+        """How far apart in memory consecutive iterations of ``loop`` lie (of the first load, for a prologue)."""
+        from ..scheduling.templates import flat_index
+        if self.block is None:
+            index, shape = self.index, self.buffer.shape
+        else:
+            first = next((o for o in self.block.walk() if o.name == "load"), None)
+            if first is None:
+                return None
+            index, shape = first.attrs["index"], first.operands[0].type.shape
+        form = affine(flat_index(index, shape), [loop])
+        return None if form is None else form[1][loop]
+
+    def tile(self, point: Point) -> TileValue:
+        """The elements at a point, of the point's full shape."""
+        got = load(self.buffer, self.index, point) if self.block is None else self.runner.run(point)[0]
+        return tile.broadcast_to(got, point.shape)
+
+
+class Product:
+    """One ``matmul`` template op: its loops, operands and epilogue, in terms of tiles."""
+
+    def __init__(self, op: Op, buffers: list[Buffer]):
+        self.op, self.buffers = op, buffers
+        self.batch: tuple[tuple[str, DimLike], ...] = op.attrs["batch"]
+        (self.m_name, self.m), (self.n_name, self.n), (self.k_name, self.k) = (op.attrs[x] for x in "mnk")
+        self.accumulate: DType = op.attrs["accumulate"]
+        self.lhs, self.rhs = Operand(op, "lhs", buffers), Operand(op, "rhs", buffers)
+        epilogue = block(op, "epilogue")
+        assert epilogue is not None
+        self.epilogue = BlockRunner(epilogue, buffers)
+        self.env: dict[str, Any] = {}
+
+    def bind_batch(self) -> None:
+        """The batch loops' values of this block, from the leading grid axes."""
+        self.env = {name: tile.program_id(i) if extent != 1 else 0 for i, (name, extent) in enumerate(self.batch)}
+
+    def resting_place(self) -> tuple[Buffer, tuple[DimLike, ...]] | None:
+        """Where partial sums may rest: the result, where the epilogue stores the sum as it is and reads nothing of it."""
+        body = self.epilogue.block
+        if not is_plain_store(self.op) or any(o.name == "convert" for o in body.ops):
+            return None
+        target = next(o for o in body.ops if o.name == "store")
+        buffer = self.epilogue.buffers[target.operands[0]]
+        return (buffer, target.attrs["index"]) if buffer.dtype is self.accumulate else None
+
+    def rows(self, at: Any, extent: int, ragged: bool) -> Lanes:
+        return Lanes(self.m_name, at, extent, self.m, ragged)
+
+    def columns(self, at: Any, extent: int, ragged: bool) -> Lanes:
+        return Lanes(self.n_name, at, extent, self.n, ragged, aligned=True)
+
+    def depth(self, at: Any, extent: int, ragged: bool) -> Lanes:
+        return Lanes(self.k_name, at, extent, self.k, ragged)
+
+    def point(self, *lanes: Lanes) -> Point:
+        return Point(self.env, lanes)
+
+
+@register("matmul")
+def matmul(op: Op, machine: Any, name: str) -> Function:
+    """The tile program of a ``matmul`` template op (attributes and blocks: ``scheduling/templates.py``)."""
+    m, n, k = (op.attrs[x][1] for x in "mnk")
+    batch = tuple(extent for _, extent in op.attrs["batch"])
+    plan = plan_product(op, machine, m, n, k, batch)
+    program = open_program(op, name, (*batch, plan.grid_m, plan.grid_n))
+    with program:
+        product_ = Product(op, program.buffers)
+        product_.bind_batch()
+        axis = len(batch)
+        i, j = tile.program_id(axis) * plan.rows, tile.program_id(axis + 1) * plan.columns
+        _dispatch(product_, plan, i, j)
+    return program.finish()
+
+
+def _dispatch(p: Product, plan: Plan, i: Any, j: Any) -> None:
+    """Choose the form: at build time where m is static, else when the kernel runs."""
+    if isinstance(p.m, int):
+        if p.m <= STREAMED_ROWS:
+            streaming(p, plan, p.m, j)
+        else:
+            blocked(p, plan, i, j)
+        return
+    tile.cond(tile.eq(tile.size(p.m), 1), lambda: streaming(p, plan, 1, j), lambda: blocked(p, plan, i, j))
+
+
+# -- blocked -------------------------------------------------------------------------------------------------------------
+@tile_function
+def blocked(p: Product, plan: Plan, i0: Any, j0: Any) -> None:
+    """The block of the result whose first element is (i0, j0)."""
+    mr, nr = plan.mr, plan.nr
+    i_end = tile.minimum(i0 + plan.rows, tile.size(p.m))
+    j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
+    panels = (j_end - j0 + (nr - 1)) // nr
+    right = tile.alloc((plan.columns // nr, plan.depth, nr), plan.dtype)
+    left = tile.alloc(plan.strip, plan.dtype)
+    sums = Sums(p, plan, i0, j0)
+    for k0 in tile.range(0, tile.maximum(p.k, 1), plan.depth):
+        depth = tile.minimum(k0 + plan.depth, tile.size(p.k)) - k0
+        copy_panels(p, plan, right, k0, depth, j0, panels)
+        for i in tile.range(i0, i_end, mr):
+            copy_strip(p, plan, left, k0, depth, i)
+            for t in tile.range(0, panels):
+                j = j0 + t * nr
+                acc = sums.start(k0, i, j)
+                for k in tile.range(0, depth):
+                    acc = tile.dot(plan.column(left, k), tile.load(right, (t, k, 0), (1, nr)), acc)
+                sums.finish(acc, k0, i, j)
+
+
+@tile_function
+def copy_panels(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, j0: Any, panels: Any) -> None:
+    """rhs[k0 : k0 + depth, j0 : …] to panels of ``nr`` columns; columns beyond n hold zeros."""
+    nr = plan.nr
+    for t in tile.range(0, panels):
+        j = j0 + t * nr
+        if j + nr <= tile.size(p.n):
+            _copy(p, plan, right, k0, depth, t, j, False)
+        else:
+            _copy(p, plan, right, k0, depth, t, j, True)
+
+
+@tile_function
+def _copy(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, t: Any, j: Any, ragged: bool) -> None:
+    nr, step = plan.nr, plan.rhs_step
+    whole = depth - depth % step
+    for k in tile.range(0, whole, step):
+        got = p.rhs.tile(p.point(p.depth(k0 + k, step, False), p.columns(j, nr, ragged))).to(plan.dtype)
+        tile.store(right, (t, k, 0), tile.reshape(got, (1, step, nr)))
+    if step > 1 and plan.ragged_depth(step):
+        for k in tile.range(whole, depth):
+            one = p.rhs.tile(p.point(p.depth(k0 + k, 1, False), p.columns(j, nr, ragged))).to(plan.dtype)
+            tile.store(right, (t, k, 0), tile.reshape(one, (1, 1, nr)))
+
+
+@tile_function
+def copy_strip(p: Product, plan: Plan, left: Buffer, k0: Any, depth: Any, i: Any) -> None:
+    """lhs[i : i + mr, k0 : k0 + depth] to the strip; rows beyond m hold zeros."""
+    if plan.whole_rows or i + plan.mr <= tile.size(p.m):
+        _strip(p, plan, left, k0, depth, i, False)
+    else:
+        _strip(p, plan, left, k0, depth, i, True)
+
+
+@tile_function
+def _strip(p: Product, plan: Plan, left: Buffer, k0: Any, depth: Any, i: Any, ragged: bool) -> None:
+    step = plan.lhs_step
+    whole = depth - depth % step
+    for k in tile.range(0, whole, step):
+        plan.store_strip(left, k, p.lhs.tile(plan.strip_point(p, i, k0 + k, step, ragged)).to(plan.dtype))
+    if step > 1 and plan.ragged_depth(step):
+        for k in tile.range(whole, depth):
+            plan.store_strip(left, k, p.lhs.tile(plan.strip_point(p, i, k0 + k, 1, ragged)).to(plan.dtype))
+
+
+class Sums:
+    """The accumulators' life outside the inner loop: where they start, where they rest, and the epilogue."""
+
+    def __init__(self, p: Product, plan: Plan, i0: Any, j0: Any):
+        self.p, self.plan, self.i0, self.j0 = p, plan, i0, j0
+        self.place = p.resting_place() if not plan.single_depth else None
+        self.scratch: Buffer | None = None
+        if not plan.single_depth and self.place is None:
+            self.scratch = tile.alloc((plan.rows_padded, plan.columns), p.accumulate)
+        self.plain = is_plain_store(p.op)
+        self.stage = None if self.plain else tile.alloc((plan.mr, plan.nr), p.accumulate)
+
+    def _point(self, i: Any, j: Any, ragged: bool) -> Point:
+        p, plan = self.p, self.plan
+        return p.point(p.rows(i, plan.mr, ragged and not plan.whole_rows), p.columns(j, plan.nr, ragged and not plan.whole_columns))
+
+    def _inside(self, i: Any, j: Any) -> Any:
+        """Whether the whole register tile lies in the result."""
+        tests = []
+        if not self.plan.whole_rows:
+            tests.append(i + self.plan.mr <= tile.size(self.p.m))
+        if not self.plan.whole_columns:
+            tests.append(j + self.plan.nr <= tile.size(self.p.n))
+        return None if not tests else tests[0] if len(tests) == 1 else tests[0] & tests[1]
+
+    def _either(self, i: Any, j: Any, do: Any) -> Any:
+        """``do(ragged)``, without edge tests where the tile lies inside."""
+        inside = self._inside(i, j)
+        return do(False) if inside is None else tile.cond(inside, lambda: do(False), lambda: do(True))
+
+    def start(self, k0: Any, i: Any, j: Any) -> TileValue:
+        plan = self.plan
+        zero = tile.zeros((plan.mr, plan.nr), self.p.accumulate)
+        if plan.single_depth:
+            return zero
+        return tile.cond(tile.eq(k0, 0), lambda: zero, lambda: self._resume(i, j))  # type: ignore[no-any-return]
+
+    def _resume(self, i: Any, j: Any) -> TileValue:
+        plan = self.plan
+        if self.scratch is not None:
+            return tile.load(self.scratch, (i - self.i0, j - self.j0), (plan.mr, plan.nr))
+        assert self.place is not None
+        buffer, index = self.place
+        shape = (plan.mr, plan.nr)
+        return self._either(i, j, lambda ragged: tile.broadcast_to(load(buffer, index, self._point(i, j, ragged)), shape))  # type: ignore[no-any-return]
+
+    def finish(self, acc: TileValue, k0: Any, i: Any, j: Any) -> None:
+        if self.plan.single_depth or self.place is not None:
+            self._epilogue(acc, i, j)
+            return
+        assert self.scratch is not None
+        scratch = self.scratch
+        tile.cond(k0 + self.plan.depth >= tile.size(self.p.k), lambda: self._epilogue(acc, i, j),
+                  lambda: tile.store(scratch, (i - self.i0, j - self.j0), acc))
+
+    def _epilogue(self, acc: TileValue, i: Any, j: Any) -> None:
+        if self.plain:
+            self._either(i, j, lambda ragged: self.p.epilogue.run(self._point(i, j, ragged), acc))
+            return
+        assert self.stage is not None
+        tile.store(self.stage, (0, 0), acc)
+        self._either(i, j, lambda ragged: epilogue_rows(self.p, self.plan, self.stage, i, j, ragged))
+
+
+@tile_function
+def epilogue_rows(p: Product, plan: Plan, stage: Buffer, i: Any, j: Any, ragged: bool) -> None:
+    """The epilogue over a finished register tile, a few rows at a time so that its code stays small."""
+    step = plan.epilogue_rows
+    last = tile.minimum(plan.mr, tile.size(p.m) - i) if ragged and not plan.whole_rows else plan.mr
+    for r in tile.range(0, last, step):
+        acc = tile.load(stage, (r, 0), (step, plan.nr))
+        p.epilogue.run(p.point(p.rows(i + r, step, ragged and step > 1), p.columns(j, plan.nr, ragged)), acc)
+
+
+# -- streaming -----------------------------------------------------------------------------------------------------------
+def streaming(p: Product, plan: Plan, rows: int, j0: Any) -> None:
+    """All rows (``rows`` of them) of the columns from j0 on, reading rhs in place."""
+    if plan.rhs_along_k:
+        stream_columns(p, plan, rows, j0)
+    else:
+        stream_rows(p, plan, rows, j0)
+
+
+@tile_function
+def stream_rows(p: Product, plan: Plan, rows: int, j0: Any) -> None:
+    """rhs lies along n: whole rows of it pass by, a few at a time, and the sums of all columns stay in L1."""
+    width, step = plan.stream_width, plan.stream_step
+    j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
+    sums = tile.alloc((rows, plan.columns + width), p.accumulate)
+    for j in tile.range(0, j_end - j0, width):
+        tile.store(sums, (0, j), tile.zeros((rows, width), p.accumulate))
+    whole = tile.size(p.k) - tile.size(p.k) % step
+    for k in tile.range(0, whole, step):
+        _stream(p, plan, sums, rows, k, step, j0, j_end)
+    for k in tile.range(whole, tile.size(p.k)):
+        _stream(p, plan, sums, rows, k, 1, j0, j_end)
+    for j in tile.range(j0, j_end, width):
+        acc = tile.load(sums, (0, j - j0), (rows, width))
+        p.epilogue.run(p.point(p.rows(0, rows, False), p.columns(j, width, True)), acc)
+
+
+@tile_function
+def _stream(p: Product, plan: Plan, sums: Buffer, rows: int, k: Any, step: int, j0: Any, j_end: Any) -> None:
+    width = plan.stream_width
+    inner = (j_end - j0) - (j_end - j0) % width
+    for j in tile.range(0, inner, width):
+        _stream_tile(p, sums, rows, k, step, j0, j, width, False)
+    for j in tile.range(inner, j_end - j0, width):
+        _stream_tile(p, sums, rows, k, step, j0, j, width, True)
+
+
+def _stream_tile(p: Product, sums: Buffer, rows: int, k: Any, step: int, j0: Any, j: Any, width: int, ragged: bool) -> None:
+    a = p.lhs.tile(p.point(p.rows(0, rows, False), p.depth(k, step, False))).to(p.accumulate)
+    b = p.rhs.tile(p.point(p.depth(k, step, False), p.columns(j0 + j, width, ragged))).to(p.accumulate)
+    tile.store(sums, (0, j), tile.dot(a, b, tile.load(sums, (0, j), (rows, width))))
+
+
+@tile_function
+def stream_columns(p: Product, plan: Plan, rows: int, j0: Any) -> None:
+    """rhs lies along k: squares of it are transposed in registers; each group of columns runs through all of k."""
+    width = plan.vector
+    j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
+    whole = tile.size(p.k) - tile.size(p.k) % width
+    for j in tile.range(j0, j_end, width):
+        if j + width <= j_end:
+            _stream_column(p, rows, j, width, whole, False)
+        else:
+            _stream_column(p, rows, j, width, whole, True)
+
+
+@tile_function
+def _stream_column(p: Product, rows: int, j: Any, width: int, whole: Any, ragged: bool) -> None:
+    acc = tile.zeros((rows, width), p.accumulate)
+    for k in tile.range(0, whole, width):
+        acc = _stream_square(p, rows, j, k, width, width, ragged, acc)
+    for k in tile.range(whole, tile.size(p.k)):
+        acc = _stream_square(p, rows, j, k, 1, width, ragged, acc)
+    p.epilogue.run(p.point(p.rows(0, rows, False), p.columns(j, width, ragged)), acc)
+
+
+def _stream_square(p: Product, rows: int, j: Any, k: Any, step: int, width: int, ragged: bool, acc: TileValue) -> TileValue:
+    a = p.lhs.tile(p.point(p.rows(0, rows, False), p.depth(k, step, False))).to(p.accumulate)
+    b = p.rhs.tile(p.point(p.depth(k, step, False), p.columns(j, width, ragged))).to(p.accumulate)
+    return tile.dot(a, b, acc)
+
+
+__all__ = ["Operand", "Product", "blocked", "matmul", "streaming"]

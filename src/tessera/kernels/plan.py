@@ -1,0 +1,227 @@
+"""How a product is cut up: register tile, copies, blocks and grid, from the machine's description and the sizes.
+
+Nothing here changes the bits of a result: every element is one chain over k, however it is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..ir.core import Op
+from ..tiling import dsl as tile
+from ..tiling.dsl import Buffer, TileValue
+from ..types.dims import Dim, DimLike, ceildiv, dim_max, product
+from ..types.dtypes import DType
+from .fused import Point
+
+UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
+SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one product.
+
+    Attributes:
+        dtype: of the copies of both operands, which is what ``dot`` multiplies.
+        vector: elements of the accumulator's dtype in a piece of a tile.
+        mr, nr: rows and columns of the register tile.
+        rows, columns, depth: of a block; ``rows`` may be a size expression.
+        rows_padded: rows that a block has at most, as a number; 0 where nothing needs it.
+        grid_m, grid_n: blocks along m and n.
+        lhs_along_k, rhs_along_k: which loop the operand's contiguous axis is.
+        whole_rows, whole_columns, single_depth: the register tiles cover m (n) exactly; one depth covers k.
+    """
+
+    dtype: DType
+    vector: int
+    mr: int
+    nr: int
+    rows: DimLike
+    columns: int
+    depth: int
+    rows_padded: int
+    grid_m: DimLike
+    grid_n: DimLike
+    k: DimLike
+    lhs_along_k: bool
+    rhs_along_k: bool
+    whole_rows: bool
+    whole_columns: bool
+    single_depth: bool
+
+    # -- the strip of lhs: along k as it lies in memory, so that a copy never transposes -------------------------------------
+    @property
+    def strip(self) -> tuple[int, int]:
+        """The strip's shape: [mr, depth] with rows a cache line apart from a power of two, or [depth, mr]."""
+        return (self.mr, self.depth + 16) if self.lhs_along_k else (self.depth, max(16, self.mr))
+
+    @property
+    def lhs_step(self) -> int:
+        """How many k one step of the strip's copy takes."""
+        return 16 if self.lhs_along_k else 4
+
+    @property
+    def rhs_step(self) -> int:
+        """How many k one step of a panel's copy takes."""
+        return 16 if self.rhs_along_k else 4
+
+    def ragged_depth(self, step: int) -> bool:
+        """True when a depth may be no multiple of ``step``."""
+        return not isinstance(self.k, int) or self.k % step != 0
+
+    def strip_point(self, p: Any, i: Any, k: Any, step: int, ragged: bool) -> Point:
+        rows, depth = p.rows(i, self.mr, ragged), p.depth(k, step, False)
+        return p.point(rows, depth) if self.lhs_along_k else p.point(depth, rows)
+
+    def store_strip(self, left: Buffer, k: Any, value: TileValue) -> None:
+        tile.store(left, (0, k) if self.lhs_along_k else (k, 0), value)
+
+    def column(self, left: Buffer, k: Any) -> TileValue:
+        """Column k of the strip, [mr, 1]."""
+        if self.lhs_along_k:
+            return tile.load(left, (0, k), (self.mr, 1))
+        return tile.load(left, (k, 0), (self.mr, 1), axes=(1, 0))
+
+    @property
+    def epilogue_rows(self) -> int:
+        return next(r for r in (2, 3, 1) if self.mr % r == 0)
+
+    # -- streaming -----------------------------------------------------------------------------------------------------------
+    @property
+    def stream_width(self) -> int:
+        return 4 * self.vector
+
+    @property
+    def stream_step(self) -> int:
+        return 8
+
+
+def guess(d: DimLike) -> int:
+    """A number for a size expression."""
+    if isinstance(d, int):
+        return d
+    from ..types.dims import evaluate
+    return max(1, evaluate(d, dict.fromkeys(d.names, UNKNOWN)))
+
+
+def register_tile(machine: Any, dtype: DType, m: DimLike, n: DimLike) -> tuple[int, int]:
+    """(mr, nr): the tile whose accumulators, one row of rhs and a broadcast fill the registers, with least waste for m x n."""
+    most, vectors = machine.product_tile(dtype)
+    lanes = machine.tile_lanes
+    per_piece = max(1, lanes // machine.vector_lanes(dtype))       # registers that hold one piece
+    budget = most * vectors
+    m_, n_ = guess(m), guess(n)
+    best, choice = math.inf, (most, lanes)
+    for pieces in (1, 2, 3, 4, 6, 8):
+        nr, registers = pieces * lanes, pieces * per_piece
+        mr = min(budget // registers, most)
+        if mr < 1:
+            break
+        if isinstance(m, int):
+            strips = -(-m_ // mr)
+            mr = -(-m_ // strips) if strips else mr
+        loads = (mr + registers) / 2                              # two loads a cycle, two multiplications a cycle
+        cycles = max(mr * registers / 2, loads, 4.0)              # and four cycles until an accumulator is ready again
+        tiles = -(-m_ // mr) * -(-n_ // nr)
+        cost = tiles * (cycles + 0.02 * registers)
+        if cost < best * 0.995:
+            best, choice = cost, (mr, nr)
+    return choice
+
+
+def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch: tuple[DimLike, ...]) -> Plan:
+    """Cut ``op`` up for ``machine``."""
+    accumulate: DType = op.attrs["accumulate"]
+    mr, nr = register_tile(machine, accumulate, m, n)
+    size = accumulate.itemsize
+    depth = max(64, min(1024 // size, _round_up(guess(k), 16) if isinstance(k, int) else 1 << 30))
+    single = isinstance(k, int) and k <= depth
+    resting = single or _rests_in_result(op, accumulate)
+    widest = max(1, SCRATCH // (depth * size) // nr) * nr
+    if not resting:
+        widest = max(nr, min(widest, 512 // nr * nr))
+    columns, grid_n = _cut(n, nr, min(widest, 1024))
+    most_rows = 1 << 30 if resting else max(mr, (SCRATCH - columns * depth * size) // (columns * size) // mr * mr)
+    rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
+    return Plan(
+        dtype=accumulate, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
+        rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows), grid_m=grid_m, grid_n=grid_n, k=k,
+        lhs_along_k=_along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
+        whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single)
+
+
+def _round_up(n: int, to: int) -> int:
+    return -(-max(n, 1) // to) * to
+
+
+def _rests_in_result(op: Op, accumulate: DType) -> bool:
+    from ..scheduling.templates import block, is_plain_store
+    epilogue = block(op, "epilogue")
+    if epilogue is None or not is_plain_store(op) or any(o.name == "convert" for o in epilogue.ops):
+        return False
+    target = next(o for o in epilogue.ops if o.name == "store")
+    return bool(target.operands[0].type.dtype is accumulate)
+
+
+def _along_k(op: Op, role: str) -> bool:
+    """True when the operand's neighbours in memory are neighbours in k."""
+    from ..scheduling.templates import affine, block, flat_index
+    body = block(op, role)
+    k_name, other = op.attrs["k"][0], op.attrs["m" if role == "lhs" else "n"][0]
+    if body is None:
+        index, shape = op.attrs[role], op.operands[0 if role == "lhs" else 1].type.shape
+    else:
+        first = next((o for o in body.walk() if o.name == "load"), None)
+        if first is None:
+            return role == "lhs"
+        index, shape = first.attrs["index"], first.operands[0].type.shape
+    form = affine(flat_index(index, shape), [k_name, other])
+    if form is None:
+        return role == "lhs"
+    along_k, along_other = (form[1][x] for x in (k_name, other))
+    if along_k == 1 and along_other == 1:
+        return role == "lhs"
+    return along_k == 1 if role == "lhs" else along_k == 1 and along_other != 1
+
+
+def _cut(n: DimLike, unit: int, most: int) -> tuple[int, DimLike]:
+    """(columns of a block, blocks): equal blocks of at most ``most`` where n is known."""
+    if isinstance(n, int):
+        units = max(1, -(-n // unit))
+        blocks = max(1, -(-units * unit // most))
+        columns = -(-units // blocks) * unit
+        return columns, -(-n // columns)
+    columns = max(unit, min(most, 512) // unit * unit)
+    return columns, ceildiv(n, columns)
+
+
+def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimLike, ...], machine: Any) -> tuple[DimLike, DimLike]:
+    """(rows of a block, blocks): enough blocks to share out evenly, each tall enough to pay for its copy of rhs."""
+    threads = max(1, machine.threads)
+    others = product((*batch, grid_n))
+    tall = min(1036, most)
+    if isinstance(m, int):
+        strips = max(1, -(-m // mr))
+        best, choice = math.inf, 1
+        for blocks in range(1, min(strips, 64) + 1):
+            rows = -(-strips // blocks) * mr
+            if rows > most:
+                continue
+            count = -(-m // rows) * (guess(others) if not isinstance(others, int) else others)
+            rounds = -(-count // threads)
+            cost = rounds * (rows + 4 + (8 if rows <= tall else 40))
+            if cost < best * 0.99:
+                best, choice = cost, blocks
+        rows = min(-(-strips // choice) * mr, max(mr, most // mr * mr))
+        return rows, -(-m // rows) if m else 0
+    share = threads // math.gcd(threads, others) if isinstance(others, int) else 1
+    target = min(504, most) // mr * mr
+    blocks = share * dim_max(1, ceildiv(m, share * target)) if share > 1 else ceildiv(m, target)
+    rows = mr * ceildiv(m, mr * dim_max(1, blocks))
+    return rows, ceildiv(m, dim_max(mr, rows))
+
+
+__all__ = ["Dim", "Plan", "plan_product", "register_tile"]
