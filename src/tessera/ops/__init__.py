@@ -147,6 +147,9 @@ from .pointwise import (
     trunc,
     where,
 )
+from .random import (
+    random_bits,
+)
 from .reduction import (
     all,
     allclose,
@@ -357,6 +360,7 @@ __all__ = [
     "pow",
     "prod",
     "put_along_axis",
+    "random_bits",
     "ravel",
     "real",
     "reciprocal",
