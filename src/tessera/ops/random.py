@@ -2,7 +2,8 @@
 
 The same definition stands here twice: in numpy (the reference) and as integer ops on scalars (the element rule), so that
 compiled code gives the same bits whatever the number of threads.  A block's four counter words are the element's number
-(two words), the call counter and the site; the key is the seed.  32-bit results are word 0, 64-bit ones words 0 and 1.
+(two words) and the call counter plus the site (two words): site n of one program draws what the n-th of as many eager
+calls draws.  The key is the seed.  32-bit results are word 0, 64-bit ones words 0 and 1.
 
 The distributions are built on the bits by ordinary ops; ``ts.random`` (which owns keys and sites) calls them.
 """
@@ -50,10 +51,10 @@ def philox(counter: Sequence[Array], key: tuple[int, int]) -> list[Array]:
 
 
 def _reference(key: Array, shape: Any, site: int, dtype: DType, stream: int = 0) -> Array:
-    seed, call = int(key[0]), int(key[1])
+    seed, call = int(key[0]), (int(key[1]) + site) % 2 ** 64
     number = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64)
-    words = philox((number, (number >> np.uint64(32)) ^ np.uint64(call >> 32), np.full_like(number, call & LOW32),
-                    np.full_like(number, site & LOW32)), (seed & LOW32, (seed >> 32) ^ (stream * W0 & LOW32)))
+    words = philox((number, number >> np.uint64(32), np.full_like(number, call & LOW32),
+                    np.full_like(number, call >> 32)), (seed & LOW32, (seed >> 32) ^ (stream * W0 & LOW32)))
     out = words[0] if dtype is dt.uint32 else words[0].astype(np.uint64) | (words[1].astype(np.uint64) << np.uint64(32))
     return out.reshape(shape)
 
@@ -98,9 +99,9 @@ def _element(e: ElementBuilder, op: Op, index: Sequence[DimLike], r: int) -> Val
     for i, stride in zip(index, contiguous_strides(op.results[0].type.shape), strict=True):
         number = number + i * stride
     at = e.emit("convert", e.index(number), dtype=dt.uint64)
-    seed, call = e.operand(0, (0,)), e.operand(0, (1,))
-    c0, c1 = w.low(at), w.xor(w.high(at), w.high(call))
-    c2, c3 = w.low(call), w.const(op.attrs["site"] & LOW32)
+    seed = e.operand(0, (0,))
+    call = w.op("add", e.operand(0, (1,)), w.const(op.attrs["site"], dt.uint64))
+    c0, c1, c2, c3 = w.low(at), w.high(at), w.low(call), w.high(call)
     k0, k1 = w.low(seed), w.xor(w.high(seed), w.const(op.attrs.get("stream", 0) * W0 & LOW32))
     for n in range(ROUNDS):
         if n:
