@@ -21,13 +21,13 @@ from ..types.dims import DimLike, format_dim
 from .recorder import STATE, Trace, bind, lift
 from .tensor import Tensor
 
-_NUMBERS = (bool, int, float, complex, np.ndarray, np.generic)
+_VALUES = (Tensor, bool, int, float, complex, np.ndarray, np.generic)
 
 
 def _tree(out: Any, what: str) -> tuple[list[Any], Any]:
     leaves, tree = optree.tree_flatten(out)
     for leaf in leaves:
-        if not isinstance(leaf, Tensor | _NUMBERS):
+        if not isinstance(leaf, _VALUES):
             raise TracingError(f"{what} holds a {type(leaf).__name__}", received=repr(leaf)[:80],
                                sentence="Values that pass through control flow are tensors or numbers, in tuples, lists or dicts.")
     return leaves, tree

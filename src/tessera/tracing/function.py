@@ -143,10 +143,11 @@ class TracedFunction:
         if STATE.trace is None and not kwargs:
             try:
                 arrays = [a._p for a in args]
-                run = self._fast[tuple([(p.shape, p.dtype) for p in arrays])]
-            except (KeyError, AttributeError, TypeError):
-                return self._call(args, kwargs)
-            return run(arrays)
+                run = self._fast.get(tuple([(p.shape, p.dtype) for p in arrays]))
+            except (AttributeError, TypeError):
+                run = None
+            if run is not None:
+                return run(arrays)
         return self._call(args, kwargs)
 
     def _call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

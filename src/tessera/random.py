@@ -1,0 +1,234 @@
+"""Random numbers by counter (Philox4x32-10): same seed, same bits, whatever the number of threads.
+
+Without ``key=`` the numbers come from one stream: a seed and a counter that every draw advances.  A traced function takes
+(seed, counter) as a hidden input, its draws are numbered in program order, and each call advances the counter by their
+number; so a function draws the same numbers eagerly and compiled.  Inside ``scan`` and ``while_loop`` the iteration's number is
+folded in.  With an explicit ``key=`` (:func:`key`, :func:`split`, :func:`fold_in`) a draw is a pure function of the key.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ArgumentError, DTypeError, ShapeError, unknown_keyword
+from .ir.core import TensorType
+from .ops import random as _ops
+from .tracing.creation import shape_from
+from .tracing.recorder import STATE, Hidden, check_effects, lift
+from .tracing.tensor import Tensor, Traced, make
+from .types import dtypes as dt
+
+_KEY = TensorType(dt.uint64, (2,))
+_RANDOM = frozenset({"random"})
+
+
+class _Stream:
+    """The seed and how many draws were made from it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.seed = 0
+        self.counter = 0
+
+    def take(self, n: int) -> np.ndarray[Any, Any]:
+        """The key for the next ``n`` draws."""
+        with self.lock:
+            out = np.array([self.seed, self.counter], np.uint64)
+            self.counter = (self.counter + n) % 2**64
+        return out
+
+
+_stream = _Stream()
+_hidden = Hidden(_KEY, _stream.take)
+
+
+def seed(value: int) -> None:
+    """Start the stream anew.
+
+    Raises:
+        ArgumentError: not an integer.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentError(f"a seed is an integer, not {value!r}")
+    with _stream.lock:
+        _stream.seed, _stream.counter = int(value) % 2**64, 0
+
+
+def get_state() -> tuple[int, int]:
+    """The seed and the counter of the stream."""
+    return _stream.seed, _stream.counter
+
+
+def set_state(state: tuple[int, int]) -> None:
+    """Continue from an earlier :func:`get_state`."""
+    with _stream.lock:
+        _stream.seed, _stream.counter = int(state[0]) % 2**64, int(state[1]) % 2**64
+
+
+# -- keys ----------------------------------------------------------------------------------------------------------------
+def key(value: int) -> Tensor:
+    """An explicit key: uint64[2]."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentError(f"a key is made from an integer, not {value!r}")
+    return lift(np.array([int(value) % 2**64, 0], np.uint64))
+
+
+def fold_in(key: Any, number: Any) -> Tensor:
+    """Another key, from a key and an integer (a step, a layer's index)."""
+    return _ops.fold_in(_as_key(key), number)  # type: ignore[no-any-return]
+
+
+def split(key: Any, n: int = 2) -> list[Tensor]:
+    """``n`` different keys from one."""
+    return [fold_in(key, i) for i in range(n)]
+
+
+def _as_key(k: Any) -> Tensor:
+    t = key(k) if isinstance(k, int) else lift(k)
+    if t.type != _KEY:
+        raise DTypeError("this is not a key", expected=str(_KEY), received=str(t.type),
+                         hints=["Make one: ts.random.key(seed)", "Derive one: ts.random.fold_in(key, i)"])
+    return t
+
+
+def _next(explicit: Any, what: str) -> tuple[Tensor, int]:
+    """The key of a draw and its site."""
+    if explicit is not None:
+        return _as_key(explicit), 0
+    check_effects(_RANDOM, f"random.{what}")
+    trace = STATE.trace
+    if trace is None:
+        return make(_stream.take(1)), 0
+    trace.effects.add("random")
+    site, trace.sites = trace.sites, trace.sites + 1
+    k = make(Traced(trace, trace.capture(_hidden)))
+    for number in trace.iterations:
+        k = _ops.fold_in(k, number)
+    return k, site
+
+
+# -- distributions ---------------------------------------------------------------------------------------------------------
+def _shape(shape: Sequence[Any], extra: dict[str, Any], what: str, known: Sequence[str]) -> tuple[Any, ...]:
+    if "shape" in extra or "size" in extra:
+        shape = (extra.pop("shape", None) or extra.pop("size"),)
+    for k in extra:
+        raise unknown_keyword(f"random.{what}", k, ["shape", *known])
+    return shape_from(shape or ((),), what)
+
+
+def uniform(*shape: Any, low: Any = 0.0, high: Any = 1.0, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
+    """Uniform in [low, high): ``uniform((2, 3))`` or ``uniform(2, 3)``."""
+    dims = _shape(shape, extra, "uniform", ("low", "high", "dtype", "key"))
+    k, site = _next(key, "uniform")
+    return _ops.uniform(k, site, dims, dt.as_dtype(dtype), low, high)  # type: ignore[no-any-return]
+
+
+rand = uniform
+
+
+def normal(*shape: Any, mean: Any = 0.0, std: Any = 1.0, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
+    """Normal numbers: ``normal((2, 3))`` or ``normal(2, 3)``."""
+    dims = _shape(shape, extra, "normal", ("mean", "std", "dtype", "key"))
+    k, site = _next(key, "normal")
+    return _ops.normal(k, site, dims, dt.as_dtype(dtype), mean, std)  # type: ignore[no-any-return]
+
+
+def randn(*shape: Any, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
+    """Standard normal numbers of a shape given as varargs or a tuple."""
+    dims = _shape(shape, extra, "randn", ("dtype", "key"))
+    k, site = _next(key, "randn")
+    return _ops.normal(k, site, dims, dt.as_dtype(dtype))  # type: ignore[no-any-return]
+
+
+def randint(low: int, high: Any = None, shape: Any = (), *, dtype: Any = dt.int32, key: Any = None, size: Any = None) -> Tensor:
+    """Integers in [low, high) (int32); ``randint(high, shape=…)`` starts at 0.
+
+    Raises:
+        ShapeError: the range is empty.
+    """
+    if high is None or isinstance(high, tuple | list):
+        low, high, shape = 0, low, shape if high is None else high
+    if size is not None:
+        shape = size
+    dims = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "randint")
+    kind = dt.as_dtype(dtype)
+    if not kind.is_integer:
+        raise DTypeError(f"randint() draws integers, not {kind}", hints=["Use ts.random.uniform for floats"])
+    if int(high) - 1 > kind.iinfo.max or int(low) < kind.iinfo.min:
+        raise DTypeError(f"the range [{low}, {high}) does not fit into {kind}", hints=["Pass dtype=ts.int64"])
+    k, site = _next(key, "randint")
+    return _ops.randint(k, site, dims, int(low), int(high), kind)  # type: ignore[no-any-return]
+
+
+def bernoulli(p: Any = 0.5, shape: Any = None, *, key: Any = None) -> Tensor:
+    """True with probability ``p`` (a number, or a tensor whose shape is the default)."""
+    if shape is None:
+        shape = tuple(p.type.shape) if isinstance(p, Tensor) else ()
+    if isinstance(p, int | float) and not 0 <= p <= 1:
+        raise ArgumentError(f"a probability lies in [0, 1], and {p} does not")
+    dims = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "bernoulli")
+    k, site = _next(key, "bernoulli")
+    return _ops.bernoulli(k, site, dims, p)  # type: ignore[no-any-return]
+
+
+def exponential(*shape: Any, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
+    """Exponential numbers of mean 1."""
+    dims = _shape(shape, extra, "exponential", ("dtype", "key"))
+    k, site = _next(key, "exponential")
+    return _ops.exponential(k, site, dims, dt.as_dtype(dtype))  # type: ignore[no-any-return]
+
+
+def truncated_normal(*shape: Any, low: float = -2.0, high: float = 2.0, dtype: Any = dt.f32, key: Any = None,
+                     **extra: Any) -> Tensor:
+    """Normal numbers within [low, high]."""
+    dims = _shape(shape, extra, "truncated_normal", ("low", "high", "dtype", "key"))
+    k, site = _next(key, "truncated_normal")
+    return _ops.truncated_normal(k, site, dims, dt.as_dtype(dtype), low, high)  # type: ignore[no-any-return]
+
+
+def categorical(logits: Any, shape: Any = (), *, key: Any = None) -> Tensor:
+    """Class numbers (int64) with probabilities softmax(logits) over the last axis; ``shape`` goes in front."""
+    dims = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "categorical")
+    k, site = _next(key, "categorical")
+    return _ops.categorical(k, site, lift(logits), dims)  # type: ignore[no-any-return]
+
+
+def permutation(x: Any, *, key: Any = None) -> Tensor:
+    """The numbers 0 … n-1 in random order, or a tensor's slices along axis 0 in random order."""
+    k, site = _next(key, "permutation")
+    if isinstance(x, Tensor | np.ndarray | list):
+        t = lift(x)
+        if not t.type.shape:
+            raise ShapeError("a scalar has no order to permute", hints=["Pass an integer: ts.random.permutation(n)"])
+        return _ops.shuffle(k, site, t)  # type: ignore[no-any-return]
+    (n,) = shape_from(((x,),), "permutation")
+    return _ops.permutation(k, site, n)  # type: ignore[no-any-return]
+
+
+shuffle = permutation
+
+
+def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -> Tensor:
+    """``x`` with elements set to 0 with probability ``p`` and the others divided by ``1 - p``.
+
+    Raises:
+        ArgumentError: ``p`` is not in [0, 1].
+    """
+    x = lift(x)
+    if not 0 <= p <= 1:
+        raise ArgumentError(f"a probability lies in [0, 1], and {p} does not")
+    if not training or p == 0:
+        return x
+    if p == 1:
+        return x * 0
+    from .ops import where
+    keep = bernoulli(1 - p, tuple(x.type.shape), key=key)
+    return where(keep, x / (1 - p), 0)  # type: ignore[no-any-return]
+
+
+__all__ = ["bernoulli", "categorical", "dropout", "exponential", "fold_in", "get_state", "key", "normal", "permutation",
+           "rand", "randint", "randn", "seed", "set_state", "shuffle", "split", "truncated_normal", "uniform"]
