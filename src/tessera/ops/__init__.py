@@ -1,6 +1,6 @@
 """The op table, one file a family, and the functions of the op namespace that users call."""
 
-from . import movement, table  # noqa: F401
+from . import fft, linalg, movement, table  # noqa: F401
 from .composites import (
     attention,
     cross_entropy,
