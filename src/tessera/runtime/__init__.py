@@ -1,0 +1,58 @@
+"""Running compiled programs: compilation in worker processes, the caches, memory, threads.
+
+Importing this room loads neither LLVM nor the console library; :func:`install` only enters the compiler into the
+registry of eager and traced execution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..settings import THREADS
+from ..targets.cpu.pool import get_num_threads, set_num_threads
+from .allocator import ALLOCATOR
+
+if TYPE_CHECKING:
+    from ..ir.core import Function
+    from .compiler import Compiler
+    from .executable import Executable
+
+_compiler: Compiler | None = None
+
+
+def compiler() -> Compiler:
+    """The process's compiler for this computer."""
+    global _compiler
+    if _compiler is None:
+        from .compiler import Compiler
+        _compiler = Compiler()
+    return _compiler
+
+
+class _AtFirstUse:
+    """Stands in the registry until something is compiled: the compiler's own modules are loaded then."""
+
+    def compile(self, fn: Function) -> Executable:
+        return compiler().compile(fn)
+
+
+def install() -> None:
+    """Enter the compiler into the registry through which tensors and traced functions execute."""
+    from ..tracing import eager
+    eager.COMPILER = _AtFirstUse()
+    threads = THREADS.get()
+    if threads is not None:
+        set_num_threads(threads)
+
+
+def memory_usage() -> dict[str, int]:
+    """Host memory of tensors: bytes ``in_use``, ``cached`` for reuse, ``peak``; ``hits`` and ``misses`` of the cache."""
+    return ALLOCATOR.usage()
+
+
+def release_cached_memory() -> None:
+    """Give memory that is kept for reuse back to the system."""
+    ALLOCATOR.trim(0)
+
+
+__all__ = ["compiler", "get_num_threads", "install", "memory_usage", "release_cached_memory", "set_num_threads"]
