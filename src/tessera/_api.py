@@ -6,8 +6,10 @@ the op table), the effects of ops, and the compiler.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import sys
+import importlib.util
+import math
 from typing import Any, Callable, Dict, List, Optional, Tuple  # noqa: UP035  (re-exported under the names users write)
 
 from . import errors, ops
@@ -27,9 +29,7 @@ from .errors import (
     UnsupportedError,
 )
 from .ops.table import OPS
-from .tracing import eager, indexing, methods, recorder
-from .tracing import function as _function
-from .tracing.annotations import TensorSpec
+from .tracing import creation, indexing, methods, recorder
 from .tracing.control import cond, fori_loop, scan, while_loop
 from .tracing.creation import (
     arange,
@@ -106,27 +106,34 @@ SPELLINGS = {
     "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs",
     "power": "pow", "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt",
     "greater_equal": "ge", "mm": "matmul", "bmm": "matmul", "clamp": "clip", "remainder": "mod", "floor_divide": "floor_div",
-    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "vstack": "vstack",
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan",
 }
 dtype = DType
 op = ops
 
 _OWN = {k: v for k, v in list(globals().items()) if not k.startswith("_") and k not in (
-    "annotations", "importlib", "sys", "eager", "indexing", "methods", "recorder", "OPS", "LAZY_MODULES", "LAZY_NAMES",
-    "SPELLINGS", "ALIASES", "Any", "TensorSpec")}
+    "annotations", "ctypes", "importlib", "math", "creation", "indexing", "methods", "recorder", "OPS", "LAZY_MODULES", "LAZY_NAMES",
+    "SPELLINGS", "ALIASES", "Any")}
 
 
 def _assemble() -> None:
     methods.attach(ops)
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
-    try:
-        runtime = importlib.import_module("tessera.runtime")
-    except ImportError:
+    if importlib.util.find_spec("tessera.tiling.vmath") is None:
         return
-    install = getattr(runtime, "install", None)
-    if install is not None:
-        install()
+    runtime = importlib.import_module("tessera.runtime")
+    allocator = runtime.ALLOCATOR
+    runtime.install()
+
+    def empty_array(shape: tuple[int, ...], dtype: Any) -> Any:
+        return allocator.empty(shape, dtype, math.prod(shape) * dtype.itemsize)
+
+    def is_block(base: Any) -> bool:
+        return isinstance(base, ctypes.Array) and type(base) is allocator._types.get(len(base))
+
+    creation.EMPTY = empty_array
+    indexing.is_block = is_block
 
 
 def _function_of(name: str) -> Any:
@@ -163,7 +170,7 @@ def find(name: str, into: dict[str, Any]) -> Any:
 def public_names() -> list[str]:
     """Every public name."""
     own = [n for n in dir(ops) if not n.startswith("_") and callable(getattr(ops, n))]
-    return sorted({*_OWN, *ALIASES, *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS} - {"vstack"})
+    return sorted({*_OWN, *ALIASES, *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
 
 
 _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float", "bool", "range", "Callable"})

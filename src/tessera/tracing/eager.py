@@ -22,14 +22,17 @@ from .tensor import _OF_NUMPY, Tensor, make, ndarray
 Run = Callable[[list[Any]], Sequence[Any]]
 
 
+# -- registry, filled when the package is assembled -------------------------------------------------------------------
+COMPILER: Any = None
+"""``compile(fn: Function) -> executable``, and ``executable(arrays) -> arrays``; None: the interpreter of Graph IR."""
+
 LIMIT = 8192  # entries of the exact-shape table; it starts over when full
 
 
 def compile_graph(fn: Function) -> Run:
     """An executable for ``fn``: compiled where there is a compiler, else interpreted."""
-    from . import function
-    if function.COMPILER is not None:
-        run: Run = function.COMPILER.compile(fn)
+    if COMPILER is not None:
+        run: Run = COMPILER.compile(fn)
         return run
     from ..ir.interpret_graph import interpret
     return lambda arrays: interpret(fn, arrays)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +16,11 @@ import numpy as np
 import optree
 
 from ..errors import ArgumentError, ConstraintError, EffectError, TracingError, UnsupportedError, suggest, unknown_keyword
-from ..errors.frames import user_frames
 from ..ir.core import Function, TensorType
 from ..types import dtypes as dt
 from ..types.constraints import SizeConstraint, plain
-from ..types.dims import Dim, DimLike, substitute
-from ..types.dtypes import DType
+from ..types.dims import DimLike, substitute
+from ..types.dims import name as name_of
 from ..types.effects import as_effects, format_effects
 from ..types.shapes import Constraint
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
@@ -40,9 +38,6 @@ from .program import (
 )
 from .recorder import STATE, allowing, as_array, lift
 from .tensor import Tensor, ndarray
-
-COMPILER: Any = None
-"""Compiles graphs: ``compile(fn) -> executable``, ``executable(arrays) -> arrays``; set when the package is assembled."""
 
 _SCALARS = {int: TensorType(dt.int64, ()), float: TensorType(dt.f32, ()), complex: TensorType(dt.complex64, ())}
 _DYNAMIC = (Tensor, np.ndarray, np.generic)
@@ -255,7 +250,7 @@ class TracedFunction:
                 continue
             before = set(env)
             shapes.append(check_shape(spec, t, owner or "", self.__name__, env, origins))
-            origins |= {n: f"the argument {owner!r}" for n in env.keys() - before}
+            origins |= dict.fromkeys(env.keys() - before, f"the argument {owner!r}")
             check_dtype(spec, t, owner or "", self.__name__)
         actual: dict[str, int] = {k: v for k, v in env.items() if isinstance(v, int)}
         check_sizes(declared.where, actual, self.__name__, origins)
@@ -266,8 +261,7 @@ class TracedFunction:
                 if found.fits(actual):
                     return found, actual
             bindings: dict[str, DimLike] = {
-                n: actual[n] if n in actual and (n in self._static_sizes or actual[n] == 0) else Dim((((((n, 1),)), 1),))
-                for n in env}
+                n: actual[n] if n in actual and (n in self._static_sizes or actual[n] == 0) else name_of(n) for n in env}
             try:
                 program = self._trace(call, types, bindings, None if abstract else actual)
             except NeedsValue as e:
@@ -621,10 +615,4 @@ def require(constraint: Any) -> None:
         STATE.trace.constraints.append(constraint)
 
 
-def called_from() -> str:
-    """``file:line`` of the user's innermost frame."""
-    frames = user_frames(sys._getframe(1), 1)
-    return str(frames[0]) if frames else "?"
-
-
-__all__ = ["COMPILER", "Contract", "DType", "TracedFunction", "eval_shape", "function", "jit", "require"]
+__all__ = ["Contract", "TracedFunction", "eval_shape", "function", "jit", "require"]

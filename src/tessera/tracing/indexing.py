@@ -366,7 +366,7 @@ def _scattered(x: Tensor, plan: Sequence[Any], value: Tensor) -> Tensor:
     """Any other index: number the elements of ``x``, index the numbers, and scatter to those places."""
     shape = x.type.shape
     numbers = bind("reshape", bind("iota", shape=(product(shape),), axis=0, dtype=dt.int64), shape=tuple(shape))
-    places = _traced(numbers, [i for i in plan])
+    places = _traced(numbers, plan)
     piece = function("broadcast_to")(value, tuple(places.type.shape))
     flat = bind("reshape", x, shape=(product(shape),))
     out = function("scatter")(flat, places.reshape(-1), piece.reshape(-1))

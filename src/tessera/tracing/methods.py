@@ -52,23 +52,22 @@ BINARY = {
     "__ge__": ("ge", False),
 }
 UNARY = {"__neg__": "neg", "__abs__": "abs", "__invert__": "bitwise_not", "__round__": "round"}
-METHODS = {
-    name: name for name in (
-        "reshape flatten ravel permute transpose swapaxes moveaxis squeeze unsqueeze expand_dims expand broadcast_to flip roll "
-        "split chunk repeat tile tril triu sum mean max min prod any all std var argmax argmin cumsum cumprod norm logsumexp "
-        "count_nonzero softmax log_softmax exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sinh cosh asin acos "
-        "atan erf sigmoid relu gelu silu abs neg sign floor ceil round trunc square reciprocal clip minimum maximum pow "
-        "add sub mul div matmul where isnan isinf isfinite sort argsort topk take take_along_axis gather scatter nonzero unique "
-        "dot logical_not logical_and logical_or logical_xor allclose isclose masked_fill cumulative_sum diagonal trace conj "
-        "bitcast layer_norm"
-    ).split()
-}
+METHODS = {name: name for line in (
+    "reshape flatten ravel permute transpose swapaxes moveaxis squeeze unsqueeze expand_dims expand broadcast_to flip roll",
+    "split chunk repeat tile tril triu sum mean max min prod any all std var argmax argmin cumsum cumprod norm logsumexp",
+    "count_nonzero softmax log_softmax exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sinh cosh asin acos",
+    "atan erf sigmoid relu gelu silu abs neg sign floor ceil round trunc square reciprocal clip minimum maximum pow",
+    "add sub mul div matmul where isnan isinf isfinite sort argsort topk take take_along_axis gather scatter nonzero unique",
+    "dot logical_not logical_and logical_or logical_xor allclose isclose masked_fill diagonal trace conj bitcast layer_norm",
+    "argwhere median index_put",
+) for name in line.split()}
 METHODS |= {"to": "cast", "astype": "cast", "type_as": "cast", "view": "reshape", "clamp": "clip", "amax": "max", "amin": "min",
             "mm": "matmul", "multiply": "mul", "divide": "div", "subtract": "sub", "concat": "concat"}
 PROPERTIES = {"T": "transpose", "mT": "matrix_transpose", "real": "real", "imag": "imag"}
 
 # Functions whose program does not depend on the value of a Python number among their operands.
-FAST = frozenset("add sub mul div maximum minimum eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor".split())
+FAST = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and",
+                  "bitwise_or", "bitwise_xor"})
 
 
 # -- operators -----------------------------------------------------------------------------------------------------------

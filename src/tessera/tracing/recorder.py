@@ -284,9 +284,7 @@ def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         DTypeError: strings, objects, dates.
         ShapeError: nested lists of unequal lengths.
     """
-    if isinstance(x, np.ndarray | np.generic):
-        a = np.asarray(x)
-    elif hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
+    if isinstance(x, np.ndarray | np.generic) or hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
         a = np.asarray(x)
     elif isinstance(x, list | tuple | range | bool | int | float | complex):
         a = _from_python(x)
