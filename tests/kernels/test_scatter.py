@@ -1,0 +1,65 @@
+"""Scatter in every mode: order of equal indices, negative and out-of-range indices, one rounding for narrow floats."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from templates import build, run, template_op
+
+from tessera.ir.interpret_tile import Result
+from tessera.kernels import scatter  # noqa: F401
+from tessera.types.dims import sym
+from tessera.types.dtypes import as_dtype
+
+RNG = np.random.default_rng(2)
+UFUNC = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def scattered(x: np.ndarray, index: np.ndarray, updates: np.ndarray, mode: str, **attrs: int) -> tuple[np.ndarray, Result]:
+    n, m = sym("N M")
+    d = as_dtype(x.dtype)
+    op = template_op("scatter", [(d, (n, *x.shape[1:])), (as_dtype(index.dtype), (m,)), (d, (m, *x.shape[1:])), (d, (n, *x.shape[1:]))],
+                     op="scatter", mode=mode, **attrs)
+    out = np.zeros_like(x)
+    result = run(build(op), [x, index, updates, out], {"N": x.shape[0], "M": len(index)})
+    return out, result
+
+
+@pytest.mark.parametrize("mode", ["set", "add", "mul", "max", "min"])
+@pytest.mark.parametrize("inner", [(), (5,), (2, 70)])
+def test_modes(mode: str, inner: tuple[int, ...]) -> None:
+    x, index = RNG.standard_normal((9, *inner)).astype(np.float32), RNG.integers(-9, 9, 20)
+    updates = RNG.standard_normal((20, *inner)).astype(np.float32)
+    expected = x.copy()
+    if mode == "set":
+        expected[index] = updates
+    else:
+        UFUNC[mode].at(expected, index, updates)
+    assert np.array_equal(scattered(x, index, updates, mode)[0], expected)
+
+
+def test_no_updates_copy() -> None:
+    x = RNG.standard_normal((4, 3)).astype(np.float32)
+    assert np.array_equal(scattered(x, np.zeros(0, np.int32), np.zeros((0, 3), np.float32), "add")[0], x)
+
+
+def test_narrow_floats_round_once() -> None:
+    x, index = np.ones((3, 4), np.float16), np.array([1] * 60 + [2], np.int32)
+    updates = np.full((61, 4), 0.0004, np.float16)
+    got = scattered(x, index, updates, "add")[0]
+    expected = x.astype(np.float32)
+    np.add.at(expected, index, updates.astype(np.float32))
+    assert np.array_equal(got, expected.astype(np.float16))
+
+
+def test_first_bad_index_is_reported_and_clamped() -> None:
+    x, index = np.zeros((4, 2), np.float32), np.array([1, 7, -9])
+    got, result = scattered(x, index, np.ones((3, 2), np.float32), "add", site=5)
+    assert result.failure is not None
+    assert (result.failure.site, int(result.failure.value)) == (5, 7)
+    assert np.array_equal(got[:, 0], [1, 1, 0, 1])
