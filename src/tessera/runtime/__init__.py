@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _compiler: Compiler | None = None
 
 
-def compiler() -> Compiler:
+def host_compiler() -> Compiler:
     """The process's compiler for this computer."""
     global _compiler
     if _compiler is None:
@@ -33,7 +33,7 @@ class _AtFirstUse:
     """Stands in the registry until something is compiled: the compiler's own modules are loaded then."""
 
     def compile(self, fn: Function) -> Executable:
-        return compiler().compile(fn)
+        return host_compiler().compile(fn)
 
 
 def install() -> None:
@@ -55,4 +55,4 @@ def release_cached_memory() -> None:
     ALLOCATOR.trim(0)
 
 
-__all__ = ["compiler", "get_num_threads", "install", "memory_usage", "release_cached_memory", "set_num_threads"]
+__all__ = ["get_num_threads", "host_compiler", "install", "memory_usage", "release_cached_memory", "set_num_threads"]
