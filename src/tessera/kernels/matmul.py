@@ -138,7 +138,7 @@ def blocked(p: Product, plan: Plan, i0: Any, j0: Any) -> None:
     right = tile.alloc((plan.columns // nr, plan.depth, nr), plan.dtype)
     left = tile.alloc(plan.strip, plan.dtype)
     sums = Sums(p, plan, i0, j0)
-    for k0 in tile.range(0, tile.maximum(p.k, 1), plan.depth):
+    for k0 in tile.range(0, _end_of_depths(p, i0), plan.depth):
         depth = tile.minimum(k0 + plan.depth, tile.size(p.k)) - k0
         copy_panels(p, plan, right, k0, depth, j0, panels)
         for i in tile.range(i0, i_end, mr):
@@ -149,6 +149,12 @@ def blocked(p: Product, plan: Plan, i0: Any, j0: Any) -> None:
                 for k in tile.range(0, depth):
                     acc = tile.dot(plan.column(left, k), tile.load(right, (t, k, 0), (1, nr)), acc)
                 sums.finish(acc, k0, i, j)
+
+
+def _end_of_depths(p: Product, i0: Any) -> Any:
+    """k, but one round where k is 0 (the sums are then 0) and none where the block is empty."""
+    end = max(p.k, 1) if isinstance(p.k, int) else tile.where(tile.eq(tile.size(p.k), 0), 1, tile.size(p.k))
+    return end if isinstance(p.m, int) else tile.where(i0 < tile.size(p.m), end, 0)
 
 
 @tile_function

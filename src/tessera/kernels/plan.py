@@ -221,7 +221,7 @@ def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimL
     target = min(504, most) // mr * mr
     blocks = share * dim_max(1, ceildiv(m, share * target)) if share > 1 else ceildiv(m, target)
     rows = mr * ceildiv(m, mr * dim_max(1, blocks))
-    return rows, ceildiv(m, dim_max(mr, rows))
+    return rows, blocks  # the last ones may be empty: their loops then do nothing
 
 
 __all__ = ["Dim", "Plan", "plan_product", "register_tile"]
