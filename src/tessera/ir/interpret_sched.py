@@ -128,6 +128,7 @@ class Interpreter:
 
     def do_template(self, op: Op) -> None:
         arrays = [self.buffers[v] for v in op.operands]
+        from . import interpret_templates  # noqa: F401 (fills the table)
         special = TEMPLATE_MEANING.get(op.attrs["template"])
         if special is not None and "blocks" in op.attrs:
             special(self, op, arrays)
@@ -194,7 +195,7 @@ class Interpreter:
             for k, (n, _) in enumerate(grid):
                 lo, hi = (start, min(start + step, extents[0])) if k == 0 else (0, extents[k])
                 env[n] = np.arange(lo, hi).reshape([-1 if i == k else 1 for i in range(len(grid))])
-            frame = Frame(env, len(grid), dict(zip(block.args, arrays)))  # noqa: B905: scalars follow
+            frame = Frame(env, len(grid), dict(zip(block.args, arrays)))
             for a, give in zip(block.args[len(arrays):], scalars, strict=True):
                 frame.values[a] = give(frame)
             out = [np.asarray(frame.values[v]) for v in self.body(block, frame)]
@@ -304,7 +305,7 @@ class Interpreter:
             return
         with self._inside(loops, f) as inner:
             v = self._lift(f.values[self.body(op.blocks[0], inner)[0]], inner)
-        v = np.broadcast_to(v, v.shape[:f.axes] + tuple(extents)).reshape(v.shape[:f.axes] + (-1,))
+        v = np.broadcast_to(v, v.shape[:f.axes] + tuple(extents)).reshape((*v.shape[:f.axes], -1))
         if combine in ("argmax", "argmin"):
             wide = v.astype(np.float32) if dtype.is_float and dtype.bits < 32 else v
             at = (np.argmax if combine == "argmax" else np.argmin)(wide, axis=-1)

@@ -71,7 +71,7 @@ class Tracer:
         self.root = Scope(block, names=tuple(ranges))
         self.stack = [self.root]
         self.depth_of: dict[Value, int] = {}
-        self.depth_of_name = {n: 0 for n in ranges}
+        self.depth_of_name = dict.fromkeys(ranges, 0)
         self.dynamic_value: dict[str, Value] = {}
         self.operands: dict[Value, Value] = {}  # outer buffer -> block argument
         self.stored: dict[Value, Stored] = {}

@@ -151,7 +151,7 @@ class Fusion:
         return p
 
     def _visit(self, p: Plan, v: Value, index: Index, c: Context) -> None:
-        if not c.root and self.ready(v):
+        if self.ready(v):
             p.leaves[v] = None
             return
         seen = p.visits.setdefault(v, {})
@@ -161,9 +161,6 @@ class Fusion:
         if sum(map(len, p.visits.values())) > MAX_VISITS:
             raise Materialise(self._deepest_shared(p, v))
         if v.op is None or not self.fusable(v.op):
-            if c.root and self.ready(v):
-                p.leaves[v] = None
-                return
             raise Materialise(v)
         s = self.summaries[v.op]
         if s.reduces and not c.root and (c.reduced or c.guarded or c.dynamic):

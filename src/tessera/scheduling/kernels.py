@@ -16,6 +16,9 @@ from .summary import Lanes, axis_name
 BLOCK_ELEMENTS = 16384  # what one block of a memory-bound kernel covers: 64 KiB of f32
 
 
+Place = Callable[[Tracer, tuple[DimLike, ...]], "tuple[Value, tuple[DimLike, ...]]"]
+
+
 class KernelBuilder:
     """Builds kernels of one program.
 
@@ -28,8 +31,11 @@ class KernelBuilder:
                  site: Callable[[Op, str], int]):
         self.machine, self.sizes, self.buffer, self.lanes, self.site = machine, sizes, buffer, lanes, site
 
-    def build(self, plan: Plan, home: Mapping[Value, Value], label: str) -> Op:
-        """The kernel of ``plan``; ``home`` gives the buffer of every value that it stores."""
+    def build(self, plan: Plan, home: Mapping[Value, Value], label: str, place: Place | None = None) -> Op:
+        """The kernel of ``plan``; ``home`` gives the buffer of every value that it stores.
+
+        With ``place``, the roots' elements go where it says instead.
+        """
         names = Names(self.sizes)
         loops = {k: names.fresh("i") for k in plan.grid}
         inner = {k: names.fresh("j") for k in plan.inner}
@@ -42,12 +48,12 @@ class KernelBuilder:
 
         tracer = Tracer(block, names, {loops[k]: plan.shape[k] for k in plan.grid}, buffer, self.lanes, self.site)
         for v in (*plan.roots, *plan.side):
-            if v not in copies:
+            if v not in copies and place is None:
                 tracer.stored[v] = Stored(home[v])
         if plan.scratch:
             value, root = plan.scratch
             tracer.stored[value] = Stored(home[root])
-        self._trace(tracer, plan, home, loops, inner)
+        self._trace(tracer, plan, home, loops, inner, place)
         outer = list(tracer.operands)
         block.ops.append(Op("yield"))
         grid = tuple((loops[k], plan.shape[k]) for k in plan.grid)
@@ -56,11 +62,15 @@ class KernelBuilder:
         return Op("kernel", outer, (), attrs, (block,), plan.roots[-1].op.loc if plan.roots[-1].op else None)
 
     def _trace(self, tracer: Tracer, plan: Plan, home: Mapping[Value, Value], loops: dict[int, str],
-               inner: dict[int, str]) -> None:
+               inner: dict[int, str], place: Place | None = None) -> None:
         env: dict[str, DimLike] = {axis_name(k): dim_name(n) for k, n in {**loops, **inner}.items()}
         at = tuple(substitute(e, env) for e in plan.index())
         for v, index in plan.rows:
             tracer.value(v, tuple(substitute(e, env) for e in index))
+        if place is not None:
+            scalar = tracer.value(plan.roots[0], at)
+            tracer.store(*place(tracer, at), scalar)
+            return
         todo = [r for r in reversed(plan.roots) if self._missing(tracer, r)]
         if not todo:
             return

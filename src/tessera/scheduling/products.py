@@ -185,7 +185,7 @@ def trace_blocks(bs: BlockScheduler, operands: Sequence[Value], bodies: Sequence
     yields: list[list[Value]] = []
     scalars: list[Value] = []
     for body in bodies:
-        buffer = lambda v: None if v in hidden else bs.buffer(v)  # noqa: E731
+        buffer = lambda v: None if v in hidden else bs.buffer(v)
         tracer = Tracer(Block(), names, body.ranges, buffer, p.summaries.lanes(p.machine), p.site)
         tracer.flat = lambda b: flat_view(bs, b)
         scalar = Value(ScalarType(body.dtype), tracer.root.block, 0, body.name)

@@ -20,12 +20,16 @@ from ..types.dims import Dim, DimLike
 from .elements import buffer_of
 from .fusion import Fusion, Materialise, Plan
 from .kernels import KernelBuilder
+from .memory import plan_memory
 from .summary import Summaries
 
 Launch = Callable[["BlockScheduler", Op], None]
 
 # Graph op -> how it becomes launches; ops that are not here follow their stanza (template, external, element).
 LAUNCHES: dict[str, Launch] = {}
+
+# Graph op -> tries to write into an operand's memory; false where that is not allowed.
+IN_PLACE: dict[str, Callable[[BlockScheduler, Op], bool]] = {}
 
 
 def launches(*names: str) -> Callable[[Launch], Launch]:
@@ -53,6 +57,7 @@ class Program:
     sites: dict[tuple[Op, str], int] = field(default_factory=dict)
     functions: dict[str, Function] = field(default_factory=dict)
     elementwise: set[Op] = field(default_factory=set)
+    loops: list[str] = field(default_factory=list)
     counter: int = 0
 
     def site(self, op: Op, message: str) -> int:
@@ -83,6 +88,7 @@ class BlockScheduler:
         self.pretended: set[Value] = set()
         self.users = {v: [op for op, _ in at] for v, at in uses(block).items()}
         self.done: set[Op] = set()
+        self.donated: set[Value] = set()  # parameters whose memory may be overwritten
         self.order = {op: k for k, op in enumerate(block.ops)}
         self.fusion = Fusion(self.users, self.ready, program.summaries, program.elementwise)
         self._spread_homes()
@@ -103,9 +109,11 @@ class BlockScheduler:
     def emit(self, op: Op) -> None:
         self.out.ops.append(op)
 
-    def alloc(self, t: BufferType, label: str | None = None) -> Value:
+    def alloc(self, t: BufferType) -> Value:
+        """A temporary of the whole program, wherever it is used."""
+        if self.outer is not None:
+            return self.outer.alloc(t)
         op = Op("alloc", (), (t,))
-        op.results[0].name = label
         self.emit(op)
         return op.results[0]
 
@@ -252,19 +260,36 @@ class BlockScheduler:
         for op in ops:
             if op.name in ("return", "yield"):
                 break
-            if op in self.done or op.name == "constant" or self.fusion.fusable(op):
+            if op in self.done or op.name == "constant":
+                continue
+            in_place = IN_PLACE.get(op.name)
+            if in_place is not None and in_place(self, op):
+                continue
+            if self.fusion.fusable(op):
                 continue
             self.launch(op)
 
-    def finish(self, results: Sequence[tuple[Value, Value]]) -> None:
-        """Bring each value into the buffer where it belongs, and write all launches out."""
+    def finish(self, results: Sequence[tuple[Value, Value | None]]) -> None:
+        """Bring each value into the buffer where it belongs (None: anywhere), and write all launches out."""
         for v, home in results:
             self.demand(v)
-            if base_of(self.buffers.get(v)) is not home:
-                self._copy(v, home)
+            if home is not None and base_of(self.buffers.get(v)) is not base_of(home):
+                self.copy(v, home)
         self.flush()
 
-    def _copy(self, v: Value, home: Value) -> None:
+    def alias_donated(self, results: Sequence[tuple[Value, Value]]) -> tuple[tuple[int, int], ...]:
+        """(result, parameter) pairs: results that were made in the memory of a donated parameter."""
+        out: list[tuple[int, int]] = []
+        for k, (v, _) in enumerate(results):
+            if v.op is None:
+                continue
+            where = base_of(self.buffers.get(v))
+            for i, a in enumerate(self.block.args):
+                if a in self.donated and where is self.buffers[a] and i not in [p for _, p in out]:
+                    out.append((k, i))
+        return tuple(out)
+
+    def copy(self, v: Value, home: Value) -> None:
         source = self.buffer(v)
         assert source is not None
         copy = Value(v.type, Block())
@@ -272,16 +297,16 @@ class BlockScheduler:
         plan.leaves[copy] = None
         plan.ranges = {f"${k}": e for k, e in enumerate(plan.shape)}
         self.buffers[copy] = source
-        op = self._builder().build(plan, {copy: home}, self.program.label("copy"))
+        op = self.builder().build(plan, {copy: home}, self.program.label("copy"))
         self.append(op)
 
-    def _builder(self) -> KernelBuilder:
+    def builder(self) -> KernelBuilder:
         p = self.program
         return KernelBuilder(p.machine, p.sizes, self.buffer, p.summaries.lanes(p.machine), p.site)
 
     def flush(self) -> None:
         """Write the launches collected so far into the Schedule block, in order."""
-        builder = self._builder()
+        builder = self.builder()
         for e in self.entries:
             if e.plan is not None:
                 e.op = builder.build(e.plan, self.buffers, self.program.label(_stem(e.plan)))
@@ -310,7 +335,8 @@ def _uniform(op: Op) -> bool:
 def schedule(fn: Function, machine: Any) -> Function:
     """The Schedule program of a Graph function: parameters, then results, as buffers.
 
-    The memory plan is not made here: see :mod:`tessera.scheduling.memory`.
+    Parameters in the Graph attribute ``donated`` (their positions) may be overwritten.  A result that then lies in a
+    parameter's memory is listed in ``aliases`` as (result, parameter): its own buffer is not written.
 
     Raises:
         UnsupportedError: an op has no way to be computed on this level.
@@ -331,14 +357,18 @@ def schedule(fn: Function, machine: Any) -> Function:
     program.functions = {n: schedule(f, machine) for n, f in fn.functions.items() if f.level == "graph"}
     program.functions |= {n: f for n, f in fn.functions.items() if f.level == "tile"}
     top = BlockScheduler(program, fn.body, out.body, buffers, homes)
+    top.donated.update(fn.args[i] for i in fn.attrs.get("donated", ()))
     top.run(fn.body.ops)
-    top.finish(results)
+    aliases = top.alias_donated(results)
+    top.finish([pair for k, pair in enumerate(results) if k not in dict(aliases)])
     out.body.ops.append(Op("return"))
     out.functions = program.functions
     out.attrs = {"inputs": len(fn.args), "outputs": len(results), "sizes": sizes}
+    if aliases:
+        out.attrs["aliases"] = aliases
     if program.sites:
         out.attrs["sites"] = tuple(message for _, message in program.sites)
-    return out
+    return plan_memory(out)
 
 
 def size_names(fn: Function) -> tuple[str, ...]:

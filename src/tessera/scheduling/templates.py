@@ -54,7 +54,9 @@ The products
     ``key_block``         numeric parameter: keys an online-softmax step takes
     ====================  ==========================================================================================
 
-    ``compute`` is the dtype of scores and accumulators.  Blocks: ``score(…, %score)`` optional: yields the score to use, over loops batch, q, t (masks and biases: loads from
+    ``compute`` is the dtype of scores and accumulators.
+
+    Blocks: ``score(…, %score)`` optional: yields the score to use, over loops batch, q, t (masks and biases: loads from
     further operands; a masked-out score is ``-inf``).  ``epilogue(…, %acc)``: over batch, q, e; ``%acc`` is already divided
     by the sum.  A row in which every score is -inf gives 0.
 
@@ -119,7 +121,7 @@ def affine(expr: DimLike, names: Iterable[str]) -> tuple[DimLike, Mapping[str, D
     """
     wanted = set(names)
     offset: DimLike = 0
-    strides: dict[str, DimLike] = {n: 0 for n in wanted}
+    strides: dict[str, DimLike] = dict.fromkeys(wanted, 0)
     if isinstance(expr, int):
         return expr, strides
     for mono, coefficient in expr.terms:

@@ -1,0 +1,110 @@
+"""What the templates with blocks mean, in numpy (see :mod:`tessera.scheduling.templates`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..types.dims import DimLike
+from ..types.dtypes import DType, f32
+from .core import Block, Op
+from .interpret_graph import REFERENCES
+from .interpret_sched import TEMPLATE_MEANING, Frame, Interpreter, size_value
+
+Array = np.ndarray[Any, Any]
+Loops = Sequence[tuple[str, DimLike]]
+
+
+def _block(op: Op, name: str) -> Block | None:
+    names = op.attrs["blocks"]
+    return op.blocks[names.index(name)] if name in names else None
+
+
+def _grid(it: Interpreter, loops: Loops) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Index arrays for loops, one axis each, and the extents."""
+    shape = it.shape([e for _, e in loops])
+    env: dict[str, Any] = {**it.sizes, **it.loops}
+    for k, (n, _) in enumerate(loops):
+        env[n] = np.arange(shape[k]).reshape([-1 if i == k else 1 for i in range(len(loops))])
+    return env, shape
+
+
+def _gathered(it: Interpreter, op: Op, role: str, position: int, arrays: list[Array], loops: Loops, wide: DType) -> Array:
+    """Operand ``role`` as a dense array over ``loops``, by its index map or its prologue."""
+    env, shape = _grid(it, loops)
+    if 0 in shape:
+        return np.zeros(shape, wide.np)
+    body = _block(op, role)
+    if body is not None:
+        frame = Frame(env, len(loops), dict(zip(body.args, arrays, strict=False)))
+        (v,) = it.body(body, frame)
+        return np.broadcast_to(frame.values[v], shape).astype(wide.np)
+    index = tuple(np.broadcast_to(size_value(e, env), shape) for e in op.attrs[role])
+    return arrays[position][index].astype(wide.np)
+
+
+def _store(it: Interpreter, op: Op, arrays: list[Array], loops: Loops, acc: Array) -> None:
+    """Run the epilogue over ``loops`` on ``acc``."""
+    env, shape = _grid(it, loops)
+    if 0 in shape:
+        return
+    body = _block(op, "epilogue")
+    assert body is not None
+    values: dict[Any, Any] = dict(zip(body.args, [*arrays, acc.reshape(shape)], strict=True))
+    it.body(body, Frame(env, len(loops), values))
+
+
+def multiply_add(a: Array, b: Array, acc: Array) -> Array:
+    """``fma``: for f32 one rounding to f64 and one to f32, which differs from one rounding only in rare ties."""
+    if acc.dtype == np.float32:
+        return (a.astype(np.float64) * b.astype(np.float64) + acc.astype(np.float64)).astype(np.float32)
+    return np.asarray(a * b + acc)
+
+
+def matmul(it: Interpreter, op: Op, arrays: list[Array]) -> None:
+    a = op.attrs
+    batch, m, n, k, wide = a["batch"], a["m"], a["n"], a["k"], a["accumulate"]
+    lhs = _gathered(it, op, "lhs", 0, arrays, (*batch, m, k), wide)
+    rhs = _gathered(it, op, "rhs", 1, arrays, (*batch, k, n), wide)
+    acc = np.zeros(it.shape([e for _, e in (*batch, m, n)]), wide.np)
+    with np.errstate(all="ignore"):
+        for i in range(it.size(k[1])):
+            acc = multiply_add(lhs[..., :, i, None], rhs[..., i, None, :], acc)
+    _store(it, op, arrays, (*batch, m, n), acc)
+
+
+def attention(it: Interpreter, op: Op, arrays: list[Array]) -> None:
+    a = op.attrs
+    batch, q, t, d, e = a["batch"], a["q"], a["t"], a["d"], a["e"]
+    wide: DType = a.get("compute", f32)
+    query = _gathered(it, op, "query", 0, arrays, (*batch, q, d), wide)
+    key = _gathered(it, op, "key", 1, arrays, (*batch, t, d), wide)
+    value = _gathered(it, op, "value", 2, arrays, (*batch, t, e), wide)
+    env, shape = _grid(it, (*batch, q, t))
+    with np.errstate(all="ignore"):
+        s = np.asarray(np.matmul(query, np.swapaxes(key, -1, -2)) * wide.np.type(a["scale"]))
+        body = _block(op, "score")
+        if body is not None and 0 not in shape:
+            frame = Frame(env, len(shape), dict(zip(body.args, [*arrays, s], strict=True)))
+            (v,) = it.body(body, frame)
+            s = np.broadcast_to(frame.values[v], shape)
+        if a.get("causal"):
+            s = np.where(env[t[0]] <= env[q[0]] + it.size(a["causal_offset"]), s, -np.inf)
+        top = np.max(s, -1, keepdims=True, initial=-np.inf)
+        p = np.exp(s - np.where(np.isfinite(top), top, 0)).astype(wide.np)
+        total = p.sum(-1, keepdims=True)
+        acc = np.matmul(p, value) / np.where(total == 0, 1, total)
+    _store(it, op, arrays, (*batch, q, e), acc.astype(wide.np))
+
+
+def conv(it: Interpreter, op: Op, arrays: list[Array]) -> None:
+    a = op.attrs
+    wide: DType = a["accumulate"]
+    attrs = {k: a[k] for k in ("strides", "padding", "dilation", "groups") if k in a}
+    acc = REFERENCES["conv"](arrays[0].astype(wide.np), arrays[1].astype(wide.np), **attrs)
+    _store(it, op, arrays, (*a["batch"], a["channel"], *a["spatial"]), np.asarray(acc))
+
+
+TEMPLATE_MEANING.update(matmul=matmul, attention=attention, conv=conv)
