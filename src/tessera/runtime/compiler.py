@@ -330,6 +330,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine, sizes: tuple[str, ..
     Raises:
         CompileError: the template or tile function that it names does not exist.
     """
+    from .. import kernels  # noqa: F401  (importing the room enters its templates)
     from ..tiling.lower import lower_kernel
     from ..tiling.templates import TEMPLATES
     if op.name == "launch":

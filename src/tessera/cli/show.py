@@ -1,0 +1,98 @@
+"""``tessera show FILE:FUNCTION``: a function at any stage of its compilation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..errors import TesseraError, suggest
+from .load import LoadFailed, load_file, say_error, traced_functions
+
+STAGES = ("graph", "sched", "tile", "ll", "asm")
+_LANGUAGE = {"ll": "llvm", "asm": "nasm"}
+
+
+def targets() -> dict[str, Any]:
+    """The machines that ``--target`` names."""
+    from .. import machine
+    return {"host": None, "avx2": machine.X86_AVX2, "avx512": machine.X86_AVX512, "amx": machine.X86_AMX,
+            "neon": machine.AARCH64_NEON}
+
+
+def add_parser(sub: Any) -> None:
+    p: argparse.ArgumentParser = sub.add_parser("show", help="print a function at a stage of its compilation")
+    p.add_argument("what", metavar="FILE:FUNCTION", help="a traced function in a Python file")
+    p.add_argument("--stage", choices=STAGES, default="graph", help="what to print (default: graph)")
+    p.add_argument("--target", default="host", metavar="NAME",
+                   help="the machine to compile for: host, avx2, avx512, amx, neon (default: host)")
+    p.add_argument("--args", default=None, metavar="TYPES",
+                   help="argument types such as 'f32[32, 768], f32[768, H]'; needed where annotations do not give them")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command; returns its exit status."""
+    file, colon, name = args.what.rpartition(":")
+    if not colon or not file:
+        say_error(f"{args.what!r} does not name a function: write FILE:FUNCTION, such as model.py:mlp")
+        return 2
+    machines = targets()
+    if args.target not in machines:
+        say_error(f"there is no target {args.target!r}{suggest(args.target, machines)}; the targets are {', '.join(machines)}")
+        return 2
+    try:
+        functions = traced_functions(load_file(file))
+        if name not in functions:
+            known = ", ".join(functions) or "none"
+            say_error(f"{file!r} defines no traced function {name!r}{suggest(name, functions)} (it defines: {known})")
+            return 1
+        text = stage_text(functions[name], args.stage, machines[args.target], args.args)
+    except LoadFailed as e:
+        say_error(str(e))
+        return 1
+    except (TesseraError, ValueError) as e:
+        say_error(str(e))
+        return 1
+    _print(text, args.stage)
+    return 0
+
+
+def stage_text(fn: Any, stage: str, machine: Any, types: str | None) -> str:
+    """The text of a traced function at a stage.
+
+    Raises:
+        TesseraError: the function cannot be traced or compiled.
+        ValueError: ``types`` are not tensor types.
+    """
+    from ..runtime.compiler import Compiler
+    graph = fn.trace(*parse_types(types)) if types is not None else fn.trace()
+    return Compiler(machine).show(graph, stage)
+
+
+def parse_types(text: str) -> list[Any]:
+    """``"f32[32, 768], f32[H]"`` as tensor types."""
+    from ..ir.core import TensorType
+    from ..ir.text import parse_function
+    parts, depth, start = [], 0, 0
+    for i, c in enumerate(text + ","):
+        depth += {"[": 1, "]": -1}.get(c, 0)
+        if c == "," and depth == 0:
+            if text[start:i].strip():
+                parts.append(text[start:i].strip())
+            start = i + 1
+    params = ", ".join(f"%a{i}: {t}" for i, t in enumerate(parts))
+    found = [a.type for a in parse_function(f"graph @f({params}) {{ return() }}").args]
+    for t in found:
+        if not isinstance(t, TensorType):
+            raise ValueError(f"{t} is not a tensor type; a scalar is written {t}[]")
+    return found
+
+
+def _print(text: str, stage: str) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.syntax import Syntax
+        Console().print(Syntax(text, _LANGUAGE.get(stage, "text"), word_wrap=False, background_color="default"))
+    else:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
