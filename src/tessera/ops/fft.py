@@ -58,11 +58,11 @@ def _ifft_reference(x: Array) -> Array:
 
 
 def _rfft_reference(x: Array) -> Array:
-    return np.asarray(np.fft.rfft(x.astype(np.float64))).astype(np.complex128 if x.dtype == np.float64 else np.complex64)
+    return np.asarray(np.fft.rfft(x.astype(np.float64))).astype(np.complex64 if x.dtype == np.float32 else np.complex128)
 
 
 def _irfft_reference(x: Array, n: int) -> Array:
-    return np.asarray(np.fft.irfft(x.astype(np.complex128), n)).astype(np.float64 if x.dtype == np.complex128 else np.float32)
+    return np.asarray(np.fft.irfft(x.astype(np.complex128), n)).astype(np.float32 if x.dtype == np.complex64 else np.float64)
 
 
 def _rfft_infer(types: Types, attrs: Attrs) -> Types:

@@ -41,8 +41,12 @@ Fn = Callable[..., Any]
 
 
 def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: DType | None = None, ulp: float = 0.0,
-             domain: tuple[float, float] | None = None, doc: str = "", reference: Fn | None = None) -> None:
-    """Enter a pointwise op on operands of one dtype; ``result`` is its dtype where that differs."""
+             domain: tuple[float, float] | None = None, doc: str = "", reference: Fn | None = None,
+             cancels: float = 0.0) -> None:
+    """Enter a pointwise op on operands of one dtype.
+
+    ``result`` is its dtype where that differs; ``cancels`` bounds the error by so many epsilons of the operands' magnitude.
+    """
 
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
         expect_operands(name, types, arity)
@@ -51,7 +55,7 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
         return (TensorType(result or kind, same_shape(name, types)),)
 
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
-              bound=Bound(ulp), pointwise=True, doc=doc, facts={"domain": domain} if domain else {})
+              bound=Bound(ulp, (lambda types, attrs: cancels) if cancels else None), pointwise=True, doc=doc, facts={"domain": domain} if domain else {})
 
 
 def _name(fn: Any, name: str, doc: str) -> Any:
@@ -192,7 +196,7 @@ rsqrt = unary("rsqrt", m.rsqrt, FP, 2, ints="f32", domain=(1e-3, 1e4))
 cbrt = unary("cbrt", np.cbrt, FP, 3, ints="f32", domain=(-1e4, 1e4))
 _declare("pow", 2, m.power, REAL, ulp=4)
 hypot = binary("hypot", np.hypot, FP, 3, ints="f32")
-logaddexp = binary("logaddexp", np.logaddexp, FP, 6, ints="f32", doc="log(exp(x) + exp(y)) without overflow.")
+logaddexp = binary("logaddexp", np.logaddexp, FP, 6, ints="f32", cancels=2, doc="log(exp(x) + exp(y)) without overflow.")
 
 # -- trigonometry ------------------------------------------------------------------------------------------------------
 sin = unary("sin", np.sin, FP, 2, ints="f32", domain=(-100, 100))

@@ -1,0 +1,46 @@
+"""The op sweep through the levels: the Graph interpreter always, the compiled path as one batch of programs."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import sweep
+
+from tessera.ir.graph import verify
+from tessera.ir.interpret_graph import interpret
+
+CASES = sweep.cases()
+BATCHES = list(sweep.batches(CASES, 200))
+
+
+@pytest.mark.parametrize("group", BATCHES, ids=lambda g: f"{g[0].op}..{g[-1].op}")
+def test_graph_interpreter(group: Any) -> None:
+    fn, arrays = sweep.program(group)
+    verify(fn)
+    assert not sweep.failures(group, interpret(fn, arrays))
+
+
+def test_cover_is_a_cover() -> None:
+    seen = {(c.op, c.dtype) for c in CASES}
+    for name, op in sweep.OPS.items():
+        if name not in (*sweep.NOT_UNIQUE, "bitcast"):
+            assert {d for o, d in seen if o == name} == set(op.dtypes), name
+    shapes = {(c.op, c.label) for c in CASES if sweep.OPS[c.op].pointwise}
+    for name in {o for o, _ in shapes} - {"convert", "bitcast"}:
+        assert {s for o, s in shapes if o == name} == set(sweep.SHAPES), name
+    both = {(c.dtype, c.label) for c in CASES if sweep.OPS[c.op].pointwise}
+    assert not set(itertools.product(sweep.dt.ALL, sweep.SHAPES)) - both
+
+
+def test_every_case_is_its_own_oracle() -> None:
+    """A wrong result is noticed: the same results, each moved by more than its bound, fail for every case that has any."""
+    for c in CASES[::7]:
+        good = [r.astype(t.dtype.np) for r, t in zip(c.reference(c.arrays), sweep.OPS[c.op].infer(c.types, c.attrs), strict=True)]
+        assert c.check(good) is None, c.check(good)
+        moved = [sweep.np.where(r == 0, r + r.dtype.type(1), -r) if r.dtype.kind in "fi" and r.dtype not in sweep.LOW else None
+                 for r in good]
+        for i, bad in enumerate(moved):
+            if bad is not None and bad.size and not sweep.np.isnan(bad).all() and (good[i] != bad).any():
+                assert c.check([*good[:i], bad.astype(good[i].dtype), *good[i + 1:]]) is not None, c.id
