@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.core import Block, BufferType, Op, ScalarType, Value
+from ..ops.table import OPS
 from ..types import dtypes as dt
 from ..types.dims import DimLike, product, substitute
 from ..types.dims import name as dim_name
@@ -84,7 +85,9 @@ class Epilogue:
     def _extend(self) -> bool:
         value, index = self.steps[-1]
         users = set(self.bs.users.get(value, ()))
-        if len(users) != 1:
+        if len(users) > 1:
+            return self._extend_over(value, index)
+        if not users:
             return False
         (user,) = users
         if user not in self.bs.order or not self.bs.fusion.fusable(user) or len(user.results) != 1:
@@ -100,6 +103,30 @@ class Epilogue:
             return False
         self.steps.append((result, at))
         return True
+
+    def _extend_over(self, value: Value, index: Index) -> bool:
+        """Past several users that come together again in one value (gelu uses its operand three times)."""
+        bs = self.bs
+        live, members = {value}, set[Op]()
+        while len(members) < CHAIN:
+            waiting = [u for v in live for u in bs.users.get(v, ()) if u not in members]
+            if not waiting or any(u not in bs.order for u in waiting):
+                return False
+            user = min(waiting, key=bs.order.__getitem__)
+            if not bs.fusion.fusable(user) or len(user.results) != 1 or bs.program.summaries[user].reduces:
+                return False
+            result = user.results[0]
+            if result.type.shape != value.type.shape or not OPS[user.name].pointwise:
+                return False
+            members.add(user)
+            live.add(result)
+            live = {v for v in live if v in bs.homes or not all(u in members for u in bs.users.get(v, ()))}
+            if live == {result}:
+                if not self._available(result):
+                    return False
+                self.steps.append((result, index))
+                return True
+        return False
 
     def _available(self, root: Value) -> bool:
         """True when everything else that ``root`` needs is in memory before the launch, or cheap to compute."""

@@ -119,6 +119,8 @@ class BlockScheduler:
 
     def view(self, buffer: Value, t: BufferType, offset: DimLike = 0) -> Value:
         """The same memory under another dense shape."""
+        whole = base_of(buffer)
+        buffer = whole if whole is not None else buffer
         if buffer.type == t and offset == 0:
             return buffer
         key = (buffer, t, offset)
