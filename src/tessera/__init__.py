@@ -19,7 +19,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ._api import *  # noqa: F403
-    from ._api import Dict, List, Optional, Tensor, Tuple  # noqa: F401
+    from .ops import *  # type: ignore[assignment]  # noqa: F403
+
+    # A static type checker cannot read sizes and dtypes in ``Tensor["B", 768, ts.bf16]``; as ``Any`` the name passes mypy.
+    Tensor: Any
 
 
 def __getattr__(name: str) -> Any:

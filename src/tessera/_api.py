@@ -52,7 +52,7 @@ from .tracing.creation import (
 from .tracing.function import eval_shape, function, jit, require
 from .tracing.indexing import masked_select
 from .tracing.parameters import linear
-from .tracing.tensor import Tensor
+from .tracing.tensor import Tensor  # noqa: F401  (public, see below)
 from .types.constraints import sym
 from .types.dtypes import (
     ALIASES,
@@ -111,10 +111,6 @@ SPELLINGS = {
 dtype = DType
 op = ops
 
-_OWN = {k: v for k, v in list(globals().items()) if not k.startswith("_") and k not in (
-    "annotations", "ctypes", "importlib", "math", "creation", "indexing", "methods", "recorder", "OPS", "LAZY_MODULES", "LAZY_NAMES",
-    "SPELLINGS", "ALIASES", "Any")}
-
 
 def _assemble() -> None:
     methods.attach(ops)
@@ -149,7 +145,7 @@ def find(name: str, into: dict[str, Any]) -> Any:
     """
     if name == "__all__":
         return star_names()
-    value = _OWN.get(name)
+    value = globals().get(name) if name in PUBLIC else None
     if value is None:
         value = ALIASES.get(name) if name not in ("float", "bool") else None
     if value is None and name in LAZY_MODULES:
@@ -170,7 +166,7 @@ def find(name: str, into: dict[str, Any]) -> Any:
 def public_names() -> list[str]:
     """Every public name."""
     own = [n for n in dir(ops) if not n.startswith("_") and callable(getattr(ops, n))]
-    return sorted({*_OWN, *ALIASES, *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
+    return sorted({*PUBLIC, *ALIASES, *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
 
 
 _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float", "bool", "range", "Callable"})
@@ -189,5 +185,87 @@ def _available(name: str) -> bool:
     except ImportError:
         return False
 
+
+__all__ = [
+    "Callable",
+    "CheckpointError",
+    "CompileError",
+    "ConstraintError",
+    "DType",
+    "DTypeError",
+    "DeviceError",
+    "Dict",
+    "EffectError",
+    "IndexOutOfRangeError",
+    "KernelError",
+    "List",
+    "NumericalError",
+    "NumericalPolicy",
+    "Optional",
+    "Policy",
+    "RoundingMode",
+    "ShapeError",
+    "TesseraError",
+    "TracingError",
+    "Tuple",
+    "UnsupportedError",
+    "accum",
+    "arange",
+    "asarray",
+    "bf16",
+    "bool_",
+    "complex64",
+    "complex128",
+    "cond",
+    "dtype",
+    "empty",
+    "empty_like",
+    "errors",
+    "eval_shape",
+    "eye",
+    "f16",
+    "f32",
+    "f64",
+    "fori_loop",
+    "fp4_e2m1",
+    "fp6_e2m3",
+    "fp6_e3m2",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "from_dlpack",
+    "from_numpy",
+    "full",
+    "full_like",
+    "function",
+    "int4",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "jit",
+    "linear",
+    "linspace",
+    "masked_select",
+    "meshgrid",
+    "ones",
+    "ones_like",
+    "op",
+    "ops",
+    "require",
+    "scan",
+    "sym",
+    "tensor",
+    "uint4",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "while_loop",
+    "zeros",
+    "zeros_like"
+]
+
+# ``Tensor`` is declared in ``__init__.py`` for static type checkers.
+PUBLIC = frozenset([*__all__, "Tensor"])
 
 _assemble()

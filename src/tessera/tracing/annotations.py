@@ -105,7 +105,7 @@ def _is_dtype(x: Any) -> bool:
 def _dim(p: Any) -> Any:
     if p is Ellipsis or p == REST:
         return REST
-    if isinstance(p, str) and p.strip() in (ANY, ""):
+    if isinstance(p, str) and p.strip() in (ANY, "_"):
         return ANY
     if _is_dtype(p):
         raise DTypeError(f"the element type {p} must be the last item of a tensor type")
