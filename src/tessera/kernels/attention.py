@@ -1,0 +1,343 @@
+"""Attention in one pass over the keys: the scores of a block of keys are made, exponentiated and used at once.
+
+``s[q, t] = scale * sum_d query[q, d] * key[t, d]``, ``p = softmax over t``, ``out[q, e] = sum_t p[q, t] * value[t, e]``.
+
+Keys are taken ``key_block`` at a time (a numeric parameter).  For every query row a running maximum ``top`` and sum ``total``
+are kept; when a block raises the maximum, what was summed so far is scaled down.  Within a block:
+
+* the keys are copied to panels ``[d, columns]`` (transposed), the values to panels ``[t, columns]``;
+* for each strip of query rows: scores through ``dot``, then their maximum, exponentials and sum row by row, then the
+  weighted values through ``dot``.
+
+A causal product stops at the diagonal: panels of keys that no row of a strip sees are neither computed nor read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..ir.core import Function, Op
+from ..scheduling.templates import affine, block, flat_index
+from ..tiling import dsl as tile
+from ..tiling.dsl import Buffer, TileValue, tile_function
+from ..tiling.templates import register
+from ..types.dims import DimLike, ceildiv
+from ..types.dtypes import DType, f32
+from .fused import BlockRunner, Lanes, Point, load
+from .plan import register_tile
+from .programs import open_program
+
+LOWEST = float("-inf")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the work is cut: rows of a strip, columns of the score and value panels, rows of a block, keys of a step."""
+
+    mr: int
+    score: int
+    value: int
+    rows: int
+    keys: int
+    together: int  # rows of a strip that the softmax takes at a time
+
+    @property
+    def strips(self) -> int:
+        return self.keys // self.score
+
+
+class Attention:
+    """One ``attention`` template op: its loops, operands and blocks, in terms of tiles."""
+
+    def __init__(self, op: Op, buffers: list[Buffer], shape: Shape):
+        a = op.attrs
+        self.shape = shape
+        self.batch: tuple[tuple[str, DimLike], ...] = a["batch"]
+        (self.q_name, self.q), (self.t_name, self.t), (self.d_name, self.d), (self.e_name, self.e) = (a[x] for x in "qtde")
+        self.compute: DType = a.get("compute", f32)
+        self.scale, self.causal, self.offset = a["scale"], a["causal"], a.get("causal_offset", 0)
+        self.maps = {role: (buffers[i], a[role]) for i, role in enumerate(("query", "key", "value"))}
+        score, epilogue = block(op, "score"), block(op, "epilogue")
+        assert epilogue is not None
+        self.score = BlockRunner(score, buffers) if score is not None else None
+        self.epilogue = BlockRunner(epilogue, buffers)
+        self.env: dict[str, Any] = {name: tile.program_id(i) if extent != 1 else 0 for i, (name, extent) in enumerate(self.batch)}
+
+    def operand(self, role: str, *lanes: Lanes) -> TileValue:
+        """A tile of query, key or value, in the dtype of the computation."""
+        buffer, index = self.maps[role]
+        point = Point(self.env, lanes)
+        return tile.broadcast_to(load(buffer, index, point).to(self.compute), point.shape)
+
+    def queries(self, at: Any, n: int, ragged: bool) -> Lanes:
+        return Lanes(self.q_name, at, n, self.q, ragged)
+
+    def keys(self, at: Any, n: int, ragged: bool) -> Lanes:
+        return Lanes(self.t_name, at, n, self.t, ragged, aligned=True)
+
+    def depth(self, at: Any, n: int, ragged: bool = False) -> Lanes:
+        return Lanes(self.d_name, at, n, self.d, ragged)
+
+    def columns(self, at: Any, n: int, ragged: bool) -> Lanes:
+        return Lanes(self.e_name, at, n, self.e, ragged, aligned=True)
+
+    def along(self, role: str, loop: str) -> bool:
+        """True when neighbours in memory are neighbours in ``loop``."""
+        buffer, index = self.maps[role]
+        form = affine(flat_index(index, buffer.shape), [loop])
+        return form is not None and form[1][loop] == 1
+
+    def seen(self, first_row: Any, rows: int) -> Any:
+        """How many keys the rows from ``first_row`` on see at most: all, or up to the diagonal."""
+        if not self.causal:
+            return tile.size(self.t)
+        return tile.minimum(tile.size(self.t), tile.maximum(first_row + rows + tile.size(self.offset), 0))
+
+
+@register("attention")
+def attention(op: Op, machine: Any, name: str) -> Function:
+    """The tile program of an ``attention`` template op (attributes and blocks: ``scheduling/templates.py``)."""
+    a = op.attrs
+    q, e = a["q"][1], a["e"][1]
+    compute: DType = a.get("compute", f32)
+    keys = a["key_block"]
+    mr, score = register_tile(machine, compute, q, keys)
+    while keys % score:
+        score -= machine.tile_lanes
+    value = min(register_tile(machine, compute, mr, e if isinstance(e, int) else 64)[1], score * max(1, 28 // max(1, mr)))
+    value = _fit(value, mr, score, machine)
+    together = next(n for n in (2, 3, 1) if mr % n == 0)
+    rows, blocks = _rows(q, mr)
+    shape = Shape(mr, score, value, rows, keys, together)
+    batch = tuple(extent for _, extent in a["batch"])
+    program = open_program(op, name, (*batch, blocks))
+    with program:
+        attend(Attention(op, program.buffers, shape), tile.program_id(len(batch)) * rows)
+    return program.finish()
+
+
+def _fit(value: int, mr: int, score: int, machine: Any) -> int:
+    """Columns of a value panel: no more registers than the score's tile takes."""
+    while value > machine.tile_lanes and mr * value > max(mr * score, mr * machine.tile_lanes):
+        value -= machine.tile_lanes
+    return value
+
+
+def _rows(q: DimLike, mr: int) -> tuple[int, DimLike]:
+    """(rows of a block, blocks): about 18 strips, so that the copies of keys and values pay; equal blocks where q is known."""
+    if isinstance(q, int):
+        strips = max(1, -(-q // mr))
+        blocks = max(1, round(strips / 18))
+        rows = -(-strips // blocks) * mr
+        return rows, -(-q // rows)
+    return 18 * mr, ceildiv(q, 18 * mr)
+
+
+class State:
+    """The scratch memory of a block: panels, one strip of scores, and what is kept for each row."""
+
+    def __init__(self, p: Attention, rows: int):
+        s, d = p.shape, p.compute
+        depth, width = _static(p.d, "d"), _static(p.e, "e")
+        self.width = -(-width // s.value) * s.value
+        self.key = tile.alloc((s.strips, depth, s.score), d)
+        self.value = tile.alloc((self.width // s.value, s.keys, s.value), d)
+        self.query = tile.alloc((s.mr, depth + 16), d)
+        self.scores = tile.alloc((s.mr, s.keys + 16), d)
+        self.factor = tile.alloc((s.mr,), d)
+        self.top, self.total = tile.alloc((rows,), d), tile.alloc((rows,), d)
+        self.out = tile.alloc((rows, self.width), d)
+
+
+def _static(n: DimLike, what: str) -> int:
+    from ..errors import UnsupportedError
+    if not isinstance(n, int):
+        raise UnsupportedError(f"attention: the extent {what} of a head is a number known when the program is compiled, not {n}")
+    return n
+
+
+@tile_function
+def attend(p: Attention, q0: Any) -> None:
+    """The rows q0 … q0 + rows - 1 of one head."""
+    s = p.shape
+    state = State(p, s.rows)
+    rows = tile.minimum(s.rows, tile.size(p.q) - q0)
+    for r in tile.range(0, rows, s.mr):
+        tile.store(state.top, (r,), tile.full((s.mr,), LOWEST, p.compute))
+        tile.store(state.total, (r,), tile.zeros((s.mr,), p.compute))
+        for c in tile.range(0, state.width, s.value):
+            tile.store(state.out, (r, c), tile.zeros((s.mr, s.value), p.compute))
+    for t0 in tile.range(0, p.seen(q0, s.rows), s.keys):
+        count = tile.minimum(s.keys, p.seen(q0, s.rows) - t0)
+        copy_keys(p, state, t0, count)
+        copy_values(p, state, t0, count)
+        for r in tile.range(0, rows, s.mr):
+            here = tile.minimum(count, p.seen(q0 + r, s.mr) - t0)
+            panels = (here + (s.score - 1)) // s.score
+            if here > 0:
+                copy_queries(p, state, q0 + r)
+                for c in tile.range(0, panels):
+                    score_tile(p, state, q0 + r, t0, c)
+                for i in tile.range(0, s.mr, s.together):
+                    soften(p, state, r, i, panels)
+                for c in tile.range(0, state.width // s.value):
+                    weigh(p, state, r, c, panels * s.score)
+    for r in tile.range(0, rows, s.together):
+        for c in tile.range(0, state.width, s.value):
+            finish(p, state, q0, r, c)
+
+
+# -- copies --------------------------------------------------------------------------------------------------------------
+@tile_function
+def copy_keys(p: Attention, state: State, t0: Any, count: Any) -> None:
+    """key[t0 : t0 + count, :] to panels [d, columns]; keys beyond the last are zeros."""
+    s = p.shape
+    for c in tile.range(0, (count + (s.score - 1)) // s.score):
+        t = t0 + c * s.score
+        if t + s.score <= tile.size(p.t):
+            _copy_key_panel(p, state, c, t, False)
+        else:
+            _copy_key_panel(p, state, c, t, True)
+
+
+@tile_function
+def _copy_key_panel(p: Attention, state: State, c: Any, t: Any, ragged: bool) -> None:
+    step = 16 if p.along("key", p.d_name) else 4
+    whole = p.d - p.d % step
+    for d in tile.range(0, whole, step):
+        _copy_key(p, state, c, t, d, step, ragged)
+    for d in tile.range(whole, p.d):
+        _copy_key(p, state, c, t, d, 1, ragged)
+
+
+def _copy_key(p: Attention, state: State, c: Any, t: Any, d: Any, step: int, ragged: bool) -> None:
+    width = p.shape.score
+    got = p.operand("key", p.depth(d, step), p.keys(t, width, ragged))
+    tile.store(state.key, (c, d, 0), tile.reshape(got, (1, step, width)))
+
+
+@tile_function
+def copy_values(p: Attention, state: State, t0: Any, count: Any) -> None:
+    """value[t0 : t0 + count, :] to panels [t, columns], to the end of the last panel of keys; what lies beyond is zeros."""
+    s = p.shape
+    rows = (count + (s.score - 1)) // s.score * s.score
+    for c in tile.range(0, state.width // s.value):
+        for t in tile.range(0, rows, 8):
+            if t0 + t + 8 <= tile.size(p.t):
+                _copy_value(p, state, c, t0, t, False)
+            else:
+                _copy_value(p, state, c, t0, t, True)
+
+
+def _copy_value(p: Attention, state: State, c: Any, t0: Any, t: Any, ragged: bool) -> None:
+    width = p.shape.value
+    got = p.operand("value", p.keys(t0 + t, 8, ragged), p.columns(c * width, width, p.e % width != 0))
+    tile.store(state.value, (c, t, 0), tile.reshape(got, (1, 8, width)))
+
+
+@tile_function
+def copy_queries(p: Attention, state: State, q: Any) -> None:
+    """scale * query[q : q + mr, :] to the strip; rows beyond the last are zeros."""
+    if q + p.shape.mr <= tile.size(p.q):
+        _copy_query_strip(p, state, q, False)
+    else:
+        _copy_query_strip(p, state, q, True)
+
+
+@tile_function
+def _copy_query_strip(p: Attention, state: State, q: Any, ragged: bool) -> None:
+    whole = p.d - p.d % 16
+    for d in tile.range(0, whole, 16):
+        got = p.operand("query", p.queries(q, p.shape.mr, ragged), p.depth(d, 16))
+        tile.store(state.query, (0, d), got * tile.constant(p.scale, p.compute))
+    for d in tile.range(whole, p.d):
+        got = p.operand("query", p.queries(q, p.shape.mr, ragged), p.depth(d, 1))
+        tile.store(state.query, (0, d), got * tile.constant(p.scale, p.compute))
+
+
+# -- one strip of rows against one block of keys ---------------------------------------------------------------------------
+@tile_function
+def score_tile(p: Attention, state: State, q: Any, t0: Any, c: Any) -> None:
+    """The scores of the strip at row q against panel c of the keys."""
+    s = p.shape
+    acc = tile.zeros((s.mr, s.score), p.compute)
+    for d in tile.range(0, p.d):
+        acc = tile.dot(tile.load(state.query, (0, d), (s.mr, 1)), tile.load(state.key, (c, d, 0), (1, s.score)), acc)
+    t = t0 + c * s.score
+    inside = t + s.score <= tile.size(p.t)
+    if p.causal:
+        inside = inside & (t + (s.score - 1) <= q + tile.size(p.offset))
+    if p.score is not None:
+        inside = inside & (q + s.mr <= tile.size(p.q))
+    if inside:
+        tile.store(state.scores, (0, c * s.score), _masked(p, acc, q, t, False))
+    else:
+        tile.store(state.scores, (0, c * s.score), _masked(p, acc, q, t, True))
+
+
+def _masked(p: Attention, acc: TileValue, q: Any, t: Any, edge: bool) -> TileValue:
+    """Scores after the user's block; at an edge, -inf for keys that do not exist or lie beyond the diagonal."""
+    s = p.shape
+    point = Point(p.env, (p.queries(q, s.mr, edge), p.keys(t, s.score, edge)))
+    if p.score is not None:
+        acc = tile.broadcast_to(p.score.run(point, acc)[0], (s.mr, s.score))
+    if not edge:
+        return acc
+    key = point.number(p.t_name)
+    allowed = tile.lt(key, tile.size(p.t))
+    if p.causal:
+        allowed = allowed & tile.le(key, point.number(p.q_name) + tile.size(p.offset))
+    return tile.where(allowed, acc, tile.constant(LOWEST, p.compute))
+
+
+@tile_function
+def soften(p: Attention, state: State, r: Any, i: Any, panels: Any) -> None:
+    """Rows r + i …: scores become exp(score - maximum), and the row's maximum, sum and factor are brought up to date."""
+    s = p.shape
+    n, width = s.together, s.score
+    high = tile.full((n, width), LOWEST, p.compute)
+    for c in tile.range(0, panels):
+        high = tile.maximum(high, tile.load(state.scores, (i, c * width), (n, width)))
+    old = tile.load(state.top, (r + i,), (n,))
+    top = tile.maximum(old, tile.max(high, 1))
+    base = tile.where(tile.eq(top, LOWEST), 0.0, top)          # a row that sees nothing yet: exp(-inf - 0) = 0
+    total = tile.zeros((n, width), p.compute)
+    for c in tile.range(0, panels):
+        weights = tile.exp(tile.load(state.scores, (i, c * width), (n, width)) - tile.reshape(base, (n, 1)))
+        tile.store(state.scores, (i, c * width), weights)
+        total = total + weights
+    factor = tile.exp(old - base)
+    tile.store(state.factor, (i,), factor)
+    tile.store(state.top, (r + i,), top)
+    tile.store(state.total, (r + i,), tile.load(state.total, (r + i,), (n,)) * factor + tile.sum(total, 1))
+
+
+@tile_function
+def weigh(p: Attention, state: State, r: Any, c: Any, count: Any) -> None:
+    """out[r : r + mr, panel c] = out * factor + weights @ value."""
+    s = p.shape
+    shape = (s.mr, s.value)
+    factor = tile.reshape(tile.load(state.factor, (0,), (s.mr,)), (s.mr, 1))
+    acc = tile.load(state.out, (r, c * s.value), shape) * factor
+    for t in tile.range(0, count):
+        acc = tile.dot(tile.load(state.scores, (0, t), (s.mr, 1)), tile.load(state.value, (c, t, 0), (1, s.value)), acc)
+    tile.store(state.out, (r, c * s.value), acc)
+
+
+@tile_function
+def finish(p: Attention, state: State, q0: Any, r: Any, c: Any) -> None:
+    """Divide by the sum (a row that saw nothing gives 0) and hand the result to the epilogue."""
+    s = p.shape
+    n = s.together
+    total = tile.load(state.total, (r,), (n,))
+    share = tile.reshape(tile.where(tile.eq(total, 0.0), 1.0, total), (n, 1))
+    acc = tile.load(state.out, (r, c), (n, s.value)) / share
+    ragged_columns = p.e % s.value != 0
+    if n == 1 or (isinstance(p.q, int) and p.q % n == 0) or q0 + r + n <= tile.size(p.q):
+        p.epilogue.run(Point(p.env, (p.queries(q0 + r, n, False), p.columns(c, s.value, ragged_columns))), acc)
+    else:
+        p.epilogue.run(Point(p.env, (p.queries(q0 + r, n, True), p.columns(c, s.value, ragged_columns))), acc)
+
+
+__all__ = ["Attention", "attend", "attention"]
