@@ -260,7 +260,7 @@ def _pool_infer(types: Types, attrs: Attrs) -> Types:
 
 def _pool_reference(x: Array, window: Any, strides: Any, padding: Any, dilation: Any, combine: str) -> Array:
     wide = x.astype(np.float32) if x.dtype in LOW else x
-    kind = as_dtype(x.dtype)
+    kind = dt.f64 if x.dtype == np.longdouble else as_dtype(x.dtype)
     fill = np.asarray(_identity(combine, kind)).astype(wide.dtype)
     view = _windows(wide, window, strides, padding, dilation, fill)
     axes = tuple(range(2 + len(window), 2 + 2 * len(window)))

@@ -57,15 +57,18 @@ def _cholesky_infer(types: Types, attrs: Attrs) -> Types:
 
 
 def _cholesky_reference(x: Array) -> Array:
-    """The lower triangle is read; a matrix that is not positive definite gives NaN."""
-    out = np.empty(x.shape, x.dtype)
-    for at in np.ndindex(x.shape[:-2]):
-        low = np.tril(x[at])
-        try:
-            out[at] = np.linalg.cholesky(low + np.tril(low, -1).T)
-        except np.linalg.LinAlgError:
-            out[at] = np.nan
-    return out
+    """Column by column; the lower triangle is read.  A matrix that is not positive definite gives NaN."""
+    out = np.tril(x)
+    n = x.shape[-1]
+    with np.errstate(all="ignore"):
+        for k in range(n):
+            row = out[..., k, :k]
+            pivot = out[..., k, k] - np.einsum("...i,...i->...", row, row)
+            out[..., k, k] = np.sqrt(np.where(pivot > 0, pivot, np.nan))
+            below = out[..., k + 1:, k] - np.einsum("...ij,...j->...i", out[..., k + 1:, :k], row)
+            out[..., k + 1:, k] = below / out[..., k, k][..., None]
+        broken = np.isnan(np.diagonal(out, axis1=-2, axis2=-1)).any(-1)
+    return np.where(broken[..., None, None], x.dtype.type(np.nan), out)
 
 
 primitive("cholesky", family="linalg", infer=_cholesky_infer, reference=_cholesky_reference, dtypes=FLOAT, template="cholesky",

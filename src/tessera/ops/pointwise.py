@@ -55,7 +55,8 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
         return (TensorType(result or kind, same_shape(name, types)),)
 
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
-              bound=Bound(ulp, (lambda types, attrs: cancels) if cancels else None), pointwise=True, doc=doc, facts={"domain": domain} if domain else {})
+              bound=Bound(ulp, (lambda types, attrs: cancels) if cancels else None), pointwise=True, doc=doc,
+              facts={"domain": domain} if domain else {})
 
 
 def _name(fn: Any, name: str, doc: str) -> Any:
