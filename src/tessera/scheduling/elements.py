@@ -20,7 +20,7 @@ from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, bounds, known_less, known_nonnegative
 from ..types.dims import name as dim_name
 from ..types.dtypes import DType, bool_, int64
-from .indexing import Index, Names, ravel, simplify
+from .indexing import Index, Names, names_of, ravel, simplify
 from .summary import Lanes
 
 Key = tuple[Any, ...]
@@ -89,7 +89,7 @@ class Tracer:
         deepest = 0
         for e in index:
             if isinstance(e, Dim):
-                for n in e.names:
+                for n in names_of(e):
                     deepest = max(deepest, self.depth_of_name.get(n, 0))
         return deepest
 
@@ -133,7 +133,7 @@ class Tracer:
         return got  # type: ignore[no-any-return]
 
     def dynamics(self, index: Sequence[DimLike]) -> tuple[list[Value], dict[str, Any]]:
-        used = sorted({n for e in index if isinstance(e, Dim) for n in e.names if n in self.dynamic_value})
+        used = sorted({n for e in index if isinstance(e, Dim) for n in names_of(e) if n in self.dynamic_value})
         return [self.dynamic_value[n] for n in used], ({"dyn": tuple(used)} if used else {})
 
     def index(self, expr: DimLike) -> Value:

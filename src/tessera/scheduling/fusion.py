@@ -20,10 +20,10 @@ from typing import Any
 
 from ..ir.core import Op, Value
 from ..ops.table import OPS
-from ..types.dims import Dim, DimLike, name, product, substitute
+from ..types.dims import Dim, DimLike, name, product
 from . import templates
 from .elements import covers
-from .indexing import Index, simplify
+from .indexing import Index, replace
 from .summary import EXPENSIVE, Summaries, Summary, axis_name
 
 MAX_BUFFERS = 14  # operands of one kernel
@@ -177,7 +177,7 @@ class Fusion:
         p.ranges.update(s.ranges)
         for a in s.accesses:
             below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic)
-            at = tuple(simplify(substitute(e, env, p.ranges), p.ranges) for e in a.index)
+            at = tuple(replace(e, env, p.ranges) for e in a.index)
             self._visit(p, v.op.operands[a.operand], at, below)
 
     def _deepest_shared(self, p: Plan, v: Value) -> Value:

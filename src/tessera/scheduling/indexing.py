@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from ..types.dims import Dim, DimLike, floordiv, known_nonnegative, mod, product, substitute
 from ..types.shapes import contiguous_strides
@@ -36,15 +37,45 @@ def simplify(e: DimLike, ranges: Ranges) -> DimLike:
     """``e`` with divisions and remainders resolved by the ranges of its loops, and ``d*(p//d) + p%d`` put together."""
     if isinstance(e, int) or not any(not isinstance(a, str) for m, _ in e.terms for a, _ in m):
         return e
+    return _simplified(e, tuple((n, ranges[n]) for n in names_of(e) if n in ranges))
+
+
+@lru_cache(maxsize=65536)
+def names_of(e: Dim) -> tuple[str, ...]:
+    """The names in ``e``, sorted."""
+    return tuple(sorted(e.names))
+
+
+@lru_cache(maxsize=65536)
+def _simplified(e: DimLike, items: tuple[tuple[str, DimLike], ...]) -> DimLike:
+    ranges = dict(items)
     for _ in range(4):
         before = e
         e = substitute(e, {}, ranges)
         if isinstance(e, int):
-            return e
+            break
         e = _recombine(e)
         if isinstance(e, int) or e == before:
-            return e
+            break
     return e
+
+
+@lru_cache(maxsize=65536)
+def _replaced(e: Dim, env: tuple[tuple[str, DimLike], ...], items: tuple[tuple[str, DimLike], ...]) -> DimLike:
+    ranges = dict(items)
+    return simplify(substitute(e, dict(env), ranges), ranges)
+
+
+def replace(e: DimLike, env: Ranges, ranges: Ranges) -> DimLike:
+    """``e`` with names replaced by expressions, simplified."""
+    if isinstance(e, int):
+        return e
+    here = tuple((n, env[n]) for n in names_of(e) if n in env)
+    if not here:
+        return simplify(e, ranges)
+    inside = {n: None for _, x in here if isinstance(x, Dim) for n in names_of(x)}
+    inside.update(dict.fromkeys(names_of(e)))
+    return _replaced(e, here, tuple((n, ranges[n]) for n in inside if n in ranges))
 
 
 def _recombine(e: Dim) -> DimLike:

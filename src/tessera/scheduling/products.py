@@ -14,7 +14,7 @@ from ..types.dims import name as dim_name
 from ..types.promotion import accumulator
 from .elements import Stop, Tracer
 from .fusion import BY_ELEMENT, Materialise
-from .indexing import Index, Names, ravel, simplify, unravel
+from .indexing import Index, Names, ravel, replace, simplify, unravel
 from .kernels import written
 from .program import BlockScheduler, launches
 from .summary import axis_name
@@ -43,7 +43,7 @@ def resolve(bs: BlockScheduler, v: Value, index: Sequence[DimLike], ranges: dict
             break
         env = {axis_name(k): e for k, e in enumerate(at)}
         access = s.accesses[0]
-        at = tuple(simplify(substitute(e, env, ranges), ranges) for e in access.index)
+        at = tuple(replace(e, env, ranges) for e in access.index)
         source = source.op.operands[access.operand]
     source, at = best if best is not None else (v, tuple(index))
     buffer = bs.demand(source)
@@ -278,7 +278,7 @@ class Roles:
             merged = self._loop(stem, ea * eb)
             here = {a: dim_name(merged[0]) // eb, b: dim_name(merged[0]) % eb}
             env = {**{k: substitute(v, here, self.ranges) for k, v in env.items()}, **here}
-            offsets = [simplify(substitute(o, here, self.ranges), self.ranges) for o in offsets]
+            offsets = [replace(o, here, self.ranges) for o in offsets]
             loops = [*loops[:-2], merged]
         return loops, env
 
@@ -298,7 +298,7 @@ def dot_general(bs: BlockScheduler, op: Op) -> None:
         return
     env = {**env_m, **env_n, **env_k}
     index, lhs, rhs = (
-        tuple(simplify(substitute(e, env, roles.ranges), roles.ranges) for e in group)
+        tuple(replace(e, env, roles.ranges) for e in group)
         for group in (roles.result, (lhs,), (rhs,)))
     batch = [at for at in (*roles.batch, *m[:-1], *n[:-1]) if at[1] != 1]
     one = {r: (loops[-1] if loops else roles._loop(r, 1)) for r, loops in (("m", m), ("n", n), ("k", k))}
