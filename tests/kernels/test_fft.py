@@ -1,0 +1,84 @@
+"""Fourier transforms against numpy: smooth, prime and mixed lengths, both precisions, real forms."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from templates import build, run, template_op
+
+from tessera.errors import UnsupportedError
+from tessera.kernels import fft as kernels
+from tessera.machine import cpu
+from tessera.types.dims import sym
+from tessera.types.dtypes import as_dtype
+
+RNG = np.random.default_rng(9)
+
+
+def reals(x: np.ndarray) -> np.ndarray:
+    return x.view(x.real.dtype) if x.dtype.kind == "c" else x
+
+
+def transformed(kind: str, x: np.ndarray, n: int | None = None, machine: Any = cpu.X86_AVX512) -> np.ndarray:
+    expected = reference(kind, x, n)
+    op = template_op("fft", [(as_dtype(x.dtype), x.shape), (as_dtype(expected.dtype), expected.shape)], op=kind)
+    out = np.zeros_like(expected)
+    run(build(op, machine), [reals(x), reals(out)])
+    return out
+
+
+def reference(kind: str, x: np.ndarray, n: int | None) -> np.ndarray:
+    wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+    y = getattr(np.fft, kind)(wide, n) if n else getattr(np.fft, kind)(wide)
+    small = x.dtype in (np.float32, np.complex64)
+    return y.astype((np.complex64 if y.dtype.kind == "c" else np.float32) if small else y.dtype)
+
+
+def data(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    x = RNG.standard_normal(shape)
+    return (x + 1j * RNG.standard_normal(shape)).astype(dtype) if np.dtype(dtype).kind == "c" else x.astype(dtype)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    eps = np.finfo(b.dtype).eps
+    return bool(np.abs(a - b).max() <= 8 * eps * np.log2(b.shape[-1] + 2) * np.abs(b).max())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 12, 16, 30, 60, 64, 72, 97, 128, 130, 210, 243])
+def test_lengths(n: int) -> None:
+    x = data((3, n), np.complex64)
+    assert close(transformed("fft", x), reference("fft", x, None))
+    assert close(transformed("ifft", x), reference("ifft", x, None))
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 9, 17, 64, 66, 100, 101])
+def test_real_forms(n: int) -> None:
+    x = data((2, n), np.float32)
+    assert close(transformed("rfft", x), reference("rfft", x, None))
+    y = data((2, n // 2 + 1), np.complex64)
+    assert close(transformed("irfft", y, n), reference("irfft", y, n))
+
+
+def test_double_precision_and_other_machines() -> None:
+    for n in (20, 80, 59):
+        x = data((2, n), np.complex128)
+        for machine in (cpu.X86_AVX2, cpu.AARCH64_NEON):
+            assert close(transformed("fft", x, machine=machine), reference("fft", x, None))
+
+
+def test_definition_where_scratch_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "SCRATCH_BYTES", 0)
+    x = data((1, 70), np.complex64)
+    assert close(transformed("fft", x), reference("fft", x, None))
+
+
+def test_symbolic_length_is_refused() -> None:
+    n = sym("N")
+    with pytest.raises(UnsupportedError, match="symbolic size N"):
+        build(template_op("fft", [("complex64", (2, n)), ("complex64", (2, n))], op="fft"))
