@@ -21,7 +21,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Block, Function, Op, Value
-from ...types.dims import Dim, DimLike, dim_max
+from ...types.dims import Dim, DimLike, dim_max, substitute
 from . import abi, frame, pool_ir
 from .cost import tile_work
 from .hazards import Accesses
@@ -50,7 +50,8 @@ def arena_bytes(fn: Function) -> DimLike:
     inner: DimLike = 0
     for op in fn.walk():
         if op.name == "call" and "offset" not in op.attrs:
-            inner = dim_max(inner, arena_bytes(_callee(fn, op)))
+            callee = _callee(fn, op)
+            inner = dim_max(inner, substitute(arena_bytes(callee), _callee_sizes(callee, op)))
     return own + inner
 
 
@@ -61,8 +62,19 @@ def external_calls(fn: Function) -> list[Op]:
 
 
 def launch_work(fn: Function, kernels: Mapping[Op, Kernel]) -> list[DimLike]:
-    """The distinct amounts of work of the program's launches, in element operations."""
-    return list(dict.fromkeys(kernels[op].work for f in reachable(fn) for op in f.walk() if op in kernels))
+    """The distinct amounts of work of the program's launches, in element operations, over the program's own sizes."""
+    found: dict[DimLike, None] = {}
+
+    def visit(f: Function, env: Mapping[str, DimLike]) -> None:
+        for op in f.walk():
+            if op in kernels:
+                found[substitute(kernels[op].work, env)] = None
+            elif op.name == "call":
+                callee = _callee(f, op)
+                visit(callee, {n: substitute(d, env) for n, d in _callee_sizes(callee, op).items()})
+
+    visit(fn, {})
+    return list(found)
 
 
 def _callee(fn: Function, op: Op) -> Function:
