@@ -12,7 +12,23 @@ from typing import Any
 from ..ir.core import INDEX, Block, Op, Value
 from ..types.dims import Dim
 from ..types.dtypes import bool_, f32, int64
-from .values import Buffer, Number, TileProgram, TileValue, as_value, broadcast_to, constant, current, fail, index_value, internal, location
+from .values import (
+    _HOOKS,
+    Buffer,
+    Meta,
+    Number,
+    Operators,
+    TileProgram,
+    TileValue,
+    as_value,
+    broadcast_to,
+    constant,
+    current,
+    fail,
+    index_value,
+    internal,
+    location,
+)
 
 internal(__file__)
 
@@ -93,6 +109,7 @@ class Carry:
         self.names = self._names(init, names)
         self.dynamic = [i for i, leaf in enumerate(self.init) if _dynamic(leaf)]
         self.types = [_default_type(self.init[i]) for i in self.dynamic]
+        self.metas = [leaf.meta if isinstance(leaf, TileValue) else None for leaf in (self.init[i] for i in self.dynamic)]
 
     def _names(self, init: Any, names: Sequence[str] | None) -> list[str]:
         if names is None or not isinstance(init, tuple) or len(names) != len(init):
@@ -110,12 +127,16 @@ class Carry:
     def inside(self, values: Sequence[Value]) -> Any:
         """The structure rebuilt around block arguments (or results)."""
         leaves = list(self.init)
-        for i, v in zip(self.dynamic, values, strict=True):
-            leaves[i] = TileValue(v)
+        for i, v, meta in zip(self.dynamic, values, self.metas, strict=True):
+            leaves[i] = TileValue(v, meta=meta)
         return self.rebuild(iter(leaves))
 
-    def settle(self, after: Any, what: str) -> list[TileValue] | None:
-        """The leaves after the body, as values of the carried types; None when a number's type had to be corrected."""
+    def settle(self, after: Any, what: str, block: Block) -> list[TileValue] | None:
+        """The leaves after the body, as values of the carried types.
+
+        None when the body has to be built again: a number's type had to be corrected, or a carried tile turned out to
+        have a ragged edge.
+        """
         if structure(after) != self.shape:
             fail(f"the structure of the carried values changes {what}: from {self.shape} to {structure(after)}")
         leaves: list[Any] = []
@@ -125,13 +146,34 @@ class Carry:
             got = leaves[i]
             if isinstance(got, TileValue) and got.type != self.types[k] and not isinstance(self.init[i], TileValue):
                 self.types[k], again = got.type, True
+            elif isinstance(got, TileValue) and got.meta is not None and not got.meta.same(self.metas[k]):
+                again = self._edge(k, i, leaves, block) or again
         for i, (old, new) in enumerate(zip(self.init, leaves, strict=True)):
-            if i not in self.dynamic and not (old is new or (not isinstance(new, TileValue | Buffer) and old == new)):
+            if i not in self.dynamic and not _same(old, new):
                 fail(f"{self.names[i]} changes {what}, but it is a {type(old).__name__}, which only Python knows",
                      hints=["carry tiles, scalars and numbers", "unroll the loop with tile.static_range"])
         if again:
             return None
         return [cast(leaves[i], t, self.names[i], what) for i, t in zip(self.dynamic, self.types, strict=True)]
+
+    def _edge(self, k: int, i: int, leaves: list[Any], block: Block) -> bool:
+        """A carried tile whose edges differ from before: True when the loop is to carry them.
+
+        Where the edge moves with the loop, the lanes outside keep what they had, as if they did not take part.
+        """
+        got: TileValue = leaves[i]
+        made = {v for op in block.walk() for v in [*op.results, *(a for b in op.blocks for a in b.args)]} | set(block.args)
+        assert got.meta is not None
+        moving = {a: e for a, e in got.meta.edges.items() if made.intersection(e.key())}
+        if moving:
+            old = cast(TileValue(block.args[len(block.args) - len(self.dynamic) + k], meta=self.metas[k]), got.type, self.names[i], "")
+            leaves[i] = _HOOKS["keep"](got, old, tuple(moving))
+        edges = {a: e.unknown() for a, e in got.meta.edges.items() if a not in moving}
+        meta = Meta({**(self.metas[k].edges if self.metas[k] else {}), **edges}, got.meta.rows)  # type: ignore[union-attr]
+        if meta.same(self.metas[k]) or (not meta.edges and not meta.rows):
+            return False
+        self.metas[k] = meta
+        return True
 
     def operands(self) -> list[TileValue]:
         return [cast(self.init[i], t, self.names[i], "in the loop") for i, t in zip(self.dynamic, self.types, strict=True)]
@@ -157,7 +199,7 @@ def for_loop(bounds: Any, init: Any, body: Callable[[TileValue, Any], Any], name
     for _ in range(4):
         block = Block([INDEX, *carry.types], [index_name, *carry.value_names()])
         with prog.block(block):
-            after = carry.settle(body(TileValue(block.args[0]), carry.inside(block.args[1:])), what)
+            after = carry.settle(body(TileValue(block.args[0]), carry.inside(block.args[1:])), what, block)
             if after is not None:
                 prog.builder.op("yield", [v.value for v in after])
         if after is not None:
@@ -184,7 +226,7 @@ def while_loop(condition: Callable[[Any], Any], body: Callable[[Any], Any], init
             prog.builder.op("yield", [go.value, *head.args])
         block = Block(carry.types, carry.value_names())
         with prog.block(block):
-            after = carry.settle(body(carry.inside(block.args)), "in the loop")
+            after = carry.settle(body(carry.inside(block.args)), "in the loop", block)
             if after is not None:
                 prog.builder.op("yield", [v.value for v in after])
         if after is not None:
@@ -272,21 +314,38 @@ def merge(p: TileValue, blocks: list[Block], results: Sequence[Any], names: Sequ
         either_float = isinstance(x, float) or isinstance(y, float)
         types[i] = x.type if isinstance(x, TileValue) else y.type if isinstance(y, TileValue) else \
             _default_type(1.0 if either_float else x)
+    metas = {i: _branch_meta(blocks, a.init[i], b.init[i]) for i in types}
     for block, c in zip(blocks, (a, b), strict=True):
         with prog.block(block):
             out = [cast(c.init[i], t, c.names[i], "between the branches of the `if`") for i, t in types.items()]
+            out = [_HOOKS["keep"](v, None, tuple(a for a in v.meta.edges if metas[i] is None or a not in metas[i].edges))
+                   if v.meta is not None and v.meta.edges else v for i, v in zip(types, out, strict=True)]
             prog.builder.op("yield", [v.value for v in out])
     op = _append(prog, "if", [p], blocks, list(types.values()), {})
     leaves = list(a.init)
     for i, r in zip(types, op.results, strict=True):
         r.name = a.names[i] if a.names[i].isidentifier() else None
-        leaves[i] = TileValue(r)
+        leaves[i] = TileValue(r, meta=metas[i])
     return a.rebuild(iter(leaves))
+
+
+def _branch_meta(blocks: list[Block], x: Any, y: Any) -> Meta | None:
+    """What is known of a value that the branches of an ``if`` agree on: edges that were known before the ``if``."""
+    made = {v for block in blocks for op in block.walk() for v in [*op.results, *(a for b in op.blocks for a in b.args)]}
+    found = [v.meta for v in (x, y) if isinstance(v, TileValue) and v.meta is not None]
+    edges = {a: e.unknown() for m in found for a, e in m.edges.items() if not made.intersection(e.key())}
+    rows = any(m.rows for m in found)
+    return Meta(edges, rows) if edges or rows else None
 
 
 def _same(x: Any, y: Any) -> bool:
     if x is y:
         return True
-    if isinstance(x, TileValue | Buffer) or isinstance(y, TileValue | Buffer):
+    if isinstance(x, Operators | Buffer) or isinstance(y, Operators | Buffer):
         return False
-    return type(x) is type(y) and bool(x == y)
+    if type(x) is not type(y):
+        return False
+    try:
+        return bool(x == y)
+    except (ValueError, TypeError):  # arrays: equal only if the same object
+        return False

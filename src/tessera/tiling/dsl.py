@@ -84,7 +84,8 @@ def program_id(axis: int) -> TileValue:
     grid = prog.fn.attrs["grid"]
     if not 0 <= axis < len(grid):
         fail(f"program_id({axis}): the grid has {len(grid)} axes")
-    return prog.memo(("program_id", axis), lambda: prog.emit("program_id", (), INDEX, {"axis": axis}))
+    with prog.before():
+        return prog.memo(("program_id", axis), lambda: prog.emit("program_id", (), INDEX, {"axis": axis}))
 
 
 def evaluate(expr: DimLike, env: dict[str, Any]) -> Any:

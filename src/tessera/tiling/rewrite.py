@@ -21,7 +21,7 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..errors import KernelError
@@ -75,79 +75,136 @@ class _Cells:
             self.cells[name].cell_contents = value
 
 
+class _State:
+    """What a loop or branch may change: variables of the enclosing function, and registers (objects with ``value``)."""
+
+    def __init__(self, cells: _Cells, live: tuple[str, ...], names: tuple[str, ...], registers: Sequence[Any]):
+        self.cells, self.all = cells, names
+        self.registers = list(registers)
+        for n in live:  # a variable that is rebound holds values from here on
+            v = cells.get(n)
+            if any(v is r for r in self.registers) and v.value is not None:
+                cells.put(n, v.value)
+        self.names = [n for n in live if not isinstance(cells.get(n), Unset)]
+        self.live = [r for r in self.registers if r.value is not None]
+
+    def get(self) -> tuple[Any, ...]:
+        return (*(_content(self.cells.get(n)) for n in self.names), *(r.value for r in self.live))
+
+    def put(self, values: Sequence[Any]) -> None:
+        for n, v in zip(self.names, values, strict=False):
+            self.cells.put(n, v)
+        for r, v in zip(self.live, values[len(self.names):], strict=True):
+            r.value = v
+
+    def labels(self) -> list[str]:
+        return [*self.names, *("a register" for _ in self.live)]
+
+    def leave(self, values: Sequence[Any], why: str) -> None:
+        """After the loop: carried variables have values, those assigned only inside have none."""
+        for n in self.all:
+            if n not in self.names:
+                self.cells.put(n, Unset(n, why))
+        for r in self.registers:
+            if not any(r is x for x in self.live):
+                r.value = None
+        self.put(values)
+
+
+def _content(v: Any) -> Any:
+    """A register that a variable holds counts as its value."""
+    return v.value if getattr(v, "is_register", False) and v.value is not None else v
+
+
+_ONLY_INSIDE = "is assigned only inside the loop, which may not run at all"
+
+
 class Machinery:
     """What rewritten code calls; its only name there is ``__tile__``."""
 
-    @staticmethod
-    def loop(items: Any, body: Callable[[Any], None], live: tuple[str, ...], names: tuple[str, ...], index: str | None) -> None:
-        if not isinstance(items, TileRange):
-            _check_iterable(items)
-            for item in items:
-                body(item)
+    @classmethod
+    def registers(cls) -> Sequence[Any]:
+        """Objects whose ``value`` changes in place and that loops carry."""
+        return ()
+
+    @classmethod
+    def loop(cls, items: Any, body: Callable[[Any], None], live: tuple[str, ...], names: tuple[str, ...], index: str | None) -> None:
+        if isinstance(items, TileRange):
+            cls.traced_loop(items, body, body, live, names, index)
             return
-        cells = _Cells(body)
-        carried = [n for n in live if not isinstance(cells.get(n), Unset)]
+        _check_iterable(items)
+        for item in items:
+            body(item)
 
-        def step(i: TileValue, state: Any) -> Any:
-            for n, v in zip(carried, state, strict=True):
-                cells.put(n, v)
-            body(i)
-            return tuple(cells.get(n) for n in carried)
+    @classmethod
+    def traced_loop(cls, items: TileRange, body: Callable[[Any], None], run: Callable[[Any], None], live: tuple[str, ...],
+                    names: tuple[str, ...], index: str | None) -> None:
+        """A ``for`` op; ``run`` is ``body``, perhaps with another view of the loop variable."""
+        state = _State(_Cells(body), live, names, cls.registers())
 
-        out = for_loop(items, tuple(cells.get(n) for n in carried), step, carried, index)
-        _leave(cells, carried, out, names, "is assigned only inside the loop, which may not run at all")
+        def step(i: TileValue, values: Any) -> Any:
+            state.put(values)
+            run(i)
+            return state.get()
 
-    @staticmethod
-    def while_(test: Callable[[], Any], body: Callable[[], None], live: tuple[str, ...], names: tuple[str, ...]) -> None:
-        cells = _Cells(body, test)
+        out = for_loop(items, state.get(), step, state.labels(), index)
+        state.leave(out, _ONLY_INSIDE)
+
+    @classmethod
+    def while_(cls, test: Callable[[], Any], body: Callable[[], None], live: tuple[str, ...], names: tuple[str, ...]) -> None:
         go_on, traced = _try(test)
         if not traced:
             while go_on:
                 body()
                 go_on = test()
             return
-        carried = [n for n in live if not isinstance(cells.get(n), Unset)]
+        state = _State(_Cells(body, test), live, names, cls.registers())
 
-        def set_(state: Any) -> None:
-            for n, v in zip(carried, state, strict=True):
-                cells.put(n, v)
-
-        def go(state: Any) -> Any:
-            set_(state)
+        def go(values: Any) -> Any:
+            state.put(values)
             return test()
 
-        def step(state: Any) -> Any:
-            set_(state)
+        def step(values: Any) -> Any:
+            state.put(values)
             body()
-            return tuple(cells.get(n) for n in carried)
+            return state.get()
 
-        out = while_loop(go, step, tuple(cells.get(n) for n in carried), carried)
-        _leave(cells, carried, out, names, "is assigned only inside the loop, which may not run at all")
+        out = while_loop(go, step, state.get(), state.labels())
+        state.leave(out, _ONLY_INSIDE)
 
-    @staticmethod
-    def if_(test: Any, then: Callable[[], None], otherwise: Callable[[], None], live: tuple[str, ...], names: tuple[str, ...]) -> None:
+    @classmethod
+    def if_(cls, test: Any, then: Callable[[], None], otherwise: Callable[[], None], live: tuple[str, ...], names: tuple[str, ...]) -> None:
         if not isinstance(test, TileValue) or test.const is not None:
             (then if (test.const if isinstance(test, TileValue) else test) else otherwise)()
             return
-        cells = _Cells(then, otherwise)
+        cells, registers = _Cells(then, otherwise), list(cls.registers())
         before = {n: cells.get(n) for n in names}
+        values = [r.value for r in registers]
 
-        def run(branch: Callable[[], None]) -> dict[str, Any]:
+        def restore() -> None:
             for n, v in before.items():
                 cells.put(n, v)
+            for r, v in zip(registers, values, strict=True):
+                r.value = v
+
+        def run(branch: Callable[[], None]) -> tuple[dict[str, Any], list[Any]]:
+            restore()
             branch()
-            return {n: cells.get(n) for n in live}
+            return {n: _content(cells.get(n)) for n in live}, [r.value for r in registers]
 
         blocks, after = branches((lambda: run(then), lambda: run(otherwise)))
-        unset = {n for values in after for n, v in values.items() if isinstance(v, Unset)}
+        restore()
+        unset = {n for variables, _ in after for n, v in variables.items() if isinstance(v, Unset)}
         both = [n for n in live if n not in unset]
-        merged = merge(test, blocks, [tuple(values[n] for n in both) for values in after], both)
-        for n, v in before.items():
-            cells.put(n, v)
+        filled = [k for k in range(len(registers)) if all(regs[k] is not None for _, regs in after)]
+        merged = merge(test, blocks, [(*(v[n] for n in both), *(regs[k] for k in filled)) for v, regs in after],
+                       [*both, *("a register" for _ in filled)])
         for n in unset:
             cells.put(n, Unset(n, "is assigned in one branch of the `if` only"))
-        for n, v in zip(both, merged, strict=True):
+        for n, v in zip(both, merged, strict=False):
             cells.put(n, v)
+        for k, v in zip(filled, merged[len(both):], strict=True):
+            registers[k].value = v
 
     @staticmethod
     def static(test: Any, what: str) -> Any:
@@ -227,14 +284,6 @@ def _try(test: Callable[[], Any]) -> tuple[Any, bool]:
     if not isinstance(value, TileValue):
         return value, False
     return value.const, value.const is None
-
-
-def _leave(cells: _Cells, carried: list[str], out: Any, names: tuple[str, ...], why: str) -> None:
-    for n in names:
-        if n not in carried:
-            cells.put(n, Unset(n, why))
-    for n, v in zip(carried, out, strict=True):
-        cells.put(n, v)
 
 
 # -- rewriting ---------------------------------------------------------------------------------------------------------

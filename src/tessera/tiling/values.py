@@ -72,7 +72,8 @@ class TileProgram:
         self.fn = Function(name, "tile", block, {"grid": tuple(grid), "sizes": tuple(sizes), "writes": ()})
         self.writes = None if writes is None else tuple(writes)
         self.builder = Builder(block, loc)
-        self.scopes: list[dict[Any, TileValue]] = [{}]  # memo of constants and sizes, one table a nested block
+        self.prologue = Block()  # sizes and the like, computed before everything else
+        self.scopes: list[dict[Any, TileValue]] = [{}, {}]  # memo of constants, one table a block: prologue, body, nested …
         self.buffers = [Buffer(v) for v in block.args[:len(buffers)]]
         self.read: set[Value] = set()
         self.written: set[Value] = set()
@@ -94,6 +95,21 @@ class TileProgram:
                 yield block
         finally:
             self.scopes.pop()
+
+    @contextmanager
+    def before(self) -> Iterator[None]:
+        """Build into the prologue, whose values are defined everywhere."""
+        saved, self.scopes = self.scopes, self.scopes[:1]
+        try:
+            with self.builder.at(self.prologue):
+                yield
+        finally:
+            self.scopes = saved
+
+    @property
+    def nested(self) -> bool:
+        """True inside a loop or conditional."""
+        return len(self.scopes) > 2
 
     def emit(self, name: str, operands: Sequence[TileValue | Buffer], result: Any = None,
              attrs: Mapping[str, Any] | None = None, blocks: Sequence[Block] = ()) -> TileValue:
@@ -124,6 +140,8 @@ class TileProgram:
             KernelError: the program breaks a rule of Tile IR (a value that left its loop, a write to a read-only buffer …).
         """
         self.builder.op("return")
+        self.fn.body.ops[0:0] = self.prologue.ops
+        self.prologue.ops.clear()
         remove_dead(self.fn.body)
         written = tuple(i for i, b in enumerate(self.buffers) if b.value in self.written)
         self.fn.attrs["writes"] = written if self.writes is None else self.writes
@@ -243,25 +261,47 @@ class Operators:
         return transpose(as_value(self), perm[0] if len(perm) == 1 and isinstance(perm[0], tuple | list) else perm)
 
 
+class Edge:
+    """Where data ends along an axis of a tile: lanes below ``total - start`` are data.  Computed where it is needed.
+
+    ``zero``: the other lanes are known to be 0.
+    """
+
+    __slots__ = ("start", "total", "zero")
+
+    def __init__(self, total: TileValue | DimLike, start: TileValue | DimLike = 0, zero: bool = False):
+        self.total, self.start, self.zero = total, start, zero
+
+    def unknown(self) -> Edge:
+        """The same edge when nothing is known about the lanes beyond it."""
+        return Edge(self.total, self.start) if self.zero else self
+
+    def limit(self) -> TileValue:
+        total = size(self.total) if isinstance(self.total, Dim) else self.total
+        return as_value(total if isinstance(self.start, int) and self.start == 0 else binary("sub", total, self.start))
+
+    def key(self) -> tuple[Any, Any]:
+        return tuple(x.value if isinstance(x, TileValue) else x for x in (self.total, self.start))  # type: ignore[return-value]
+
+
 class Meta:
     """What the kernel front end knows about a tile beyond its type.
 
     Attributes:
-        edges: axis -> how many leading lanes along it lie inside the data (int64 scalar); the others are not data.
+        edges: axis -> where data ends along it.
         rows: a rank-1 tile that holds one value for each row of a matrix: it broadcasts along the last axis.
-        zero: the lanes outside ``edges`` are known to be 0.
     """
 
-    __slots__ = ("edges", "rows", "zero")
+    __slots__ = ("edges", "rows")
 
-    def __init__(self, edges: Mapping[int, TileValue] | None = None, rows: bool = False, zero: bool = False):
-        self.edges, self.rows, self.zero = dict(edges or {}), rows, zero
+    def __init__(self, edges: Mapping[int, Edge] | None = None, rows: bool = False):
+        self.edges, self.rows = dict(edges or {}), rows
 
     def same(self, other: Meta | None) -> bool:
         if other is None:
             return not self.edges and not self.rows
         return self.rows == other.rows and self.edges.keys() == other.edges.keys() and \
-            all(v.value is other.edges[k].value for k, v in self.edges.items())
+            all(v.key() == other.edges[k].key() for k, v in self.edges.items())
 
 
 class TileValue(Operators):
@@ -437,7 +477,8 @@ def size(expr: DimLike | str) -> TileValue | int:
         made.dim = d
         return made
 
-    return prog.memo(("size", d), make)
+    with prog.before():
+        return prog.memo(("size", d), make)
 
 
 def as_value(x: Any, dtype: DType | None = None) -> TileValue:

@@ -1,0 +1,477 @@
+"""``@ts.kernel``: tile programs written by users.
+
+A kernel is a Python function over tile parameters.  It is built once for each combination of dtypes and static
+arguments; sizes stay symbolic unless the body needs them as numbers (for a tile's shape), in which case it is built again
+for those sizes.  Called on concrete tensors it runs at once and writes its output arguments in place; called inside a
+traced function it becomes a ``kernel_call``, and the arguments it writes are replaced by results.
+
+How the grid comes about:
+
+1. Axes written as a product in a Tile type, and all but the last two axes, are grid axes: one program for each position.
+2. The outermost ``tile.range`` over an axis of a parameter is spread over the grid: one program for each iteration,
+   which runs the whole body.  Where a store does not depend on the loop (two programs would write the same place), the
+   loop is sequential instead.
+3. Windows that the body loads or stores without a position are the program's own: the grid walks those axes.
+"""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import KernelError, is_internal
+from ..ir import interpret_tile
+from ..ir.core import Function, Loc, Op, TensorType, Value
+from ..types.dims import Dim
+from ..types.shapes import unify
+from .control import TileRange
+from .kernel_ops import KernelRange
+from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Volatile, Window
+from .rewrite import Machinery, rewritten
+from .tile_types import Bound, Declared, Tile, Tile3D, TileSpec, bind, read, symbolic
+from .values import TileValue, current, fail, internal, tracing
+
+internal(__file__)
+
+Launcher = Callable[[Function, list[np.ndarray[Any, Any]], dict[str, int]], None]
+
+LAUNCHER: Launcher | None = None
+"""Runs a Tile function on arrays, in place; set by the runtime.  None: the tile interpreter."""
+
+DEFAULT_TILES = {"M": 64, "N": 64, "K": 64}
+
+
+# -- control flow of kernel bodies ---------------------------------------------------------------------------------------
+class KernelMachinery(Machinery):
+    """Loops that may be spread over the grid, registers as loop state, and helper functions."""
+
+    @classmethod
+    def registers(cls) -> Sequence[Any]:
+        prog = current()
+        return list(prog.registers) if isinstance(prog, KernelProgram) else []
+
+    @classmethod
+    def loop(cls, items: Any, body: Callable[[Any], None], live: tuple[str, ...], names: tuple[str, ...], index: str | None) -> None:
+        if isinstance(items, Param | Window):
+            fail("cannot iterate over a tensor", hints=["use tile.range(X.shape[0], step=…) and windows", "use tile.split(X)"])
+        prog = current()
+        if isinstance(items, KernelRange) and isinstance(prog, KernelProgram):
+            if items.key is not None and not prog.nested and cls._spread(prog, items, body):
+                return
+            cls.traced_loop(items, body, lambda i: body(cls._item(prog, items, i)), live, names, index)
+            return
+        super().loop(items, body, live, names, index)
+
+    @staticmethod
+    def _item(prog: KernelProgram, items: KernelRange, i: TileValue) -> Any:
+        """What the loop variable stands for; remembers that it is a multiple of the step."""
+        if isinstance(items.lo, int) and items.lo == 0 and isinstance(items.step, int):
+            hi = items.hi.dim if isinstance(items.hi, TileValue) and items.hi.dim is not None else items.hi
+            prog.multiples[i.value] = (items.step, int(hi) if isinstance(hi, int) else hi)
+        return items.item(i)
+
+    @staticmethod
+    def _spread(prog: KernelProgram, items: KernelRange, body: Callable[[Any], None]) -> bool:
+        """Run the body once, at this program's position, if this loop is the one that the grid replaces."""
+        number = prog.loops
+        prog.loops += 1
+        if prog.grid_loop is not None or number in prog.serial:
+            return False
+        prog.grid_loop = number
+        total = items.hi.dim if isinstance(items.hi, SizeValue) else int(items.hi)
+        assert items.key is not None
+        body(items.item(prog.window(items.key, total, items.step)))
+        return True
+
+    @staticmethod
+    def callee(f: Any) -> Any:
+        """What a call in a kernel calls: helper functions are rewritten like the kernel itself."""
+        if isinstance(f, Kernel):
+            f = f.function
+        if isinstance(f, types.MethodType) and isinstance(f.__func__, types.FunctionType) and _users(f.__func__):
+            return functools.partial(_inlined(f.__func__), f.__self__)
+        if isinstance(f, types.FunctionType) and _users(f):
+            return _inlined(f)
+        return f
+
+
+@functools.cache
+def _library_paths() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    return tuple({paths[k] for k in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _users(f: types.FunctionType) -> bool:
+    """True for functions of the user's program (not of a library): they are inlined with their loops rewritten."""
+    file = f.__code__.co_filename
+    if hasattr(f, "__wrapped__") or is_internal(file) or f.__name__.startswith("__tile_") or "__tile__" in f.__code__.co_freevars:
+        return False
+    return not file.startswith(("<", *_library_paths()))
+
+
+def _inlined(f: types.FunctionType) -> Callable[..., Any]:
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not tracing():
+            return f(*args, **kwargs)
+        prog = current()
+        active = prog.active if isinstance(prog, KernelProgram) else []
+        if f.__code__ in active:
+            fail(f"recursion: {f.__name__!r} calls itself", sentence="Functions are inlined into the kernel, so a recursion would not end.",
+                 hints=["write it as a loop: `for` over tile.range, or `while`"])
+        made = rewritten(f, KernelMachinery, True)
+        active.append(f.__code__)
+        try:
+            return made(*args, **kwargs)
+        finally:
+            active.pop()
+
+    return run
+
+
+# -- kernels -------------------------------------------------------------------------------------------------------------
+class Kernel:
+    """A tile program over tensors; made by :func:`kernel`.
+
+    ``k(A, B, C)`` runs it (see the module's docstring) and returns what it wrote: one tensor or a tuple.  Arguments that are
+    not tensors are static: the kernel is built for their values.
+    """
+
+    def __init__(self, fn: Callable[..., Any], tiles: Mapping[str, int] | None = None):
+        if isinstance(fn, Kernel):
+            fn = fn.function
+        if not isinstance(fn, types.FunctionType):
+            raise KernelError(f"a kernel is a plain `def` function, not a {type(fn).__name__}")
+        self.function = fn
+        self.tiles = {**DEFAULT_TILES, **(tiles or {})}
+        self._declared: Declared | None = None
+        self._built: dict[Any, Built] = {}
+        self._frozen: dict[Any, frozenset[str]] = {}
+        functools.update_wrapper(self, fn)
+
+    @property
+    def declared(self) -> Declared:
+        if self._declared is None:
+            self._declared = read(self.function)
+        return self._declared
+
+    def with_schedule(self, schedule: Any) -> Kernel:
+        """The same kernel under another tile configuration (``tile_m``, ``tile_n``, ``tile_k`` of a mapping or object)."""
+        return Kernel(self.function, {**self.tiles, **tiles_of(schedule)})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from ..tracing.recorder import STATE
+        if tracing():
+            return KernelMachinery.callee(self)(*args, **kwargs)
+        tensors, static = self._arguments(args, kwargs)
+        if STATE.trace is not None:
+            return self._record(STATE.trace, tensors, static)
+        return self._run(tensors, static)
+
+    # -- arguments -------------------------------------------------------------------------------------------------------
+    def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tensors and static values by parameter name.
+
+        Raises:
+            KernelError: missing or unknown arguments, or something else where a Tile is declared.
+        """
+        from ..tracing.tensor import Tensor
+        try:
+            bound = self.declared.signature.bind(*args, **kwargs)
+        except TypeError as e:
+            name = self.function.__name__
+            raise KernelError(f"the kernel {name!r}: {e}", expected=f"{name}{self.declared.signature}") from None
+        bound.apply_defaults()
+        tensors: dict[str, Any] = {}
+        static: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if isinstance(value, Tensor | np.ndarray):
+                tensors[name] = value
+            elif name in self.declared.specs:
+                raise KernelError(f"the kernel {self.function.__name__!r} takes {name!r} as {self.declared.specs[name]}, not a "
+                                  f"{type(value).__name__}", hints=["pass a tensor or a NumPy array"])
+            else:
+                static[name] = value
+        return tensors, static
+
+    # -- building --------------------------------------------------------------------------------------------------------
+    def build(self, args: Mapping[str, TensorType], static: Mapping[str, Any] | None = None, specialize: bool = True) -> Built:
+        """The Tile function for parameters of the given types.
+
+        Args:
+            specialize: replace numeric sizes by names where the body allows it, so that one program serves all sizes.
+
+        Raises:
+            KernelError, ShapeError, DTypeError: the arguments or the body do not fit.
+        """
+        static = dict(static or {})
+        key: Any = (tuple(args.items()), tuple(static.items()), specialize)
+        try:
+            found = self._built.get(key)
+        except TypeError:
+            key, found = None, None
+        if found is not None:
+            return found
+        made = self._build(bind(self.declared, self.function.__name__, args), static, specialize)
+        if key is not None:
+            self._built[key] = made
+        return made
+
+    def _build(self, bound: dict[str, Bound], static: dict[str, Any], specialize: bool) -> Built:
+        frozen: frozenset[str] = frozenset()
+        serial: frozenset[int] = frozenset()
+        volatile: frozenset[int] = frozenset()
+        for _ in range(64):
+            params = symbolic(bound, frozen) if specialize else bound
+            key = (tuple(params.items()), tuple(static.items()), serial, volatile) if _hashable(static) else None
+            known = self._built.get(key) if key is not None else None
+            if known is not None:
+                return known
+            try:
+                made = self._trace(params, static, serial, volatile)
+            except Demand as d:
+                plain = d.key.split("#")[0]
+                if plain in frozen or not specialize:
+                    raise self._not_static(plain, params) from None
+                frozen |= {plain}
+                continue
+            except _Serial as again:
+                serial |= {again.number}
+                continue
+            except Volatile as memory:
+                volatile |= {memory.number}
+                continue
+            if key is not None:
+                self._built[key] = made
+            return made
+        raise KernelError(f"the kernel {self.function.__name__!r} does not settle")
+
+    def _not_static(self, key: str, params: Mapping[str, Bound]) -> KernelError:
+        where = next((f"{p}.shape[{b.keys.index(key)}]" for p, b in params.items() if key in b.keys), key)
+        return KernelError(f"a tile shape must be static: {where} is symbolic here", expected="a number", received=where, hints=[
+            "declare the size as a number in the traced function's annotation", "use a fixed tile shape and a loop over tile.range"])
+
+    def _trace(self, params: dict[str, Bound], static: Mapping[str, Any], serial: frozenset[int],
+               volatile: frozenset[int]) -> Built:
+        sizes: dict[str, None] = {}
+        for b in params.values():
+            for d in b.type.shape:
+                if isinstance(d, Dim):
+                    sizes.update(dict.fromkeys(sorted(d.names)))
+        prog = KernelProgram(self.function.__name__, params, tuple(sizes), self.tiles, serial, volatile)
+        body = rewritten(self.function, KernelMachinery, True)
+        with prog:
+            prog.active.append(self.function.__code__)
+            returned = body(**prog.params, **static)
+        written = [p for p in prog.params.values() if p.buffer.value in prog.written]
+        self._check(prog, written, returned)
+        fn = prog.finish()
+        return Built(fn, tuple(params), tuple(fn.attrs["writes"]), params)
+
+    def _check(self, prog: KernelProgram, written: list[Param], returned: Any) -> None:
+        """Every program must write places of its own."""
+        if not written:
+            raise KernelError(f"the kernel {self.function.__name__!r} writes nothing", loc=self._loc(),
+                              hints=["store results with tile.store(O, value)"])
+        if returned is not None and not isinstance(returned, Param | Register | Window):
+            raise KernelError(f"the kernel {self.function.__name__!r} returns a {type(returned).__name__}; kernels write their results",
+                              loc=self._loc(), hints=["tile.store(O, value) to an output parameter"])
+        if not prog.fn.attrs["grid"]:
+            prog.fn.attrs["grid"] = (1,)
+        for key, axis in prog.grid_keys.items():
+            for op in prog.fn.walk():
+                if op.name in ("store", "scatter") and op.operands[0] in {p.buffer.value for p in prog.params.values()} and \
+                        not _depends(op, axis):
+                    if prog.grid_loop is not None and key in prog.windows:
+                        raise _Serial(prog.grid_loop)
+                    raise self._collision(key, op)
+
+    def _collision(self, key: str, op: Op) -> KernelError:
+        name = key.split("#")[0].lstrip("=")
+        return KernelError(f"programs at different positions along {name} write the same place", loc=op.loc,
+                           sentence=f"The grid runs over {name}, but this store does not depend on the position along it.",
+                           hints=[f"loop over {name} inside the kernel: for i in tile.range(…)", "store to a parameter that has this axis"])
+
+    def _loc(self) -> Loc:
+        code = self.function.__code__
+        return Loc(code.co_filename, 0, code.co_firstlineno)
+
+    # -- running ---------------------------------------------------------------------------------------------------------
+    def _run(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
+        from ..tracing.tensor import Tensor
+        arrays = {n: np.asarray(t._concrete("a kernel call") if isinstance(t, Tensor) else t) for n, t in tensors.items()}
+        built = self.build({n: _type_of(a) for n, a in arrays.items()}, static)
+        env: dict[str, int] = {}
+        for p in built.params.values():
+            unify(p.type.shape, arrays[p.name].shape, env)
+        buffers = [_dense(arrays[n], i in built.writes) for i, n in enumerate(built.names)]
+        if all(b.size for i, b in enumerate(buffers) if i in built.writes):
+            launch(built.function, buffers, env)
+        results = [_write_back(tensors[built.names[i]], buffers[i]) for i in built.writes]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _record(self, trace: Any, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
+        """Record a ``kernel_call``; written arguments become its results."""
+        from ..tracing.tensor import Tensor, Traced
+        given = {n: t if isinstance(t, Tensor) else Tensor(t) for n, t in tensors.items()}
+        built = self.build({n: t.type for n, t in given.items()}, static, specialize=False)
+        name = _enter(trace.function.functions, built.function)
+        results = trace.structured("kernel_call", [given[n] for n in built.names], [given[built.names[i]].type for i in built.writes],
+                                   {"callee": name, "writes": built.writes}, ())
+        for i, r in zip(built.writes, results, strict=True):
+            target = given[built.names[i]]
+            if type(target._p) is Traced and target._p.trace is trace:
+                target._p = r._p
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def tile_ir(self, *args: Any, **kwargs: Any) -> str:
+        """The text of the Tile function for these arguments."""
+        tensors, static = self._arguments(args, kwargs)
+        types_ = {n: t.type if hasattr(t, "_p") else _type_of(t) for n, t in tensors.items()}
+        return str(self.build(types_, static).function)
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.function.__name__}>"
+
+
+class _Serial(Exception):
+    """The outermost loop cannot be spread over the grid."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class Built:
+    """One Tile function of a kernel: parameter names in order, and which are written."""
+
+    __slots__ = ("function", "names", "params", "writes")
+
+    def __init__(self, function: Function, names: tuple[str, ...], writes: tuple[int, ...], params: Mapping[str, Bound]):
+        self.function, self.names, self.writes, self.params = function, names, writes, params
+
+
+def _hashable(static: Mapping[str, Any]) -> bool:
+    try:
+        hash(tuple(static.items()))
+    except TypeError:
+        return False
+    return True
+
+
+def _type_of(a: np.ndarray[Any, Any]) -> TensorType:
+    from ..types.dtypes import as_dtype
+    return TensorType(as_dtype(a.dtype), tuple(a.shape))
+
+
+def _dense(a: np.ndarray[Any, Any], written: bool) -> np.ndarray[Any, Any]:
+    if a.flags.c_contiguous and (a.flags.writeable or not written):
+        return a
+    return np.array(a, order="C", copy=True)
+
+
+def _write_back(target: Any, buffer: np.ndarray[Any, Any]) -> Any:
+    """Give an output argument its new contents."""
+    if isinstance(target, np.ndarray):
+        if buffer is not target:
+            target[...] = buffer
+        return target
+    if target._p is not buffer:
+        if target._p.flags.writeable:
+            target._p[...] = buffer
+        else:
+            target._p = buffer
+    return target
+
+
+def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, int]) -> None:
+    """Run a Tile function: through the runtime where there is one, else in the tile interpreter."""
+    if LAUNCHER is not None:
+        LAUNCHER(fn, buffers, sizes)
+    else:
+        interpret_tile.run(fn, buffers, sizes)
+
+
+def _enter(functions: dict[str, Function], fn: Function) -> str:
+    """Enter a Tile function under a free name; equal ones share one entry."""
+    name, n = fn.name, 0
+    while name in functions and functions[name] is not fn:
+        n += 1
+        name = f"{fn.name}_{n}"
+    functions[name] = fn
+    return name
+
+
+def _depends(store: Op, axis: int) -> bool:
+    """True when where a store goes depends on the program's position along a grid axis."""
+    rank = store.operands[0].type.rank if store.name == "store" else 1
+    stack: list[Value] = list(store.operands[1:1 + rank])
+    seen: set[Value] = set()
+    while stack:
+        v = stack.pop()
+        if v in seen:
+            continue
+        seen.add(v)
+        op = v.op
+        if op is None:
+            continue
+        if op.name == "program_id" and op.attrs["axis"] == axis:
+            return True
+        stack += op.operands
+        for b in op.blocks:
+            stack += b.terminator.operands if b.ops else []
+    return False
+
+
+def tiles_of(schedule: Any) -> dict[str, int]:
+    """``tile_m``, ``tile_n``, ``tile_k`` of a mapping or a schedule object, as a kernel's configuration."""
+    get = schedule.get if isinstance(schedule, Mapping) else lambda k: getattr(schedule, k, None)
+    everywhere = get("tile_size")
+    out = {}
+    for short, long in (("M", "tile_m"), ("N", "tile_n"), ("K", "tile_k")):
+        n = get(long) if get(long) is not None else everywhere
+        if n is not None:
+            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+                raise KernelError(f"{long} is a positive integer, not {n!r}")
+            out[short] = n
+    return out
+
+
+def kernel(fn: Callable[..., Any] | None = None, *, schedule: Any = None, **tiles: int) -> Any:
+    """Decorator: a function over tile parameters as a kernel.
+
+        @ts.kernel
+        def add(A: ts.Tile["N", ts.f32], B: ts.Tile["N", ts.f32], C: ts.Tile["N", ts.f32]):
+            tile.store(C, A + B)
+
+    Args:
+        schedule: an object with ``tile_m``, ``tile_n``, ``tile_k``; or give these as keywords.
+
+    Raises:
+        KernelError: the function is not a plain ``def``, or a configuration is not a positive integer.
+    """
+    unknown = [k for k in tiles if k not in ("tile_m", "tile_n", "tile_k", "tile_size")]
+    if unknown:
+        from ..errors import unknown_keyword
+        raise unknown_keyword("kernel", unknown[0], ["tile_m", "tile_n", "tile_k", "tile_size", "schedule"])
+    config = {**(tiles_of(schedule) if schedule is not None else {}), **tiles_of(tiles)}
+
+    def make(f: Callable[..., Any]) -> Kernel:
+        return Kernel(f, {**(f.tiles if isinstance(f, Kernel) else {}), **config})
+
+    return make if fn is None else make(fn)
+
+
+def with_schedule(schedule: Any) -> Callable[[Callable[..., Any]], Kernel]:
+    """``@ts.kernel.with_schedule(schedule)``: a kernel under a tile configuration."""
+    return kernel(schedule=schedule)  # type: ignore[no-any-return]
+
+
+kernel.with_schedule = with_schedule  # type: ignore[attr-defined]
+
+__all__ = ["LAUNCHER", "Kernel", "Tile", "Tile3D", "TileRange", "TileSpec", "kernel", "launch"]

@@ -1,0 +1,635 @@
+"""What the body of a kernel handles besides tiles: parameters, windows into them, shared memory and registers.
+
+All of these turn into a tile where one is needed (``__tile__``), so they take part in arithmetic.  A tile knows which of
+its lanes are data (:class:`~tessera.tiling.values.Meta`): at a ragged edge of a tensor loads give 0 in the other lanes,
+reductions and products leave them out, and stores skip them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..ir.core import BufferType, Value
+from ..ir.tile import POINTWISE
+from ..types.dims import Dim, DimLike, ceildiv, format_dim
+from ..types.dtypes import DType, int64
+from ..types.shapes import divisible
+from . import dsl
+from .tile_types import Bound
+from .values import (
+    _HOOKS,
+    Buffer,
+    Edge,
+    Meta,
+    Operators,
+    TileProgram,
+    TileValue,
+    as_value,
+    current,
+    fail,
+    internal,
+    size,
+)
+
+internal(__file__)
+
+
+class Demand(Exception):
+    """The kernel needs this size as a number: it is built again with the axis fixed."""
+
+    def __init__(self, key: str):
+        super().__init__(key)
+        self.key = key
+
+
+class Volatile(Exception):
+    """A loop or conditional changes how much of this shared memory is data: the kernel is built again to keep count."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class Extent(int):
+    """A static size of a parameter's axis; knows which axis, so that a loop over it can be spread over the grid."""
+
+    key: str
+
+    def __new__(cls, n: int, key: str) -> Extent:
+        made = super().__new__(cls, n)
+        made.key = key
+        return made
+
+
+class SizeValue(TileValue):
+    """A symbolic size of a parameter's axis, as an int64 scalar."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, of: TileValue, key: str):
+        super().__init__(of.value, of.const, of.dim, of.meta)
+        self.key = key
+
+    def __index__(self) -> int:
+        raise Demand(self.key)
+
+
+class KernelProgram(TileProgram):
+    """A kernel under construction.
+
+    Attributes:
+        grid_keys: axis key -> grid axis, for grid axes and for axes that the grid walks in windows.
+        windows: axis key -> extent of one program's window along it.
+        registers: every register allocated so far.
+        tiles: the extents that ``tile.context()`` reports.
+    """
+
+    def __init__(self, name: str, bound: dict[str, Bound], sizes: Sequence[str], tiles: dict[str, int], serial: frozenset[int],
+                 volatile: frozenset[int] = frozenset()):
+        super().__init__(name, [(n, BufferType(b.type.dtype, b.type.shape)) for n, b in bound.items()], sizes, grid=())
+        self.grid_keys: dict[str, int] = {}
+        self.windows: dict[str, int] = {}
+        self.registers: list[Register] = []
+        self.tiles = tiles
+        self.serial = serial  # ordinals of outermost loops over an axis that must not be spread over the grid
+        self.volatile = volatile  # ordinals of shared memories whose valid extents live in memory
+        self.shared = 0
+        self.loops = 0
+        self.grid_loop: int | None = None
+        self.active: list[Any] = []
+        self.multiples: dict[Value, tuple[int, DimLike]] = {}  # loop variable -> (step, end): a multiple of step below end
+        self.params = {n: Param(b, v) for (n, b), v in zip(bound.items(), self.buffers, strict=True)}
+        for p in self.params.values():
+            for axis in p.bound.grid:
+                self.grid_axis(p.bound.keys[axis], p.buffer.shape[axis])
+
+    def grid_axis(self, key: str, extent: DimLike) -> int:
+        """The grid axis for ``key``, made on first use."""
+        if key not in self.grid_keys:
+            self.grid_keys[key] = len(self.grid_keys)
+            self.fn.attrs["grid"] = (*self.fn.attrs["grid"], extent)
+        return self.grid_keys[key]
+
+    def window(self, key: str, total: DimLike, extent: int) -> TileValue:
+        """The offset of this program's window along an axis, which the grid walks in steps of ``extent``."""
+        known = self.windows.setdefault(key, extent)
+        if known != extent:
+            fail(f"the axis {key.split('#')[0]} is walked in windows of {known} and of {extent}; a program has one window",
+                 hints=["use equal extents along equal axes", "give an explicit position: tile.load(A, (i, j), shape=…)"])
+        axis = self.grid_axis(key, ceildiv(total, extent))
+        with self.before():
+            offset = self.memo(("window", key), lambda: dsl.program_id(axis) * extent)
+        self.multiples.setdefault(offset.value, (extent, total))
+        return offset
+
+
+def program() -> KernelProgram:
+    """The kernel being built.
+
+    Raises:
+        KernelError: there is none.
+    """
+    prog = current()
+    if not isinstance(prog, KernelProgram):
+        fail("this operation belongs to @ts.kernel functions")
+    return prog
+
+
+# -- memory objects ----------------------------------------------------------------------------------------------------
+class Param(Operators):
+    """A tensor parameter.  ``p[a:b]`` is a window along the first axis the body sees; ``shape`` has the full rank."""
+
+    __slots__ = ("bound", "buffer", "inner")
+
+    def __init__(self, bound: Bound, buffer: Buffer):
+        self.bound, self.buffer = bound, buffer
+        self.inner = tuple(a for a in range(bound.type.rank) if a not in bound.grid)
+
+    @property
+    def name(self) -> str:
+        return self.bound.name
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(Extent(n, self.key(a)) if isinstance(n, int) else SizeValue(as_value(size(n)), self.key(a))
+                     for a, n in enumerate(self.buffer.shape))
+
+    @property
+    def ndim(self) -> int:
+        return self.buffer.rank
+
+    def key(self, axis: int) -> str:
+        """What an axis is called; a second axis of equal name is told apart by its position."""
+        key = self.bound.keys[axis]
+        return key if key not in [self.bound.keys[a] for a in self.inner if a < axis] else f"{key}#{axis}"
+
+    def outer(self) -> list[tuple[int, TileValue]]:
+        """(buffer axis, position) along the grid axes."""
+        prog = program()
+        return [(a, dsl.program_id(prog.grid_axis(self.bound.keys[a], self.buffer.shape[a]))) for a in self.bound.grid]
+
+    def whole(self) -> Window:
+        return Window(self, [Part(a, None, None) for a in self.inner])
+
+    def __getitem__(self, index: Any) -> Window:
+        return self.whole()[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        _HOOKS["kernel_store"](self[index], value)
+
+    def __tile__(self) -> TileValue:
+        return self.whole().__tile__()
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.bound.type}>"
+
+
+class Part:
+    """A window along one axis: start and static extent.  No start: not placed yet; a start without extent: the whole axis."""
+
+    __slots__ = ("axis", "extent", "single", "start")
+
+    def __init__(self, axis: int, start: Any, extent: int | None, single: bool = False):
+        self.axis, self.start, self.extent, self.single = axis, start, extent, single
+
+
+class Window(Operators):
+    """A rectangle of a parameter.  Axes that are not placed follow the program's window, or are walked by ``mma``.
+
+    A window is a place: each use reads it.  ``deferred`` is False, or (for what ``tile.load`` gave) None or what was read.
+    """
+
+    __slots__ = ("deferred", "param", "parts")
+
+    def __init__(self, param: Param, parts: Sequence[Part]):
+        self.param, self.parts = param, list(parts)
+        self.deferred: tuple[Any, TileValue] | bool | None = False
+
+    @property
+    def dtype(self) -> DType:
+        return self.param.dtype
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(p.extent if p.extent is not None else self.param.shape[p.axis] for p in self.parts if not p.single)
+
+    def total(self, part: Part) -> DimLike:
+        return self.param.buffer.shape[part.axis]
+
+    def whole(self, part: Part) -> int:
+        """The size of an axis that is taken as a whole; it must be a number."""
+        total = self.total(part)
+        if not isinstance(total, int):
+            raise Demand(self.param.key(part.axis))
+        return total
+
+    def __getitem__(self, index: Any) -> Window:
+        items = list(index) if isinstance(index, tuple) else [index]
+        open_ = [k for k, p in enumerate(self.parts) if not p.single]
+        if len(items) > len(open_):
+            fail(f"too many indices for {self.param.name!r}: its window has {len(open_)} axes", sentence=(
+                "Grid axes of a Tile type are dropped inside the kernel." if self.param.bound.grid else None))
+        parts = list(self.parts)
+        for k in open_:
+            item = items.pop(0) if items else slice(None)
+            parts[k] = self._index(self.parts[k], item)
+        return Window(self.param, parts)
+
+    def _index(self, part: Part, item: Any) -> Part:
+        base = 0 if part.start is None else part.start
+        if not isinstance(item, slice):
+            return Part(part.axis, base + item if part.start is not None else item, 1, True)
+        if item.step not in (None, 1):
+            fail("windows have step 1", hints=["load a larger window and select from it"])
+        if item.start is None and item.stop is None:
+            return part if part.start is not None else Part(part.axis, 0, None)
+        start = 0 if item.start is None else item.start
+        stop = item.stop
+        if stop is None:
+            stop = part.extent if part.extent is not None else self.whole(part)
+        extent = _distance(start, stop)
+        if extent is None:
+            fail("the extent of a window must be static", expected="a slice such as Q[q:q + 128]",
+                 received=f"{self.param.name}[… : …] whose ends differ by a value computed in the kernel")
+        if extent < 1:
+            fail(f"the window {self.param.name}[…] has extent {extent}; it must be positive")
+        return Part(part.axis, start if part.start is None else base + start, extent)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        _HOOKS["kernel_store"](self[index], value)
+
+    def __tile__(self) -> TileValue:
+        if self.deferred is False:
+            return self.load()
+        scopes = program().scopes  # what tile.load gave is read once in each scope
+        if not isinstance(self.deferred, tuple) or not any(s is self.deferred[0] for s in scopes):
+            self.deferred = (scopes[-1], self.load())
+        return self.deferred[1]
+
+    # -- placing -------------------------------------------------------------------------------------------------------
+    def placed(self, extents: Sequence[int | None] | None = None) -> list[tuple[Part, Any, int]]:
+        """(axis, offset, extent) for each axis; ``extents`` are wishes for axes that have none of their own."""
+        out = []
+        wishes = iter(extents if extents is not None else ())
+        for k, part in enumerate(self.parts):
+            wish = next(wishes, None) if not part.single else None
+            out.append((part, *self._place(part, wish, k)))
+        return out
+
+    def _place(self, part: Part, wish: int | None, position: int) -> tuple[Any, int]:
+        if part.start is not None:
+            return part.start, part.extent if part.extent is not None else self.whole(part)
+        prog, total = program(), self.total(part)
+        key = self.param.key(part.axis)
+        extent = part.extent or prog.windows.get(key) or wish
+        if extent is None and isinstance(total, int) and key not in prog.tiles:
+            extent = total
+        if extent is None:
+            extent = prog.tiles.get(key) or default_extent(prog, position, len(self.parts))
+        if isinstance(total, int) and total <= extent and key not in prog.windows:
+            return 0, extent
+        return prog.window(key, total, extent), extent
+
+    def extent_beside(self, part: Part) -> int:
+        """The extent along the other axis of a matrix."""
+        k = next(k for k, p in enumerate(self.parts) if p is not part and not p.single)
+        return self._place(self.parts[k], None, k)[1]
+
+    def walked(self, part: Part) -> bool:
+        """True when the axis is not placed and does not fit one window: a product walks along it."""
+        total = self.total(part)
+        fits = isinstance(total, int) and (part.extent is None or total <= part.extent)
+        return part.start is None and not fits and self.param.key(part.axis) not in program().windows
+
+    def load(self, extents: Sequence[int | None] | None = None, fill: Any = 0, mask: Any = None) -> TileValue:
+        """The window as a tile; lanes outside the tensor are ``fill``."""
+        return self._access(self.placed(extents), lambda off, shape, axes, check: dsl.load(
+            self.param.buffer, off, shape, axes=axes, check=check, fill=fill, mask=mask), zero=not fill)
+
+    def store(self, value: TileValue, mask: Any = None) -> None:
+        """Write a tile; lanes outside the tensor are skipped."""
+        open_ = [p for p in self.parts if not p.single]
+        value = _fit(value, [p.extent if p.start is not None else None for p in open_], repr(self))
+        self._access(self.placed(value.shape), lambda off, shape, axes, check: dsl.store(
+            self.param.buffer, off, _same_shape(value, shape, repr(self)), axes=axes, check=check, mask=mask))
+
+    def _access(self, placed: list[tuple[Part, Any, int]], emit: Any, zero: bool = False) -> Any:
+        offsets: list[Any] = [0] * self.param.buffer.rank
+        for a, at in self.param.outer():
+            offsets[a] = at
+        shape, axes, check, edges = [], [], [], {}
+        for part, start, extent in placed:
+            offsets[part.axis] = start
+            if part.single:
+                continue
+            total = self.total(part)
+            if not _inside(start, extent, total):
+                check.append(part.axis)
+                edges[len(shape)] = Edge(total, start, zero)
+            shape.append(extent)
+            axes.append(part.axis)
+        out = emit(offsets, tuple(shape), tuple(axes), tuple(check))
+        if isinstance(out, TileValue) and edges:
+            out.meta = Meta(edges)
+        return out
+
+    def __repr__(self) -> str:
+        def text(p: Part) -> str:
+            return f"{p.extent}" if p.extent is not None else f"{format_dim(self.total(p))}"
+        return f"<window [{', '.join(text(p) for p in self.parts if not p.single)}] of {self.param.name}>"
+
+
+def default_extent(prog: KernelProgram, position: int, rank: int) -> int:
+    return prog.tiles["N" if position == rank - 1 else "M"]
+
+
+def _fit(value: TileValue, extents: Sequence[int | None], what: str) -> TileValue:
+    """A value broadcast to the extents that are fixed already."""
+    if value.rank == 0:
+        known = [e for e in extents if e is not None]
+        return dsl.broadcast_to(value, known) if len(known) == len(extents) else value
+    if value.rank != len(extents):
+        fail(f"cannot store a tile of rank {value.rank} to {what} of rank {len(extents)}",
+             expected=f"a tile of rank {len(extents)}", received=str(value.type))
+    return value
+
+
+def _same_shape(value: TileValue, shape: tuple[int, ...], what: str) -> TileValue:
+    if value.shape != shape and value.rank:
+        fail(f"a tile of shape {list(value.shape)} does not match the window {list(shape)} of {what}",
+             expected=f"a tile of shape {list(shape)}", received=str(value.type),
+             hints=["slice the destination to the tile's extent: C[i:i + 64]", "reshape or broadcast the tile"])
+    return value if value.shape == shape else dsl.broadcast_to(value, shape)
+
+
+class Shared(Operators):
+    """Memory of the program that its parts share: written by copies, read as a tile.
+
+    It knows how many lanes the last copy filled with data.  Usually that is known where the memory is read; where a loop
+    or conditional decides which copy came last (:class:`Volatile`), the extents are kept in memory beside it.
+    """
+
+    __slots__ = ("_reads", "_written", "buffer", "edges", "number", "valid")
+
+    def __init__(self, buffer: Buffer):
+        prog = program()
+        self.buffer, self.number = buffer, prog.shared
+        prog.shared += 1
+        self.edges: dict[int, Edge] = {}
+        self.valid: dict[int, Buffer] = {}
+        self._written = list(prog.scopes)
+        self._reads: list[tuple[list[Any], list[Any]]] = []  # (blocks open at a read, blocks open at the write it saw)
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.buffer.shape  # type: ignore[return-value]
+
+    def __tile__(self) -> TileValue:
+        out = dsl.load(self.buffer, None, self.shape)
+        prog = program()
+        if self.number in prog.volatile:
+            edges = {a: Edge(dsl.load(b, (0,), ()), 0, True) for a, b in self.valid.items()}
+        else:
+            if not _open(self._written[-1], prog.scopes):
+                raise Volatile(self.number)
+            self._reads.append((list(prog.scopes), self._written))
+            edges = self.edges
+        if edges:
+            out.meta = Meta(edges)
+        return out
+
+    def fill(self, value: Any) -> None:
+        self.write(dsl.full(self.shape, value, self.dtype))
+
+    def write(self, value: TileValue) -> None:
+        """Replace the contents; a smaller tile goes to the corner, the rest becomes 0."""
+        value = as_value(value)
+        if value.rank != len(self.shape) or any(a > b for a, b in zip(value.shape, self.shape, strict=True)):
+            fail(f"a tile of shape {list(value.shape)} does not fit shared memory of shape {list(self.shape)}",
+                 expected=f"at most {list(self.shape)}", received=str(value.type))
+        if value.shape != self.shape:
+            dsl.store(self.buffer, None, dsl.zeros(self.shape, self.dtype))
+        edges = dict(value.meta.edges) if value.meta is not None else {}
+        beyond = tuple(a for a, e in edges.items() if not e.zero)
+        if beyond:
+            value = masked(value, 0, beyond)
+        dsl.store(self.buffer, None, value)
+        for axis, (n, whole) in enumerate(zip(value.shape, self.shape, strict=True)):
+            if n != whole:
+                edges.setdefault(axis, Edge(n))
+        self._note({a: Edge(e.total, e.start, True) for a, e in edges.items()})
+
+    def _note(self, edges: dict[int, Edge]) -> None:
+        prog = program()
+        if self.number in prog.volatile:
+            for axis in range(len(self.shape)):
+                limit = dsl.minimum(edges[axis].limit(), self.shape[axis]) if axis in edges else self.shape[axis]
+                dsl.store(self._valid(axis), (0,), limit)
+            return
+        for read, write in self._reads:
+            if any(_open(s, prog.scopes) and not _open(s, write) for s in read):
+                raise Volatile(self.number)  # a loop reads first and writes later: its next iteration sees this write
+        self.edges, self._written = edges, list(prog.scopes)
+
+    def _valid(self, axis: int) -> Buffer:
+        """The memory of the valid extent along an axis: allocated in the prologue, full until a copy changes it."""
+        if axis not in self.valid:
+            prog = program()
+            with prog.before():
+                self.valid[axis] = dsl.alloc((1,), int64)
+                dsl.store(self.valid[axis], (0,), self.shape[axis])
+        return self.valid[axis]
+
+    def __repr__(self) -> str:
+        return f"<shared memory {self.dtype}{list(self.shape)}>"
+
+
+def _open(scope: Any, scopes: Sequence[Any]) -> bool:
+    return any(s is scope for s in scopes)
+
+
+class Register(Operators):
+    """A variable of the kernel that operations change in place; loops carry it."""
+
+    __slots__ = ("dtype", "shape", "value")
+    is_register = True
+
+    def __init__(self, shape: tuple[int, ...], dtype: DType):
+        self.shape, self.dtype = shape, dtype
+        self.value: TileValue | None = None
+
+    def __tile__(self) -> TileValue:
+        if self.value is None:
+            fail(f"a register of shape {list(self.shape)} is read before it is filled", hints=["tile.fill(register, 0.0)"])
+        return self.value
+
+    def write(self, value: Any) -> None:
+        v = as_value(value, self.dtype if isinstance(value, int | float) else None).to(self.dtype)
+        if v.shape not in (self.shape, ()):
+            fail(f"a tile of shape {list(v.shape)} does not fit a register of shape {list(self.shape)}",
+                 expected=f"a tile of shape {list(self.shape)}", received=str(v.type))
+        v = dsl.broadcast_to(v, self.shape)
+        meta = v.meta or Meta()
+        self.value = TileValue(v.value, v.const, v.dim, Meta(meta.edges, len(self.shape) == 1))
+
+    def __repr__(self) -> str:
+        return f"<register {self.dtype}{list(self.shape)}>"
+
+
+# -- extents -----------------------------------------------------------------------------------------------------------
+def _linear(x: Any) -> tuple[dict[Any, int], int]:
+    """An index as a sum of integer multiples of values plus a number."""
+    if isinstance(x, int):
+        return {}, int(x)
+    if isinstance(x, Dim):
+        return {x: 1}, 0
+    v = as_value(x)
+    if isinstance(v.const, int):
+        return {}, v.const
+    if v.dim is not None:
+        return {v.dim: 1}, 0
+    return _linear_of(v.value)
+
+
+def _linear_of(v: Value) -> tuple[dict[Any, int], int]:
+    op = v.op
+    if op is None:
+        return {v: 1}, 0
+    if op.name == "constant":
+        return {}, int(op.attrs["value"])
+    if op.name in ("add", "sub"):
+        (a, ca), (b, cb) = _linear_of(op.operands[0]), _linear_of(op.operands[1])
+        sign = 1 if op.name == "add" else -1
+        terms = dict(a)
+        for k, n in b.items():
+            terms[k] = terms.get(k, 0) + sign * n
+        return {k: n for k, n in terms.items() if n}, ca + sign * cb
+    return {v: 1}, 0
+
+
+def _distance(start: Any, stop: Any) -> int | None:
+    """``stop - start`` where it is static."""
+    (a, ca), (b, cb) = _linear(start), _linear(stop)
+    return cb - ca if a == b else None
+
+
+def _inside(start: Any, extent: int, total: DimLike) -> bool:
+    """True when the window certainly lies inside the axis."""
+    terms, offset = _linear(start)
+    if not terms:
+        return isinstance(total, int) and offset >= 0 and offset + extent <= total
+    if offset == 0 and len(terms) == 1:
+        (v, n), = terms.items()
+        known = program().multiples.get(v) if isinstance(v, Value) else None
+        return known is not None and n == 1 and known[1] == total and extent <= known[0] and divisible(total, known[0])
+    return False
+
+
+# -- edges -------------------------------------------------------------------------------------------------------------
+def valid_lanes(x: TileValue, axes: Sequence[int] | None = None) -> TileValue | None:
+    """A bool tile: which lanes are data along ``axes`` (default: all); None when all are."""
+    if x.meta is None:
+        return None
+    out: TileValue | None = None
+    for axis, edge in sorted(x.meta.edges.items()):
+        if axes is not None and axis not in axes:
+            continue
+        line = dsl.iota((x.shape[axis],)) < edge.limit()
+        shape = [1] * x.rank
+        shape[axis] = x.shape[axis]
+        here = dsl.broadcast_to(dsl.reshape(line, shape), x.shape)
+        out = here if out is None else out & here
+    return out
+
+
+def masked(x: TileValue, fill: Any, axes: Sequence[int] | None = None) -> TileValue:
+    """``x`` with ``fill`` in the lanes that are no data."""
+    p = valid_lanes(x, axes)
+    if p is None:
+        return x
+    out = dsl.where(p, x, fill)
+    assert x.meta is not None
+    done = x.meta.edges if axes is None else axes
+    out.meta = Meta({a: Edge(e.total, e.start, not fill) if a in done else e.unknown() for a, e in x.meta.edges.items()}, x.meta.rows)
+    return out
+
+
+def _keep(new: TileValue, old: TileValue | None, axes: Sequence[int]) -> TileValue:
+    """``new`` where its lanes are data along ``axes``; elsewhere what was there before (or 0)."""
+    p = valid_lanes(new, axes)
+    if p is None:
+        return new
+    out = dsl.where(p, new, 0 if old is None else old)
+    assert new.meta is not None
+    out.meta = Meta({a: e for a, e in new.meta.edges.items() if a not in axes}, new.meta.rows)
+    return out
+
+
+def merge_edges(metas: Sequence[Meta | None]) -> dict[int, Edge]:
+    """Lanes that are data in every operand."""
+    out: dict[int, Edge] = {}
+    for m in metas:
+        for axis, edge in (m.edges if m is not None else {}).items():
+            have = out.get(axis)
+            out[axis] = edge if have is None or have.key() == edge.key() else Edge(dsl.minimum(have.limit(), edge.limit()))
+    return out
+
+
+_KEEPS_ZERO = frozenset({"convert", "neg", "abs", "reshape", "transpose", "slice", "broadcast"})
+
+
+def _propagate(name: str, operands: Sequence[Any], attrs: Any, out: TileValue) -> None:
+    """Give the result of an op what is known about its operands."""
+    tiles = [v for v in operands if isinstance(v, TileValue)]
+    first = tiles[0].meta if tiles else None
+    rows = False
+    if name in POINTWISE:
+        edges = merge_edges([v.meta for v in tiles])
+        rows = any(v.meta is not None and v.meta.rows for v in tiles)
+    elif name == "dot":
+        edges = {k: m.edges[k] for k, v in ((0, tiles[0]), (1, tiles[1])) if (m := v.meta) is not None and k in m.edges}
+    elif name == "concat":
+        edges = {a: e for a, e in merge_edges([v.meta for v in tiles]).items() if a != attrs.get("axis", 0)}
+    elif first is not None:
+        edges = _moved(name, first.edges, tiles[0].shape, out.shape, attrs or {})
+    else:
+        edges = {}
+    if name not in _KEEPS_ZERO:
+        edges = {a: e.unknown() for a, e in edges.items()}
+    if edges or rows:
+        out.meta = Meta(edges, rows and out.rank == 1)
+
+
+def _moved(name: str, edges: dict[int, Edge], before: tuple[int, ...], after: tuple[int, ...], attrs: Any) -> dict[int, Edge]:
+    """The edges of a tile after its axes moved."""
+    if name == "broadcast":
+        return {a: e for a, e in edges.items() if before[a] == after[a]}
+    if name == "transpose":
+        return {k: edges[a] for k, a in enumerate(attrs["perm"]) if a in edges}
+    if name == "slice":
+        return {a: Edge(e.total, e.start + attrs["starts"][a], e.zero) for a, e in edges.items()}
+    if name == "reduce":
+        return {a - (a > attrs["axis"]): e for a, e in edges.items() if a != attrs["axis"]}
+    if name == "reshape":
+        old, new = [a for a, n in enumerate(before) if n != 1], [a for a, n in enumerate(after) if n != 1]
+        if [before[a] for a in old] == [after[a] for a in new]:
+            return {n: edges[o] for o, n in zip(old, new, strict=True) if o in edges}
+        if edges:
+            fail(f"a tile with a ragged edge cannot be reshaped from {list(before)} to {list(after)}",
+                 hints=["reshape only inserts or removes axes of extent 1 here", "use tensors whose sizes are multiples of the tile's"])
+    return {}
+
+
+_HOOKS.update(meta=_propagate, keep=_keep)
+
+__all__ = ["Demand", "Extent", "KernelProgram", "Param", "Part", "Register", "Shared", "SizeValue", "Volatile", "Window", "masked",
+           "program", "valid_lanes"]
