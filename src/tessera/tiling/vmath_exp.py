@@ -178,6 +178,8 @@ def log1p(v: V, x: E) -> E:
 
 
 def logaddexp(v: V, a: E, b: E) -> E:
+    if a.dtype is f32:  # the sum may cancel
+        return logaddexp(v, a.to(f64), b.to(f64)).to(f32)
     high = v.select(a < b, b, a)
     d = v.abs(a - b)
     y = high + log1p(v, exp(v, -d))

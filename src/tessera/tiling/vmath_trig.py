@@ -31,10 +31,10 @@ def _reduce(v: V, x: E) -> tuple[E, E, E]:
 
 
 def _digits(v: V, start: E) -> list[E]:
-    """Six 32-bit words of 2/pi from binary digit ``start`` on (as int64)."""
+    """Six 32-bit words of 2/pi (as int64) from binary digit ``start`` on; 0 is 32 digits before the point."""
     word, shift = start >> 5, start & 31
-    table: list[E] = [v.const(w, int64) for w in T.TWO_OVER_PI_WORDS]
-    step = 32
+    table: list[E] = [v.const(w, int64) for w in (0, *T.TWO_OVER_PI_WORDS)]
+    step = 16
     while step:  # choose by the bits of the word's number, highest first: what can still be wanted shrinks
         taken = (word & step).ne(0)
         keep = step - 1 + 7
@@ -52,16 +52,12 @@ def _reduce_big(v: V, x: E) -> tuple[E, E, E]:
     bits = a.bits
     exponent = (bits >> 52) - 1075  # a = mantissa * 2^exponent
     mantissa = (bits & (2**52 - 1)) | 2**52
-    # Digits of 2/pi with weight 2^-i, i <= exponent - 2, contribute multiples of 4.  Take 192 from i = exponent - 1 on;
-    # for small exponents from i = 1, and shift the product to the same place.
-    start = exponent - 2
-    first = v.select(start < 0, 0, start)
-    words = _digits(v, first)
-    missing = v.select(start < 0, -start, v.const(0, int64))
+    # Digits of 2/pi with weight 2^-i, i <= exponent - 2, contribute multiples of 4: take 192 from the next one on.
+    words = _digits(v, exponent + 30)
     m1, m0 = mantissa >> 32, mantissa & _MASK
     limbs: list[E] = [v.const(0, int64)] * 6
     carry = v.const(0, int64)
-    for k in range(5, -1, -1):  # least significant word last in ``words``
+    for k in range(5, -1, -1):
         low = m0 * words[k]
         total = carry + (low & _MASK)
         up = _high(low)
@@ -71,9 +67,7 @@ def _reduce_big(v: V, x: E) -> tuple[E, E, E]:
             up = up + _high(other)
         limbs[k] = total & _MASK
         carry = up + _high(total)
-    high, mid, rest = ((limbs[i] << 32) | limbs[i + 1] for i in (0, 2, 4))
-    back = 64 - missing
-    high, mid = (_shift_in(v, high, mid, missing, back), _shift_in(v, mid, rest, missing, back))
+    high, mid = ((limbs[i] << 32) | limbs[i + 1] for i in (0, 2))
     # high: two bits of quadrant, then the fraction
     quadrant = _logical(v, high + (1 << 61), 62)
     fraction = high - (quadrant << 62)
@@ -100,15 +94,6 @@ def _high(a: E) -> E:
 def _logical(v: V, a: E, count: int) -> E:
     """A shift right that brings in zeros."""
     return (a >> count) & ((1 << (64 - count)) - 1)
-
-
-def _shift_in(v: V, a: E, b: E, right: E, left: E) -> E:
-    """The upper word of the pair (a, b) shifted right by ``right`` (0 ... 63) bits; ``left`` is 64 - right.
-
-    The product stood too high: zeros come in from above."""
-    del b, left
-    kept = (a >> right) & ~((v.const(-1, int64) << (63 - right)) << 1)
-    return v.select(right.eq(0), a, kept)
 
 
 def _sin_cos_core(v: V, r: E, low: E, narrow: bool) -> tuple[E, E]:
