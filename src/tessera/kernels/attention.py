@@ -14,6 +14,7 @@ A causal product stops at the diagonal: panels of keys that no row of a strip se
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,15 @@ from ..scheduling.templates import affine, block, flat_index
 from ..tiling import dsl as tile
 from ..tiling.dsl import Buffer, TileValue, tile_function
 from ..tiling.templates import register
+from ..tiling.vmath_tables import EXP2_F32, EXP2_F64
 from ..types.dims import DimLike, ceildiv
-from ..types.dtypes import DType, f32
+from ..types.dtypes import DType, f32, f64, int32, int64
 from .fused import BlockRunner, Lanes, Point, load
 from .plan import register_tile
 from .programs import open_program
 
 LOWEST = float("-inf")
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -298,19 +301,43 @@ def soften(p: Attention, state: State, r: Any, i: Any, panels: Any) -> None:
     n, width = s.together, s.score
     high = tile.full((n, width), LOWEST, p.compute)
     for c in tile.range(0, panels):
-        high = tile.maximum(high, tile.load(state.scores, (i, c * width), (n, width)))
+        high = _larger(tile.load(state.scores, (i, c * width), (n, width)), high)
     old = tile.load(state.top, (r + i,), (n,))
-    top = tile.maximum(old, tile.max(high, 1))
-    base = tile.where(tile.eq(top, LOWEST), 0.0, top)          # a row that sees nothing yet: exp(-inf - 0) = 0
+    top = _larger(tile.max(high, 1), old)
+    base = tile.where(tile.eq(top, LOWEST), 0.0, top) * -LOG2_E   # a row that sees nothing yet: 2^(-inf + 0) = 0
     total = tile.zeros((n, width), p.compute)
     for c in tile.range(0, panels):
-        weights = tile.exp(tile.load(state.scores, (i, c * width), (n, width)) - tile.reshape(base, (n, 1)))
+        score = tile.load(state.scores, (i, c * width), (n, width))
+        weights = power_of_two(tile.fma(score, LOG2_E, tile.reshape(base, (n, 1))))
         tile.store(state.scores, (i, c * width), weights)
         total = total + weights
-    factor = tile.exp(old - base)
+    factor = power_of_two(tile.fma(old, LOG2_E, base))
     tile.store(state.factor, (i,), factor)
     tile.store(state.top, (r + i,), top)
     tile.store(state.total, (r + i,), tile.load(state.total, (r + i,), (n,)) * factor + tile.sum(total, 1))
+
+
+def _larger(a: TileValue, b: TileValue) -> TileValue:
+    """The larger; ``b`` where ``a`` is NaN (a NaN score shows in the sum)."""
+    return tile.where(a > b, a, b)
+
+
+def power_of_two(x: TileValue) -> TileValue:
+    """2^x for x <= 0 (or slightly above); from 2^-126.5 down it is exactly 0.
+
+    x = n + r with n whole; 2^r is a polynomial; n goes into the exponent's bits, where -127 makes the factor 0.
+    """
+    wide = x.dtype is f64
+    mantissa, bias, coefficients = (52, 1023, EXP2_F64) if wide else (23, 127, EXP2_F32)
+    x = tile.where(x < float(-bias), float(-bias), x)
+    shift = 1.5 * 2.0**mantissa + bias
+    shifted = x + shift
+    r = x - (shifted - shift)
+    p = tile.full(x.shape, coefficients[-1], x.dtype)
+    for c in coefficients[-2::-1]:
+        p = tile.fma(p, r, c)
+    scale = tile.bitcast(tile.shift_left(tile.bitcast(shifted, int64 if wide else int32), mantissa), x.dtype)
+    return tile.fma(p, r, 1.0) * scale
 
 
 @tile_function

@@ -16,7 +16,10 @@ from .products import Body, Epilogue, resolve
 from .program import BlockScheduler, launches
 from .templates import Loop
 
-KEY_BLOCK = 64  # numeric parameter: keys of one step of the online softmax
+
+def key_block(d: DimLike) -> int:
+    """Numeric parameter: keys of one step of the online softmax; their copies fill a part of the second-level cache."""
+    return 512 if isinstance(d, int) and d <= 64 else 256 if isinstance(d, int) and d <= 128 else 128
 
 
 class Heads:
@@ -71,7 +74,7 @@ def attention(bs: BlockScheduler, op: Op) -> None:
         "template": "attention", "name": bs.program.label("attention"), "outs": outs,
         "blocks": ("score", "epilogue") if before else ("epilogue",), "batch": tuple(h.batch), "q": h.q, "t": h.t, "d": h.d,
         "e": h.e, **maps, "scale": float(op.attrs["scale"]), "causal": bool(op.attrs.get("causal", False)),
-        "causal_offset": h.t[1] - h.q[1], "key_block": KEY_BLOCK, "compute": compute}
+        "causal_offset": h.t[1] - h.q[1], "key_block": key_block(h.d[1]), "compute": compute}
     bs.append(Op("template", all_operands, (), attrs, blocks, op.loc), (value,), (bs.buffers[value],))
 
 
