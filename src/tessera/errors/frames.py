@@ -5,10 +5,12 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+import sysconfig
 from types import CodeType, FrameType
 from typing import NamedTuple
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+LIBRARIES = tuple({sysconfig.get_paths()[k] + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib")})
 GENERATED = "<tessera"  # file names of code that the package writes at run time start so
 
 
@@ -38,15 +40,17 @@ def span_of(code: CodeType, instruction: int) -> tuple[int, int, int, int] | Non
 
 
 def user_frames(start: FrameType | None = None, limit: int = 12) -> tuple[Site, ...]:
-    """The frames outside the package, innermost first."""
+    """The user's frames, innermost first: outside the package, and outside installed libraries where there are any such."""
     frame = start if start is not None else sys._getframe(1)
-    out: list[Site] = []
-    while frame is not None and len(out) < limit:
-        code = frame.f_code
-        if not is_internal(code.co_filename) and "importlib._bootstrap" not in code.co_filename:
-            out.append(Site(code.co_filename, frame.f_lineno, code.co_name, span_of(code, frame.f_lasti)))
+    own: list[FrameType] = []
+    other: list[FrameType] = []
+    while frame is not None and len(own) < limit:
+        file = frame.f_code.co_filename
+        if not is_internal(file) and not file.startswith("<frozen"):
+            (other if file.startswith(LIBRARIES) else own).append(frame)
         frame = frame.f_back  # type: ignore[assignment]
-    return tuple(out)
+    return tuple(Site(f.f_code.co_filename, f.f_lineno, f.f_code.co_name, span_of(f.f_code, f.f_lasti))
+                 for f in own or other[:limit])
 
 
 def _characters(line: str, byte_column: int) -> int:

@@ -259,9 +259,8 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         ShapeError: the value does not broadcast to what is written.
         TracingError: inside a traced function, to a tensor from outside it.
     """
-    p = x._p
     if STATE.trace is not None:
-        if type(p) is not Traced or p.trace is not STATE.trace:
+        if type(x._p) is not Traced or x._p.trace is not STATE.trace:
             raise TracingError(
                 "assignment to a tensor from outside the traced function", received=str(x.type),
                 sentence="A traced function computes new values; it cannot change a tensor that it captured.",
@@ -270,10 +269,12 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         items = index if isinstance(index, tuple) else (index,)
         x._p = _updated(x, items, _fitting(x, value))._p
         return
-    a = x._concrete("assignment")
+    x._concrete("assignment")
     host = _host_index(index)
     new = _fitting(x, value)._concrete("assignment")
-    x._p = a = a if _owned(x) else a.copy()
+    if not _owned(x):
+        x._p = x._p.copy()
+    a = x._p
     try:
         a[host] = new
     except IndexError as e:
@@ -291,7 +292,7 @@ def _owned(x: Tensor) -> bool:
     if not a.flags.writeable:
         return False
     base = a.base
-    if sys.getrefcount(a) > 3:  # the tensor's field, ``a`` here, and the call
+    if sys.getrefcount(a) > 3:  # the tensor's field, ``a`` here, and the call: nobody else
         return False
     if type(base) is ndarray:
         base, alone = base.base, sys.getrefcount(base) <= 3
@@ -324,13 +325,16 @@ def _updated(x: Tensor, items: Sequence[Any], value: Tensor) -> Tensor:
     masks = [i for i in plan if hasattr(i, "dtype") and i.dtype in (dt.bool_, np.bool_)]
     if masks:
         return _masked_update(x, plan, masks, value)
-    if any(_is_advanced(i) for i in plan if i is not None):
+    if any(_is_advanced(i) for i in plan):
         return _scattered(x, plan, value)
     shape = x.type.shape
     starts: list[DimLike] = []
     sizes: list[DimLike] = []
     selected: list[DimLike] = []
-    for axis, i in enumerate([i for i in plan if i is not None]):
+    for i, axis in _with_axes(plan):
+        if i is None:
+            selected.append(1)
+            continue
         n = shape[axis]
         if isinstance(i, slice):
             a, _, step, flip, size = _bounds(x, i, n, axis)

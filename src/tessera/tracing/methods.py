@@ -78,6 +78,7 @@ _ACCEPTED = (Tensor, bool, int, float, complex, np.ndarray, np.generic, Dim, lis
 def binary(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
     """The operator method for a function of two tensors."""
     table: dict[Any, Callable[[Any, Any], Any]] = {}
+    _tables.append(table)
     fast = name in FAST
 
     def operator(self: Any, other: Any) -> Any:
@@ -145,6 +146,14 @@ def _paired(name: str, reflected: bool, xt: TensorType, yt: TensorType, number: 
 
 
 _programs: dict[Any, Any] = {}
+_tables: list[dict[Any, Any]] = []
+
+
+def clear() -> None:
+    """Forget every prepared operator."""
+    _programs.clear()
+    for table in _tables:
+        table.clear()
 
 
 def program_of(name: str, reflected: bool, types: list[TensorType]) -> Any:

@@ -35,6 +35,7 @@ from ..types.dtypes import as_dtype
 from ..types.effects import PURE, format_effects
 from ..types.promotion import PromotionError
 from ..types.shapes import ShapeMismatch
+from . import eager
 from .tensor import Tensor, Traced, make, ndarray
 
 # -- registries, filled when the package is assembled -----------------------------------------------------------------
@@ -249,7 +250,7 @@ def bind(name: str, *operands: Any, **attrs: Any) -> Any:
     trace = STATE.trace
     if trace is not None:
         return trace.bind(name, operands, attrs)
-    return dispatch(name, operands, attrs)
+    return eager.dispatch(name, operands, attrs)
 
 
 def lift(x: Any) -> Tensor:
@@ -439,6 +440,3 @@ def inline(fn: Function, inputs: Sequence[Any]) -> list[Tensor]:
     trace.sites += used
     trace.effects |= set(fn.attrs.get("effects", PURE))
     return [make(Traced(trace, copier[v])) for v in fn.returns]
-
-
-from .eager import dispatch  # noqa: E402  (eager execution needs the state above)
