@@ -243,8 +243,7 @@ def pointwise(name: str, d: DType, label: str) -> Sample:
         low = -2 if d.kind == "int" else 0
         arrays[1] = rng.integers(low, d.bits + 2, shape).astype(d.np)
     if name == "pow":
-        arrays = ([values(shape, d, rng, (0.1, 6.0)), values(shape, d, rng, (-3.0, 3.0))] if d.is_float else
-                  [arrays[0], rng.integers(-2 if d.kind == "int" else 0, 8, shape).astype(d.np)])
+        arrays = [values(shape, d, rng, (0.1, 6.0)), values(shape, d, rng, (-3.0, 3.0))]
     return [layout(a) if a.ndim else a for a in arrays], attrs
 
 
@@ -431,6 +430,19 @@ def _layer_norm(d: DType, k: int, rng: np.random.Generator) -> Sample:
 def _rms_norm(d: DType, k: int, rng: np.random.Generator) -> Sample:
     n = (7, 33)[k]
     return [values((3, n), d, rng), values((n,), d, rng)][:1 + k], {"eps": 1e-6}
+
+
+@maker("nextafter", count=2)
+def _nextafter(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    x = values((33,), d, rng, special=True)
+    y = values((33,), d, rng, special=True)
+    return [x, np.where(np.arange(33) % 5 == 0, x, y).astype(d.np)], {}
+
+
+@maker("integer_pow", count=2)
+def _integer_pow(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    low = -2 if d.kind == "int" else 0
+    return [values((17,), d, rng, special=True), rng.integers(low, (8, d.bits - 1)[k], 17).astype(d.np)], {}
 
 
 @maker("gelu", count=2)

@@ -112,8 +112,6 @@ def rsqrt(x: Array) -> Array:
 
 def power(x: Array, y: Array) -> Array:
     """Integers: wrapping products; a negative exponent gives the truncated quotient 1/x**|y| (0 for base 0)."""
-    if x.dtype.kind == "f":
-        return np.asarray(np.power(x, y))
     if x.dtype.kind == "u":
         return np.asarray(np.power(x, y))
     positive = np.power(x, np.maximum(y, 0))
@@ -169,7 +167,7 @@ def _erfinv(y: float) -> float:
     x = math.copysign(math.sqrt(max(math.sqrt(u * u - t / a) - u, 0.0)), y)
     for _ in range(4):  # Newton on erf, or on erfc in the tails where erf has no digits left
         slope = 2 / math.sqrt(math.pi) * math.exp(-x * x)
-        miss = math.erf(x) - y if abs(y) < 0.5 else math.copysign((1 - abs(y)) - math.erfc(abs(x)), y)
+        miss = math.erf(x) - y if abs(y) < 0.5 else math.copysign(1, y) * ((1 - abs(y)) - math.erfc(abs(x)))
         step = miss / slope
         x -= step / (1 + x * step)
     return x

@@ -19,7 +19,7 @@ from ..types import dtypes as dt
 from ..types.dtypes import DType
 from ..types.promotion import to_inexact
 from . import meaning as m
-from .operands import aligned, as_tensor, convert, promoted, spread
+from .operands import aligned, as_tensor, convert, promoted, scalar, spread
 from .rules import (
     BOOL,
     COMPLEX,
@@ -150,8 +150,6 @@ minimum = binary("minimum", np.minimum, REAL, on_bool="logical_and", doc="The le
 maximum = binary("maximum", np.maximum, REAL, on_bool="logical_or", doc="The greater value; NaN wins.")
 reciprocal = unary("reciprocal", lambda x: 1 / x, FP, ints="f32", doc="1/x, correctly rounded.")
 copysign = binary("copysign", m.copysign, FP, ints="f32", doc="The magnitude of x with the sign of y.")
-nextafter = binary("nextafter", m.nextafter, FLOATS, ints="f32", reference=m.nextafter,
-                   doc="The representable neighbour of x in the direction of y.")
 _declare("fma", 3, m.fma, FP, doc="a*b + c with one rounding.")
 
 # -- rounding ----------------------------------------------------------------------------------------------------------
@@ -195,7 +193,7 @@ log1p = unary("log1p", np.log1p, FP, 3, ints="f32", domain=(-0.99, 1e4))
 sqrt = unary("sqrt", np.sqrt, FP, ints="f32", domain=(0, 1e4), doc="Square root, correctly rounded.")
 rsqrt = unary("rsqrt", m.rsqrt, FP, 2, ints="f32", domain=(1e-3, 1e4))
 cbrt = unary("cbrt", np.cbrt, FP, 3, ints="f32", domain=(-1e4, 1e4))
-_declare("pow", 2, m.power, REAL, ulp=4)
+_declare("pow", 2, np.power, FP, ulp=4)
 hypot = binary("hypot", np.hypot, FP, 3, ints="f32")
 logaddexp = binary("logaddexp", np.logaddexp, FP, 6, ints="f32", cancels=2, doc="log(exp(x) + exp(y)) without overflow.")
 
@@ -259,6 +257,57 @@ primitive("bitcast", family="pointwise", infer=_bitcast_infer, reference=lambda 
           pointwise=True, doc="The same bits read as another dtype of equal width.", facts={"attrs": ("dtype",)})
 
 
+# -- ops that are written in others -----------------------------------------------------------------------------------------
+_BITS = {dt.f16: dt.int16, dt.bf16: dt.int16, dt.f32: dt.int32, dt.f64: dt.int64}
+
+
+def _two_infer(name: str, dtypes: Sequence[DType]) -> Fn:
+    def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
+        expect_operands(name, types, 2)
+        accept(name, types, dtypes)
+        return (TensorType(same_dtype(name, types), same_shape(name, types)),)
+
+    return infer
+
+
+def _nextafter_expand(x: Any, y: Any) -> Any:
+    """Counting in the bits: away from zero is up, and zero's neighbours are the least subnormal numbers."""
+    kind = _BITS[x.dtype]
+    bits = bind("bitcast", x, dtype=kind)
+    step = where(eq(lt(x, y), gt(x, 0)), add(bits, 1), sub(bits, 1))
+    least = where(gt(y, 0), scalar(1, kind), scalar(kind.iinfo.min + 1, kind))
+    moved = bind("bitcast", where(eq(x, 0), least, step), dtype=x.dtype)
+    return where(logical_or(isnan(x), isnan(y)), add(x, y), where(eq(x, y), y, moved))
+
+
+def _integer_pow_expand(x: Any, y: Any) -> Any:
+    """Repeated squaring, one step for each bit of the exponent."""
+    kind = x.dtype
+    result, base = bind("full", shape=x.type.shape, value=1, dtype=kind), x
+    for bit in range(kind.bits - (kind.kind == "int")):
+        taken = ne(bitwise_and(y, 1 << bit), 0)
+        result = where(taken, mul(result, base), result)
+        base = mul(base, base)
+    if kind.kind == "uint":
+        return result
+    odd = where(ne(bitwise_and(y, 1), 0), scalar(-1, kind), scalar(1, kind))
+    unit = where(eq(x, 1), scalar(1, kind), where(eq(x, -1), odd, scalar(0, kind)))
+    return where(lt(y, 0), unit, result)
+
+
+primitive("nextafter", family="composite", infer=_two_infer("nextafter", FLOATS), reference=m.nextafter, dtypes=FLOATS,
+          expand=_nextafter_expand, doc="The representable neighbour of x in the direction of y.")
+primitive("integer_pow", family="composite", infer=_two_infer("integer_pow", INTS), reference=m.power, dtypes=INTS,
+          expand=_integer_pow_expand, doc="x**y of integers, wrapping around; x**-n is the truncated quotient 1/x**n.")
+
+
+def nextafter(x: Any, y: Any) -> Any:
+    """The representable neighbour of x in the direction of y."""
+    x, y = aligned("nextafter", x, y)
+    kind = to_inexact(x.dtype)
+    return bind("nextafter", convert(x, kind), convert(y, kind))
+
+
 # -- complex numbers -----------------------------------------------------------------------------------------------------
 def _part(name: str, fn: Fn) -> None:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
@@ -306,7 +355,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 
 def pow(x: Any, y: Any) -> Any:
-    """x to the power y.  Small constant exponents become products; integers with a negative exponent give 0, 1 or -1."""
+    """x to the power y.  Constant whole exponents become products; of integers, x**-n is the truncated quotient 1/x**n."""
     if isinstance(y, int | float) and not isinstance(y, bool):
         x = as_tensor(x)
         if isinstance(y, float) or x.dtype is dt.bool_:
@@ -314,9 +363,21 @@ def pow(x: Any, y: Any) -> Any:
         special = _POWERS.get(float(y))
         if special is not None and (y >= 0 or x.dtype.is_inexact) and (y != 0.5 or x.dtype.is_float):
             return special(x)
-    if hasattr(x, "dtype") and x.dtype in COMPLEX:
-        raise DTypeError("'pow' of complex numbers takes an exponent that is 0, 1, 2 or 3")
-    return bind("pow", *aligned("pow", x, y))
+        if isinstance(y, int) and y >= 0 and not x.dtype.is_float:
+            return _whole_power(x, y)
+    x, y = aligned("pow", x, y)
+    return bind("integer_pow" if x.dtype.is_integer else "pow", x, y)
+
+
+def _whole_power(x: Any, n: int) -> Any:
+    """Repeated squaring."""
+    result: Any = None
+    while n:
+        if n & 1:
+            result = x if result is None else mul(result, x)
+        n >>= 1
+        x = mul(x, x) if n else x
+    return add(mul(x, 0), 1) if result is None else result
 
 
 _POWERS: dict[float, Fn] = {
