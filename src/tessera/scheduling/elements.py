@@ -20,7 +20,7 @@ from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, bounds, known_less, known_nonnegative
 from ..types.dims import name as dim_name
 from ..types.dtypes import DType, bool_, int64
-from .indexing import Index, Names, names_of, ravel, simplify
+from .indexing import Index, Names, divides, names_of, ravel, simplify
 from .summary import Lanes
 
 Key = tuple[Any, ...]
@@ -76,7 +76,8 @@ class Tracer:
         self.operands: dict[Value, Value] = {}  # outer buffer -> block argument
         self.stored: dict[Value, Stored] = {}
         self.seeds: dict[Value, tuple[Index, Value]] = {}
-        self.flat: Callable[[Value], Value] | None = None  # templates see buffers with one axis
+        self.flat: Callable[[Value], Value] | None = None  # a buffer with one axis
+        self.always_flat = False  # templates see all buffers so
         self.loc: Any = None
 
     # -- placing -----------------------------------------------------------------------------------------------------
@@ -243,10 +244,13 @@ class Tracer:
 
     def place(self, buffer: Value, index: Sequence[DimLike]) -> tuple[Value, Index]:
         """The buffer and index as the body addresses them."""
-        if self.flat is not None:
-            index = (ravel(index, buffer.type.shape),)
-            buffer = self.flat(buffer)
-        return buffer, tuple(simplify(e, self.ranges) for e in index)
+        index = tuple(simplify(e, self.ranges) for e in index)
+        if self.flat is None or not (self.always_flat or any(divides(e) for e in index)):
+            return buffer, index
+        offset = simplify(ravel(index, buffer.type.shape), self.ranges)
+        if divides(offset) and not self.always_flat:
+            return buffer, index
+        return self.flat(buffer), (offset,)
 
     def load(self, buffer: Value, index: Sequence[DimLike]) -> Value:
         buffer, index = self.place(buffer, index)

@@ -35,9 +35,14 @@ class Names:
 
 def simplify(e: DimLike, ranges: Ranges) -> DimLike:
     """``e`` with divisions and remainders resolved by the ranges of its loops, and ``d*(p//d) + p%d`` put together."""
-    if isinstance(e, int) or not any(not isinstance(a, str) for m, _ in e.terms for a, _ in m):
+    if isinstance(e, int) or not divides(e):
         return e
     return _simplified(e, tuple((n, ranges[n]) for n in names_of(e) if n in ranges))
+
+
+def divides(e: DimLike) -> bool:
+    """True when ``e`` is no polynomial."""
+    return isinstance(e, Dim) and any(not isinstance(a, str) for m, _ in e.terms for a, _ in m)
 
 
 @lru_cache(maxsize=65536)

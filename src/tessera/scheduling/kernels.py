@@ -28,8 +28,9 @@ class KernelBuilder:
     """
 
     def __init__(self, machine: Any, sizes: Sequence[str], buffer: Callable[[Value], Value | None], lanes: Lanes,
-                 site: Callable[[Op, str], int]):
+                 site: Callable[[Op, str], int], flat: Callable[[Value], Value]):
         self.machine, self.sizes, self.buffer, self.lanes, self.site = machine, sizes, buffer, lanes, site
+        self.flat = flat
 
     def build(self, plan: Plan, home: Mapping[Value, Value], label: str, place: Place | None = None) -> Op:
         """The kernel of ``plan``; ``home`` gives the buffer of every value that it stores.
@@ -47,6 +48,7 @@ class KernelBuilder:
             return None if v in hidden else self.buffer(v)
 
         tracer = Tracer(block, names, {loops[k]: plan.shape[k] for k in plan.grid}, buffer, self.lanes, self.site)
+        tracer.flat = self.flat
         for v in (*plan.roots, *plan.side):
             if v not in copies and place is None:
                 tracer.stored[v] = Stored(home[v])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir.core import Block, BufferType, Op, ScalarType, Value
+from ..ir.core import Block, Op, ScalarType, Value
 from ..ops.table import OPS
 from ..types import dtypes as dt
 from ..types.dims import DimLike, product, substitute
@@ -47,11 +47,7 @@ def resolve(bs: BlockScheduler, v: Value, index: Sequence[DimLike], ranges: dict
         source = source.op.operands[access.operand]
     source, at = best if best is not None else (v, tuple(index))
     buffer = bs.demand(source)
-    return flat_view(bs, buffer), simplify(ravel(at, source.type.shape), ranges)
-
-
-def flat_view(bs: BlockScheduler, buffer: Value) -> Value:
-    return bs.view(buffer, BufferType(buffer.type.dtype, (buffer.type.size,)))
+    return bs.flat(buffer), simplify(ravel(at, source.type.shape), ranges)
 
 
 # -- epilogues -----------------------------------------------------------------------------------------------------------
@@ -214,7 +210,7 @@ def trace_blocks(bs: BlockScheduler, operands: Sequence[Value], bodies: Sequence
     for body in bodies:
         buffer = lambda v: None if v in hidden else bs.buffer(v)
         tracer = Tracer(Block(), names, body.ranges, buffer, p.summaries.lanes(p.machine), p.site)
-        tracer.flat = lambda b: flat_view(bs, b)
+        tracer.flat, tracer.always_flat = bs.flat, True
         scalar = Value(ScalarType(body.dtype), tracer.root.block, 0, body.name)
         tracer.depth_of[scalar] = 0
         made = body.make(tracer, scalar)

@@ -21,6 +21,7 @@ from .elements import buffer_of
 from .fusion import Fusion, Materialise, Plan
 from .kernels import KernelBuilder
 from .memory import plan_memory
+from .split import split_reductions
 from .summary import Summaries
 
 Launch = Callable[["BlockScheduler", Op], None]
@@ -129,6 +130,10 @@ class BlockScheduler:
             self.emit(op)
             self.views[key] = op.results[0]
         return self.views[key]
+
+    def flat(self, buffer: Value) -> Value:
+        """The buffer with one axis."""
+        return self.view(buffer, BufferType(buffer.type.dtype, (buffer.type.size,)))
 
     def place(self, v: Value) -> Value:
         """A buffer for ``v`` to be written into: its home, or a new temporary."""
@@ -304,7 +309,7 @@ class BlockScheduler:
 
     def builder(self) -> KernelBuilder:
         p = self.program
-        return KernelBuilder(p.machine, p.sizes, self.buffer, p.summaries.lanes(p.machine), p.site)
+        return KernelBuilder(p.machine, p.sizes, self.buffer, p.summaries.lanes(p.machine), p.site, self.flat)
 
     def flush(self) -> None:
         """Write the launches collected so far into the Schedule block, in order."""
@@ -343,6 +348,7 @@ def schedule(fn: Function, machine: Any) -> Function:
     Raises:
         UnsupportedError: an op has no way to be computed on this level.
     """
+    fn = split_reductions(fn, machine)
     sizes = tuple(fn.attrs.get("sizes", ())) or size_names(fn)
     program = Program(machine, sizes)
     out = Function(fn.name, "sched")
