@@ -19,7 +19,7 @@ _MASK = 0xFFFFFFFF
 
 def _reduce(v: V, x: E) -> tuple[E, E, E]:
     """(quadrant as int64, r, r_low): x = quadrant * pi/2 + r + r_low with |r| <= pi/4 and a little."""
-    inside = v.select(v.abs(x) < LIMIT, x, 0.0)
+    inside = v.select(v.abs(x) >= LIMIT, 0.0, x)  # a NaN stays
     n = v.round(inside * T.TWO_OVER_PI[0])
     p1, p2, p3 = T.HALF_PI_F64
     first = v.fma(n, -p1, inside)
