@@ -12,9 +12,9 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..errors import CompileError
 from ..ir.core import BufferType, Function, Loc, Op
@@ -27,9 +27,13 @@ from ..targets.cpu.program import Kernel, arena_bytes, emit_program, external_ca
 from ..types.dims import format_dim
 from .cache import DiskCache, digest, key_of, open_cache, source_hash
 from .executable import Executable
-from .llvm_workers import Request, Workers, workers
 from .manifest import Manifest, buffer_facts, pack, unpack
 from .stages import STAGES, Exchange, Stage, stage
+
+if TYPE_CHECKING:  # a warm start needs no worker processes, and none of what starting them takes
+    from concurrent.futures import Future
+
+    from .llvm_workers import Request, Workers
 
 GRAPH, SCHED, TILE, LL, OBJECT = STAGES
 _LAUNCHES = ("kernel", "template", "launch")
@@ -94,6 +98,7 @@ class Compiler:
 
     @property
     def llvm(self) -> Workers:
+        from .llvm_workers import workers
         return self._llvm or workers()
 
     # -- the whole way -------------------------------------------------------------------------------------------------
@@ -242,6 +247,8 @@ class Compiler:
             self.cache.put("kernels", key, future.result())
 
     def request(self, name: str, text: str, emit: str = "obj") -> Request:
+        """A module for LLVM."""
+        from .llvm_workers import Request
         m = self.machine
         return Request(text, m.triple, m.cpu, m.llvm_features, emit, name=name)
 
@@ -265,7 +272,7 @@ class Compiler:
             key = key_of(self._target(), text)
             code = self.cache.get("kernels", key)
             if code is None:
-                code = self.llvm.compile(Request(text, machine.triple, machine.cpu, machine.llvm_features, name="pool"))
+                code = self.llvm.compile(self.request("pool", text))
                 self.cache.put("kernels", key, code)
             return pool.install(code)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import struct
+from pathlib import Path
 
 import pytest
 from native_harness import compile_ir
@@ -69,7 +70,7 @@ def test_a_symbol_defined_twice():
 def test_memory_is_never_writable_and_executable():
     image = load([compile_ir(CALLER), compile_ir(CALLEE)])
     modes = {}
-    for line in open("/proc/self/maps"):
+    for line in Path("/proc/self/maps").read_text().splitlines():
         span, mode = line.split()[:2]
         low, high = (int(x, 16) for x in span.split("-"))
         if low < image.base + image.size and high > image.base:
@@ -94,7 +95,7 @@ def test_rubbish_is_refused(damage):
 def test_cut_off_objects_are_refused(keep):
     code = compile_ir(CALLER)
     assert keep < len(code)
-    with pytest.raises(CompileError, match="damaged|not a relocatable"):
+    with pytest.raises(CompileError, match=r"damaged|not a relocatable"):
         load([code[:keep]])
 
 
@@ -123,7 +124,7 @@ def test_an_unknown_relocation():
 
 @pytest.mark.skipif(not X86, reason="a relocation of x86-64")
 def test_an_address_out_of_reach():
-    with pytest.raises(CompileError, match="R_X86_64_32 to .* is out of reach"):
+    with pytest.raises(CompileError, match=r"R_X86_64_32 to .* is out of reach"):
         load([patched_relocation(10), compile_ir(CALLEE)])
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_refused_ir_is_kept(llvm):
     with pytest.raises(CompileError, match="LLVM refused 'broken'") as e:
         llvm.compile(request("define i32 @f(", name="broken"))
     path = str(e.value).split("is kept in ")[1].split()[0].rstrip(".")
-    assert "define i32 @f(" in open(path).read()
+    assert "define i32 @f(" in Path(path).read_text()
 
 
 def test_death_is_an_error_and_the_next_request_works(llvm):
@@ -52,7 +53,7 @@ def test_death_is_an_error_and_the_next_request_works(llvm):
         llvm.compile(request(FATAL, name="fatal"))
     assert "exit status -6" in str(e.value)
     path = str(e.value).split("is kept in ")[1].split()[0].rstrip(".")
-    assert "no such instruction" in open(path).read()
+    assert "no such instruction" in Path(path).read_text()
     assert llvm.compile(request(ADD))[:4] == b"\x7fELF"
 
 
@@ -98,7 +99,7 @@ os.kill(os.getpid(), 9)
 """)
     pid = int(out.stdout)
     for _ in range(100):
-        if not os.path.exists(f"/proc/{pid}") or open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+        if not os.path.exists(f"/proc/{pid}") or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
             return
         time.sleep(0.05)
     raise AssertionError("the worker outlives its parent")
