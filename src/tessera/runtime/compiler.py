@@ -187,6 +187,7 @@ class Compiler:
             for op in f.walk():
                 if op.name not in _LAUNCHES:
                     continue
+                _forget_names(op)
                 text = _launch_text(op, sizes)
                 kernel = known.get(text)
                 if kernel is None:
@@ -209,6 +210,9 @@ class Compiler:
         with build.timed(TILE):
             tile = lower_launch(fn, op, self.machine, sizes)
             tile.name = "kernel"
+            for i, a in enumerate(tile.args):
+                if isinstance(a.type, BufferType):  # equal kernels have one hash, whatever their buffers were called
+                    a.name = f"b{i}"
             symbol = f"{_stem(op)}_{digest(print_function(tile).encode()).hex()[:12]}"
             tile = edited.get(symbol, tile)
             tile.name = symbol
@@ -369,6 +373,16 @@ def _stem(op: Op) -> str:
     return _STEM.sub("_", re.sub(r"_\d+$", "", name)) or "kernel"
 
 
+def _forget_names(op: Op) -> None:
+    """Drop the names of the values inside a launch: the same layer with other weights is the same kernel."""
+    for b in op.blocks:
+        for a in b.args:
+            a.name = None
+        for inner in b.walk():
+            for v in (*inner.results, *(a for nested in inner.blocks for a in nested.args)):
+                v.name = None
+
+
 def _launch_text(op: Op, sizes: tuple[str, ...]) -> str:
     """What a launch computes, whatever its buffers are called: equal texts are one kernel."""
     names = _Names()
@@ -380,7 +394,8 @@ def _launch_text(op: Op, sizes: tuple[str, ...]) -> str:
     blocks = []
     for b in op.blocks:
         inner = _Names()
-        args = ", ".join(f"{inner.define(a)}: {a.type}" for a in b.args)
+        inner.of.update((a, f"b{i}") for i, a in enumerate(b.args))
+        args = ", ".join(str(a.type) for a in b.args)
         blocks.append(f"({args}) " + "\n".join(_print_ops(b, inner, 0, False)))
     same = [op.operands.index(v) for v in op.operands]
     types = ", ".join(str(v.type) for v in op.operands)
