@@ -142,6 +142,8 @@ def _decided(c: Copier, op: Op, xs: list[Value]) -> Value | None:
     p = uniform(xs[0])
     if p is not None:
         return xs[1] if p else xs[2]
+    if xs[1].type.dtype is bool_ and uniform(xs[1]) is True and uniform(xs[2]) is False:
+        return xs[0]
     return xs[1] if xs[1] is xs[2] else None
 
 

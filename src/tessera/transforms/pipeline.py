@@ -9,6 +9,8 @@ from ..ir.core import Function
 from .canonicalize import canonicalize
 from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpressions
 from .expand import expand_composites
+from .outlining import outline_layers
+from .raising import raise_composites
 
 GraphTransform = Callable[[Function], Function]
 
@@ -22,10 +24,12 @@ class Pass(NamedTuple):
 
 
 GRAPH_PASSES: tuple[Pass, ...] = (
-    Pass("canonicalize", canonicalize, "first, so that all later passes meet one form of each expression"),
+    Pass("raise_composites", raise_composites, "before any transformation changes what people wrote"),
+    Pass("canonicalize", canonicalize, "early, so that all later passes meet one form of each expression"),
     Pass("fold_constants", fold_constants, "after canonicalize, which brings constants together"),
     Pass("merge", merge_common_subexpressions, "on canonical forms more is equal"),
     Pass("dead_code", eliminate_dead_code, "drops what the passes above made unused"),
+    Pass("outline_layers", outline_layers, "while layers are short and equal; all that follows runs once a distinct layer"),
     Pass("expand_composites", expand_composites, "last but for tidying: everything above knows composites by name"),
     Pass("canonicalize_expanded", canonicalize, "definitions are general; here they meet their operands"),
     Pass("fold_expanded", fold_constants, "as above, for the definitions"),
@@ -47,10 +51,10 @@ def optimize(fn: Function, machine: Any = None) -> Function:
 
 
 USER_PASSES: list[Pass] = []
-"""Passes entered through ``tessera.compiler.graph_pass``; they run before composites are expanded."""
+"""Passes entered through ``tessera.compiler.graph_pass``; they run on the cleaned graph, before layers are outlined."""
 
 
 def passes() -> tuple[Pass, ...]:
     """The built-in passes with the user's in their place."""
-    at = next(i for i, p in enumerate(GRAPH_PASSES) if p.name == "expand_composites")
+    at = next(i for i, p in enumerate(GRAPH_PASSES) if p.name == "outline_layers")
     return (*GRAPH_PASSES[:at], *USER_PASSES, *GRAPH_PASSES[at:])
