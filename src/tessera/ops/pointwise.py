@@ -55,7 +55,7 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
         return (TensorType(result or kind, same_shape(name, types)),)
 
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
-              bound=Bound(ulp, (lambda types, attrs: cancels) if cancels else None), pointwise=True, doc=doc,
+              bound=Bound(ulp, (lambda types, attrs: cancels) if cancels else None), pointwise=True, doc=doc or f"Elementwise {name}.",
               facts={"domain": domain} if domain else {})
 
 
