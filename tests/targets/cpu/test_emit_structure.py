@@ -172,8 +172,9 @@ def test_reductions(d: str, combine: str) -> None:
     check(text, arrays)
 
 
-@pytest.mark.parametrize("m,n,k,a,b,c", [(14, 32, 8, "f32", "f32", "f32"), (3, 20, 5, "f64", "f64", "f64"), (1, 1, 7, "f32", "f32", "f32"),
-                                         (4, 16, 4, "bf16", "bf16", "f32"), (2, 17, 3, "int8", "int8", "int32"), (5, 8, 6, "f16", "f16", "f32")])
+@pytest.mark.parametrize("m,n,k,a,b,c", [
+    (14, 32, 8, "f32", "f32", "f32"), (3, 20, 5, "f64", "f64", "f64"), (1, 1, 7, "f32", "f32", "f32"),
+    (4, 16, 4, "bf16", "bf16", "f32"), (2, 17, 3, "int8", "int8", "int32"), (5, 8, 6, "f16", "f16", "f32")])
 def test_dot(m: int, n: int, k: int, a: str, b: str, c: str) -> None:
     text = f"""tile @product(%a: buf<{a}[{m}, 24]>, %at: buf<{a}[24, {m}]>, %b: buf<{b}[24, {n}]>, %o: buf<{c}[{m}, {n}]>)
       with {{grid = (), sizes = (), writes = (3,)}} {{
@@ -294,6 +295,32 @@ def test_a_store_does_not_change_what_was_loaded_before() -> None:
       return()
     }"""
     check(text, [f32(64), f32(32)])
+
+
+def test_a_product_sees_what_was_loaded_not_what_was_stored_since() -> None:
+    text = """tile @stale(%x: buf<f32[4, 8]>, %b: buf<f32[8, 16]>, %o: buf<f32[4, 16]>)
+      with {grid = (), sizes = (), writes = (0, 2)} {
+      %z = constant() {value = 0} : int64
+      %one = constant() {value = 1} : int64
+      %two = constant() {value = 2} : int64
+      %a = load(%x, %z, %z) : tile<f32[4, 8]>
+      %t = load(%x, %z, %z) : tile<f32[4, 8]>
+      %p = transpose(%t) {perm = (1, 0)} : tile<f32[8, 4]>
+      %q = transpose(%p) {perm = (1, 0)} : tile<f32[4, 8]>
+      %b = load(%b, %z, %z) : tile<f32[8, 16]>
+      %c = full() {value = 0.0} : tile<f32[4, 16]>
+      %s = for(%z, %two, %one, %c) do(%i: int64, %acc: tile<f32[4, 16]>) {
+        %d = dot(%a, %b, %acc) : tile<f32[4, 16]>
+        %n = neg(%a) : tile<f32[4, 8]>
+        %m = add(%n, %q) : tile<f32[4, 8]>
+        store(%x, %z, %z, %m)
+        yield(%d)
+      } : tile<f32[4, 16]>
+      %e = dot(%q, %b, %s) : tile<f32[4, 16]>
+      store(%o, %z, %z, %e)
+      return()
+    }""".replace("%b: buf", "%w: buf").replace("load(%b", "load(%w")
+    check(text, [f32(4, 8), f32(8, 16), f32(4, 16)])
 
 
 CHECK = """tile @checks(%x: buf<int64[N]>, %N: int64) with {grid = (<N//20>,), sizes = ("N",), writes = ()} {

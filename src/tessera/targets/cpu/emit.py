@@ -59,6 +59,7 @@ class _Kernel:
         self.values: dict[Value, Any] = {}
         self.pending: list[Tile] = []
         self.loads: list[tuple[Value, tuple[Any, ...], Tile]] = []
+        self.in_memory: list[tuple[Value, Tile]] = []  # tiles whose elements may be read from a buffer again
         self.stack_bytes = 0
         self.pids: list[str] = []
         self.metadata: list[str] = []
@@ -159,11 +160,30 @@ class _Kernel:
         for t in reversed(tiles):
             t.force()
 
-    def _flush(self) -> None:
-        """Make whatever is pending, before control flow."""
+    def _flush(self, blocks: Sequence[Block] = ()) -> None:
+        """Make whatever is pending, before control flow; what ``blocks`` store to is not read again from memory."""
         self._make_all(self.pending)
         self.pending.clear()
         self.loads.clear()
+        for block in blocks:
+            for op in block.walk():
+                if op.name in ("store", "scatter"):
+                    self._changed(op.operands[0])
+
+    def _changed(self, buffer: Value) -> None:
+        """``buffer`` is written: tiles loaded from it live in registers from now on."""
+        target, kept = root(buffer), []
+        for source, t in self.in_memory:
+            if source is target:
+                t.element = None
+            else:
+                kept.append((source, t))
+        self.in_memory = kept
+
+    def _loaded(self, buffer: Value, key: tuple[Any, ...], t: Tile) -> None:
+        self.loads.append((buffer, key, t))
+        if t.element is not None:
+            self.in_memory.append((root(buffer), t))
 
     def tile(self, v: Value) -> Tile:
         got = self.values[v]
@@ -348,13 +368,13 @@ class _Kernel:
             access = self._access(op, buffer, offsets, tuple(shape[p] for p in perm), [axes[p] for p in perm])
             turned = transpose(w, self.tile(mask), perm, access.shape) if mask is not None else None
             source = self._load_tile(access, turned, fill)
-            self.loads.append((buffer, key, source))
+            self._loaded(buffer, key, source)
             back = [perm.index(i) for i in range(len(shape))]
             self.define(op, transpose(w, source, back, shape))
             return
         access = self._access(op, buffer, offsets, shape, axes)
         made = self._load_tile(access, self.tile(mask) if mask is not None else None, fill)
-        self.loads.append((buffer, key, made))
+        self._loaded(buffer, key, made)
         self.define(op, made)
 
     def _load_tile(self, access: Access, mask: Tile | None, fill: Any) -> Tile:
@@ -438,6 +458,7 @@ class _Kernel:
 
     def _loads_before(self, buffer: Value, key: tuple[Any, ...] | None, t: Tile | None) -> None:
         """Make pending loads that a store to ``buffer`` could change, unless it writes just what they read."""
+        self._changed(buffer)
         kept, target = [], root(buffer)
         for source, k, tile in self.loads:
             if root(source) is target and k != key:
@@ -530,7 +551,7 @@ class _Kernel:
         return len(self.w.body) - 1
 
     def _enter(self, op: Op) -> None:
-        self._flush()
+        self._flush(op.blocks)
 
     def _leave(self) -> None:
         self.pending.clear()

@@ -11,14 +11,20 @@ from ...ir.core import Op
 from ...types.dtypes import DType
 from .emit_convert import convert
 from .emit_memory import load_piece, store_piece
+from .emit_move import Move
 from .emit_pointwise import pointwise
 from .emit_tiles import Tile, made_tile
 from .emit_writer import Writer, memory_type, representation
 
 
+def readable(t: Tile) -> bool:
+    """Can the elements be read one by one from where the tile came from?  (A store may have ended that.)"""
+    return t.element is not None and (not isinstance(t.origin, Move) or all(readable(s) for s in t.origin.sources))
+
+
 def scalars_in_memory(w: Writer, t: Tile) -> Tile:
     """The tile with its elements readable one by one: from where it was loaded, or from the stack."""
-    if t.element is not None:
+    if readable(t):
         return t
     element, per_row = memory_type(t.dtype), len(t.geo.pieces)
     row_lanes = t.geo.pieces[-1].start + t.geo.pieces[-1].width
