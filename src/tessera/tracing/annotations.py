@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import ArgumentError, ConstraintError, DTypeError, ShapeError
 from ..ir.core import TensorType
-from ..types.constraints import Size, SizeConstraint
+from ..types.constraints import Size, SizeConstraint, as_size
 from ..types.dims import Dim, DimLike, as_dim, format_dim, name, substitute
 from ..types.dtypes import ALIASES, DType, as_dtype
 from ..types.policy import NumericalPolicy
@@ -87,6 +87,13 @@ class TensorSpec:
         return f"Tensor[{', '.join(items)}]" if items or self.dims is not None else "Tensor"
 
     __repr__ = __str__
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """The declared sizes: integers, sizes over names, ``"?"``."""
+        if self.dims is None:
+            raise ShapeError(f"{self} declares no shape")
+        return tuple(as_size(d, True) if isinstance(d, Dim) else d for d in self.dims)
 
     @property
     def names(self) -> frozenset[str]:

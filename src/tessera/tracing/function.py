@@ -311,7 +311,7 @@ class TracedFunction:
             require(SizeConstraint(substitute(c.lhs, env), c.op, substitute(c.rhs, env)))
         from ..types.constraints import SCOPE
         from .parameters import owning
-        with Scope(env, SCOPE.demand, SCOPE.decide), owning(self):
+        with Scope(env, SCOPE.demand, SCOPE.decide, SCOPE.divided), owning(self):
             if self.allowed is None:
                 out = self.fn(*bound.args, **bound.kwargs)
             else:

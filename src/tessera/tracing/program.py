@@ -96,15 +96,16 @@ def concrete(t: Any) -> np.ndarray[Any, Any]:
 class Scope:
     """What a function's body sees: declared names, allowed effects, and how sizes give values."""
 
-    def __init__(self, bindings: Mapping[str, DimLike], demand: Any = None, decide: Any = None):
-        self.new = (bindings, demand, decide)
+    def __init__(self, bindings: Mapping[str, DimLike], demand: Any = None, decide: Any = None,
+                 divided: set[str] | None = None):
+        self.new = (bindings, demand, decide, divided)
 
     def __enter__(self) -> None:
-        self.saved = (SCOPE.bindings, SCOPE.demand, SCOPE.decide)
-        SCOPE.bindings, SCOPE.demand, SCOPE.decide = self.new
+        self.saved = (SCOPE.bindings, SCOPE.demand, SCOPE.decide, SCOPE.divided)
+        SCOPE.bindings, SCOPE.demand, SCOPE.decide, SCOPE.divided = self.new
 
     def __exit__(self, *exc: object) -> None:
-        SCOPE.bindings, SCOPE.demand, SCOPE.decide = self.saved
+        SCOPE.bindings, SCOPE.demand, SCOPE.decide, SCOPE.divided = self.saved
 
 
 def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[TensorType], names: Sequence[str | None],
@@ -135,16 +136,22 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
         return outcome
 
     params = [trace.parameter(t, n, w) for t, n, w in zip(types, names, weak, strict=True)]
-    with tracing(trace), Scope(bindings, demand, decide):
-        if allowed is not None:
-            with allowing(allowed, f"{name!r} ({format_effects(allowed)})"):
+    divided: set[str] = set()
+    try:
+        with tracing(trace), Scope(bindings, demand, decide, divided):
+            if allowed is not None:
+                with allowing(allowed, f"{name!r} ({format_effects(allowed)})"):
+                    out = call(params)
+            else:
                 out = call(params)
-        else:
-            out = call(params)
-        leaves, tree, statics = flatten_results(out, name)
-        env = dict(bindings)
-        leaves = check_results(declared.result, leaves, name, env)
-        graph = trace.finish(leaves)
+            leaves, tree, statics = flatten_results(out, name)
+            leaves = check_results(declared.result, leaves, name, dict(bindings))
+            graph = trace.finish(leaves)
+    except ShapeError:
+        if sizes is None or not divided or divided - sizes.keys():
+            raise
+        # Sizes such as D // H fit only where the division is exact: trace with their values instead.
+        raise NeedsValue(frozenset(divided)) from None
     return Program(graph, trace, None if tree is None else tree, statics)
 
 

@@ -26,6 +26,7 @@ class _Scope(threading.local):
     bindings: Mapping[str, DimLike] | None = None
     demand: Callable[[Dim], int] | None = None  # the value of an actual size, or an exception
     decide: Callable[[Constraint], bool] | None = None  # the truth of a comparison that is not certain
+    divided: set[str] | None = None  # names in divisions that may leave a remainder
 
 
 SCOPE = _Scope()
@@ -196,7 +197,10 @@ def _binary(a: object, b: object, apply: Callable[[Any, Any], DimLike]) -> Any:
     if not isinstance(a, int | Dim) or not isinstance(b, int | Dim):
         return NotImplemented
     declared = SCOPE.bindings is None and (getattr(a, "declared", False) or getattr(b, "declared", False))
-    return as_size(apply(plain(a), plain(b)), declared)
+    out = apply(plain(a), plain(b))
+    if SCOPE.divided is not None and isinstance(out, Dim) and not _polynomial(out):
+        SCOPE.divided |= out.names
+    return as_size(out, declared)
 
 
 def _compare(a: Size, op: str, b: object) -> Any:
