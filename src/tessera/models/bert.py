@@ -106,7 +106,8 @@ class BertModel(nn.Module):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> BertModel:
         """Build from a Hugging Face configuration and its tensors."""
-        model = cls(BertConfig.from_dict(config))
+        with nn.uninitialized():
+            model = cls(BertConfig.from_dict(config))
         return model.load_state_dict({ours: _fetch(state, theirs, flip) for ours, theirs, flip in _names(model.config)})
 
 

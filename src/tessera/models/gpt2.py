@@ -156,7 +156,8 @@ class GPT2Model(nn.Module):
     @classmethod
     def from_state(cls, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> GPT2Model:
         """Build from a Hugging Face configuration and its tensors."""
-        model = cls(GPT2Config.from_dict(config))
+        with nn.uninitialized():
+            model = cls(GPT2Config.from_dict(config))
         return model.load_state_dict({ours: _fetch(state, theirs) for ours, theirs in _names(model.config)})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tessera as ts
 
-from .module import Module
+from .module import Module, initial
 
 
 class Linear(Module):
@@ -20,7 +20,8 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, dtype: Any = ts.f32):
         bound = 1 / math.sqrt(in_features)
-        self.weight = (ts.random.uniform((in_features, out_features)) * (2 * bound) - bound).to(dtype)
+        shape = (in_features, out_features)
+        self.weight = initial(shape, dtype, lambda: ts.random.uniform(shape) * (2 * bound) - bound)
         self.bias = ts.zeros(out_features, dtype=dtype) if bias else None
 
     def forward(self, x: ts.Tensor) -> ts.Tensor:
@@ -31,7 +32,7 @@ class Embedding(Module):
     """Rows of ``weight`` [entries, features] by integer index."""
 
     def __init__(self, entries: int, features: int, dtype: Any = ts.f32):
-        self.weight = (ts.randn(entries, features) * 0.02).to(dtype)
+        self.weight = initial((entries, features), dtype, lambda: ts.randn(entries, features) * 0.02)
 
     def forward(self, index: ts.Tensor) -> ts.Tensor:
         return ts.take(self.weight, index, axis=0)

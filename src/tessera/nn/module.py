@@ -7,7 +7,8 @@ every call, so replacing a weight needs no recompilation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,25 @@ def Parameter(value: Any, dtype: Any = None) -> ts.Tensor:
     """A tensor to be trained or loaded: ``value`` as a concrete tensor that shares no memory with it."""
     t = value if isinstance(value, ts.Tensor) else ts.tensor(np.array(value))
     return t if dtype is None else t.to(dtype)
+
+
+_draw = True  # whether new parameters get random values
+
+
+@contextmanager
+def uninitialized() -> Iterator[None]:
+    """Inside the block, layers draw no random weights: for models whose weights are loaded right after."""
+    global _draw
+    saved, _draw = _draw, False
+    try:
+        yield
+    finally:
+        _draw = saved
+
+
+def initial(shape: tuple[int, ...], dtype: Any, draw: Callable[[], ts.Tensor]) -> ts.Tensor:
+    """A parameter of ``shape``: what ``draw()`` gives, or zeros inside :func:`uninitialized`."""
+    return draw().to(dtype) if _draw else ts.zeros(*shape, dtype=dtype)
 
 
 class Module:
