@@ -273,18 +273,28 @@ def _replace(block: Block, old: Value, new: Value) -> None:
 
 
 # -- conditionals ------------------------------------------------------------------------------------------------------
-def cond(predicate: Any, then: Callable[[], Any], otherwise: Callable[[], Any], names: Sequence[str] | None = None) -> Any:
-    """``then()`` if ``predicate`` (a bool scalar) else ``otherwise()``; both give structures of equal types.
+def cond(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any], names: Sequence[str] | None = None) -> Any:
+    """``then()`` if ``condition`` (a bool scalar) else ``otherwise()``; both give structures of equal types.
 
     Raises:
-        KernelError: the predicate is a tile, or the branches give different types.
+        KernelError: the condition is a tile, or the branches give different types.
     """
-    p = as_value(predicate)
+    p = predicate(condition)
+    blocks, results = branches((then, otherwise))
+    return merge(p, blocks, results, names)
+
+
+def predicate(x: Any) -> TileValue:
+    """The condition of an ``if``.
+
+    Raises:
+        KernelError: it is not a bool scalar.
+    """
+    p = as_value(x)
     if p.shape or p.dtype is not bool_:
         fail(f"the condition of an `if` is a bool scalar, not {p.type}",
              hints=["compare: `if n > 0`", "use tile.where(condition, a, b) to choose lane by lane"])
-    blocks, results = branches((then, otherwise))
-    return merge(p, blocks, results, names)
+    return p
 
 
 def branches(bodies: Sequence[Callable[[], Any]]) -> tuple[list[Block], list[Any]]:

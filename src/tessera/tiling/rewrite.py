@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from ..errors import KernelError
 from ..ir.core import Block, Loc
 from ..types.dims import Dim
-from .control import TileRange, branches, cond, for_loop, merge, while_loop
+from .control import TileRange, branches, cond, for_loop, merge, predicate, while_loop
 from .liveness import Liveness, assigned, escapes, walk_scope
 from .values import TileValue, as_value, binary, current, fail, internal, tracing
 
@@ -113,7 +113,7 @@ class _State:
 
 def _content(v: Any) -> Any:
     """A register that a variable holds counts as its value."""
-    return v.value if getattr(v, "is_register", False) and v.value is not None else v
+    return v.value if not isinstance(v, Unset) and getattr(v, "is_register", False) and v.value is not None else v
 
 
 _ONLY_INSIDE = "is assigned only inside the loop, which may not run at all"
@@ -177,6 +177,7 @@ class Machinery:
         if not isinstance(test, TileValue) or test.const is not None:
             (then if (test.const if isinstance(test, TileValue) else test) else otherwise)()
             return
+        test = predicate(test)
         cells, registers = _Cells(then, otherwise), list(cls.registers())
         before = {n: cells.get(n) for n in names}
         values = [r.value for r in registers]
