@@ -1,6 +1,0 @@
-"""The op tests share helpers that stand beside them."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
