@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from typing import Any
 
@@ -44,3 +45,26 @@ def test_every_case_is_its_own_oracle() -> None:
         for i, bad in enumerate(moved):
             if bad is not None and bad.size and not sweep.np.isnan(bad).all() and (good[i] != bad).any():
                 assert c.check([*good[:i], bad.astype(good[i].dtype), *good[i + 1:]]) is not None, c.id
+
+
+COMPILED = list(sweep.batches(CASES, 90))
+
+
+@pytest.mark.parametrize("group", COMPILED, ids=lambda g: f"{g[0].op}..{g[-1].op}")
+def test_compiled(group: Any) -> None:
+    """Many ops in one program: the whole way to machine code."""
+    fn, arrays = sweep.program(group)
+    assert not sweep.failures(group, compiler().compile(fn)(arrays))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", sorted({c.op for c in CASES}))
+def test_compiled_in_full(op: str) -> None:
+    """The whole product of op, dtype and shape."""
+    for group in sweep.batches([c for c in sweep.cases(full=True) if c.op == op], 90):
+        fn, arrays = sweep.program(group)
+        assert not sweep.failures(group, compiler().compile(fn)(arrays))
+
+
+def compiler() -> Any:
+    return importlib.import_module("tessera.runtime").host_compiler()

@@ -19,12 +19,13 @@ from tessera.types import dtypes as dt
 
 NAMES = sorted(OPS)
 FAMILIES = {"pointwise", "movement", "reduction", "contraction", "composite", "indexing", "sorting", "random", "fft", "linalg"}
-VOCABULARY = """
+POINTWISE = """
 add sub mul div neg abs fma sqrt floor ceil round trunc minimum maximum eq ne lt le gt ge logical_and logical_or logical_not
 logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not shift_left shift_right select convert bitcast floor_div mod isnan isinf
 isfinite sign copysign exp exp2 expm1 log log2 log1p log10 sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf
 erfc erfinv sigmoid rsqrt cbrt pow hypot lgamma digamma reciprocal logaddexp
-""".split()
+"""
+VOCABULARY = POINTWISE.split()
 COMPLEX_PARTS = {"real", "imag", "complex"}
 
 
