@@ -339,6 +339,9 @@ def _uniform(op: Op) -> bool:
     return value.size == 0 or value.tobytes() == value.flat[0].tobytes() * value.size
 
 
+Sites = dict[tuple[Op, str], int]
+
+
 def schedule(fn: Function, machine: Any) -> Function:
     """The Schedule program of a Graph function: parameters, then results, as buffers.
 
@@ -348,9 +351,18 @@ def schedule(fn: Function, machine: Any) -> Function:
     Raises:
         UnsupportedError: an op has no way to be computed on this level.
     """
+    sites: Sites = {}
+    out = _schedule(fn, machine, sites)
+    if sites:
+        out.attrs["sites"] = tuple(message for _, message in sites)
+    return out
+
+
+def _schedule(fn: Function, machine: Any, sites: Sites) -> Function:
+    """As :func:`schedule`; run-time checks of the function and its callees share one numbering."""
     fn = split_reductions(fn, machine)
     sizes = tuple(fn.attrs.get("sizes", ())) or size_names(fn)
-    program = Program(machine, sizes)
+    program = Program(machine, sizes, sites=sites)
     out = Function(fn.name, "sched")
     buffers: dict[Value, Value] = {}
     for a in fn.args:
@@ -362,7 +374,7 @@ def schedule(fn: Function, machine: Any) -> Function:
         results.append((v, home))
         if v.op is not None:
             homes.setdefault(v, home)
-    program.functions = {n: schedule(f, machine) for n, f in fn.functions.items() if f.level == "graph"}
+    program.functions = {n: _schedule(f, machine, sites) for n, f in fn.functions.items() if f.level == "graph"}
     program.functions |= {n: f for n, f in fn.functions.items() if f.level == "tile"}
     top = BlockScheduler(program, fn.body, out.body, buffers, homes)
     top.donated.update(fn.args[i] for i in fn.attrs.get("donated", ()))
@@ -374,8 +386,6 @@ def schedule(fn: Function, machine: Any) -> Function:
     out.attrs = {"inputs": len(fn.args), "outputs": len(results), "sizes": sizes}
     if aliases:
         out.attrs["aliases"] = aliases
-    if program.sites:
-        out.attrs["sites"] = tuple(message for _, message in program.sites)
     return plan_memory(out)
 
 

@@ -213,9 +213,9 @@ def _condition(v: Value) -> Value:
     for _ in range(6):
         v = unbroadcast(v)
         op = v.op
-        if (op is not None and op.name == "convert") or (op is not None and op.name == "select" and literal(op.operands[1]) not in (None, 0.0) \
-                and literal(op.operands[2]) == 0.0):
-            v = op.operands[0]
-        else:
+        if op is not None and op.name == "convert":
+            pass
+        elif op is None or op.name != "select" or literal(op.operands[2]) != 0.0 or not literal(op.operands[1]):
             break
+        v = op.operands[0]
     return v
