@@ -46,6 +46,7 @@ def check(text: str, arrays: Sequence[np.ndarray], sizes: dict[str, int] | None 
         made = lowered(sched(text), machine, **decisions)
         got = [a.copy() for a in arrays]
         flat = [g.reshape(-1) for g in got]
+        flat = [g.view(g.real.dtype) if g.dtype.kind == "c" else g for g in flat]
         for p, g in zip(made.args, flat, strict=False):
             assert evaluate(p.type.shape[0], sizes or {}) == g.size
         interpret_tile.run(made, flat, sizes or {}, seed=1)

@@ -384,3 +384,45 @@ def test_small_product_keeps_rows_of_lanes() -> None:
     }"""
     x, y = randn(6, 10), randn(10, 35)
     assert np.allclose(check(text, [x, y, zeros(6, 35)])[2], x @ y, atol=1e-5)
+
+
+COMPLEX = """sched @f(
+    %x: buf<complex64[B, 7]>, %y: buf<complex64[B, 7]>, %o: buf<complex64[B, 7]>, %p: buf<f32[B, 7]>) with {sizes = ("B",)} {
+  kernel(%x, %y, %o, %p) {grid = (("i", <B>), ("j", 7)), outs = (2, 3)} do(
+      %a: buf<complex64[B, 7]>, %b: buf<complex64[B, 7]>, %c: buf<complex64[B, 7]>, %d: buf<f32[B, 7]>) {
+    %0 = load(%a) {index = (<i>, <j>)} : complex64
+    %1 = load(%b) {index = (<i>, <6-j>)} : complex64
+    %2 = mul(%0, %1) : complex64
+    %3 = constant() {value = complex(0.5, -2.0)} : complex64
+    %4 = add(%2, %3) : complex64
+    %5 = div(%4, %1) : complex64
+    store(%c, %5) {index = (<i>, <j>)}
+    %6 = ne(%0, %1) : bool
+    %7 = select(%6, %4, %0) : complex64
+    store(%d, %8) {index = (<i>, <j>)}
+    yield()
+  }
+  return()
+}"""
+
+
+def randc(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape) + 1j * RNG.standard_normal(shape)).astype(np.complex64)
+
+
+@pytest.mark.parametrize("b", [1, 5, 40])
+def test_complex_numbers_are_pairs(b: int) -> None:
+    text = COMPLEX.replace("store(%d, %8)", "%8 = convert(%7) : f32\n    store(%d, %8)")
+    x, y = randc(b, 7), randc(b, 7)
+    got = check(text, [x, y, np.zeros_like(x), zeros(b, 7)], {"B": b})
+    other = y[:, ::-1]
+    assert np.allclose(got[2], (x * other + (0.5 - 2j)) / other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 31, 64, 100])
+def test_complex_sum(n: int) -> None:
+    text = REDUCE.format(t="complex64", m=3, n=n, k=n, out=3, combine="add", lanes=16, index="<i>, <j>")
+    x = randc(3, n)
+    assert np.allclose(check(text, [x, np.zeros(3, np.complex64)])[1], x.sum(1), atol=1e-4)
+    program = str(lowered(sched(text)))
+    assert "gather(" not in program

@@ -14,6 +14,7 @@ from ..ir.core import Block, BufferType, Op, Value
 from ..types.dims import Dim, DimLike, atom, bounds, floordiv, known_nonnegative, mod, product, substitute
 from ..types.dims import name as named
 from ..types.shapes import contiguous_strides
+from .lower_complex import has_complex, split_complex
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def analyse(op: Op) -> Kernel:
     """
     if op.name != "kernel" or len(op.blocks) != 1:
         raise ValueError(f"lower_kernel needs a kernel op with one block, not {op.name}")
+    if has_complex(op):
+        op = split_complex(op)
     k = Kernel(op, op.blocks[0], [Loop(n, e) for n, e in op.attrs.get("grid", ())])
     _collect(k, k.body)
     k.grid = _drop_unit(k, k.grid, list(k.expr))
@@ -112,7 +115,7 @@ def _collect(k: Kernel, block: Block) -> None:
 def dynamic_operands(op: Op) -> dict[str, Value]:
     """The unique name of each dynamic operand of a load, store or index."""
     names = op.attrs.get("dyn", ())
-    first = {"index": 0, "load": 1, "store": 2}[op.name]
+    first = {"index": 0, "load": 1, "store": 1 + op.attrs.get("parts", 1)}[op.name]
     return {f"{n}'{id(op)}": v for n, v in zip(names, op.operands[first:], strict=True)}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ir.core import INDEX, Block, BufferType, Op, ScalarType, TileType, Value
-from ..types.dims import Dim, DimLike, atom
+from ..types.dims import Dim, DimLike, atom, mod
 from ..types.dtypes import bool_, int64
 from .lower_analysis import Kernel, dynamic_operands
 from .lower_emit import Emit, Int, scalar_of
@@ -137,11 +137,12 @@ class Body:
         p = self.value(op.operands[0])
         block, other = op.blocks[0], op.attrs.get("other", 0)
         dtypes = [scalar_of(r.type) for r in op.results]
+        others = other if isinstance(other, tuple) else (other,) * len(dtypes)
         if isinstance(p.type, TileType):
             with self.scope():
                 inner = self.run(block.ops, replace(ctx, guard=self.e.both(ctx.guard, p)))
-            return [self.e.pointwise("select", p, v, self.e.const(other, d), dtype=d)
-                    for v, d in zip(inner, dtypes, strict=True)]
+            return [self.e.pointwise("select", p, v, self.e.const(x, d), dtype=d)
+                    for v, x, d in zip(inner, others, dtypes, strict=True)]
         shape = ctx.shape if any(self._varies(v, ctx) for v in block.terminator.operands) else ()
         types = [TileType(d, shape) if shape else ScalarType(d) for d in dtypes]
 
@@ -149,7 +150,7 @@ class Body:
             with self.scope():
                 return [self.e.splat(v, shape) for v in self.run(block.ops, ctx)]
 
-        return self.e.when(p, types, then, lambda: [self.e.const(other, d, shape) for d in dtypes])
+        return self.e.when(p, types, then, lambda: [self.e.const(x, d, shape) for x, d in zip(others, dtypes, strict=True)])
 
     def _varies(self, v: Value, ctx: Context) -> bool:
         """Whether a value not yet computed depends on lanes."""
@@ -178,8 +179,44 @@ class Body:
         if len(ctx.axes) == 1 and moving == {ctx.axes[0].name: 1}:
             at = self.e.add(base, ctx.axes[0].base)
             return [self.e.op("load", (buf, self.e.int(at), *extra), result, masked, pure)]
+        step, part = self._short_stride(t.shape[0], uniform, moving, ctx)
+        if step:
+            at = self.e.add(self.e.sub(base, part), self.e.mul(ctx.axes[0].base, step))
+            return [self._load_strided(buf, at, step, part, mask, ctx, pure)]
         flat = self.e.splat(self.e.int(self._vector(base, moving, env, ctx)), ctx.shape)
         return [self.e.op("gather", (buf, flat, *extra), result, masked, pure)]
+
+    def _short_stride(self, size: DimLike, uniform: DimLike, moving: Mapping[Any, DimLike], ctx: Context) -> tuple[int, int]:
+        """(stride, remainder) of an access that takes every 2nd to 4th element, and whole groups of them lie in the
+        buffer: its size and all else in the offset are multiples of the stride.  (0, 0) otherwise."""
+        if len(ctx.axes) != 1 or list(moving) != [ctx.axes[0].name]:
+            return 0, 0
+        step = moving[ctx.axes[0].name]
+        rest = next((c for m, c in uniform.terms if m == ()), 0) if isinstance(uniform, Dim) else uniform
+        if not isinstance(step, int) or not 2 <= step <= 4 or mod(uniform - rest, step) != 0 or mod(size, step) != 0:
+            return 0, 0
+        return step, rest % step
+
+    def _load_strided(self, buf: Value, at: Int, step: int, part: int, mask: Value | None, ctx: Context, pure: bool) -> Value:
+        """Every ``step``-th element: a contiguous load of all, and one column of it."""
+        e = self.e
+        assert isinstance(buf.type, BufferType)
+        dtype, extra = buf.type.dtype, []
+        n = ctx.shape[0]
+        if mask is not None:
+            extra = [self._repeat(mask, step)]
+        wide = e.op("load", (buf, e.int(at), *extra), TileType(dtype, (n * step,)), {"masked": True} if extra else None, pure)
+        groups = e.op("reshape", (wide,), TileType(dtype, (n, step)))
+        column = e.op("slice", (groups,), TileType(dtype, (n, 1)), {"starts": (0, part), "limits": (n, part + 1)})
+        return e.op("reshape", (column,), TileType(dtype, (n,)))
+
+    def _repeat(self, mask: Value, times: int) -> Value:
+        """Each lane of a mask, ``times`` times."""
+        assert isinstance(mask.type, TileType)
+        (n,) = mask.type.shape
+        thin = self.e.op("reshape", (mask,), TileType(bool_, (n, 1)))
+        both = self.e.op("broadcast", (thin,), TileType(bool_, (n, times)))
+        return self.e.op("reshape", (both,), TileType(bool_, (n * times,)))
 
     def _load_plane(self, buf: Value, base: Int, moving: Any, env: Any, ctx: Context, pure: bool) -> Value:
         """A load on two axes of lanes: lines along the axis that is contiguous in memory, transposed where needed."""
@@ -220,13 +257,37 @@ class Body:
         return (steps[0], steps[1]) if any(isinstance(s, int) and s == 1 for s in steps) else None
 
     def _store(self, op: Op, ctx: Context) -> list[Value]:
-        buf = self.buffers[op.operands[0]]
-        value = self.value(op.operands[1])
+        if op.attrs.get("parts") == 2:
+            self._store_pair(op, ctx)
+        else:
+            self._store_one(op, self.value(op.operands[1]), 0, ctx)
+        return []
+
+    def _store_pair(self, op: Op, ctx: Context) -> None:
+        """Both parts of complex numbers: interleaved where the numbers are neighbours."""
+        parts = [self.value(v) for v in op.operands[1:3]]
         uniform, moving, env = self._split(op, ctx)
+        if len(ctx.axes) != 1 or moving != {ctx.axes[0].name: 2}:
+            for i, v in enumerate(parts):
+                self._store_one(op, v, i, ctx)
+            return
+        e, (n,), dtype = self.e, ctx.shape, scalar_of(parts[0].type)
+        columns = [e.op("reshape", (e.splat(v, ctx.shape),), TileType(dtype, (n, 1))) for v in parts]
+        both = e.op("concat", columns, TileType(dtype, (n, 2)), {"axis": 1})
+        at = e.add(e.scalar(uniform, env), e.mul(ctx.axes[0].base, 2))
+        mask = e.both(ctx.tail, ctx.guard)
+        extra = [self._repeat(mask, 2)] if mask is not None else []
+        flat = e.op("reshape", (both,), TileType(dtype, (2 * n,)))
+        e.effect("store", [self.buffers[op.operands[0]], e.int(at), flat, *extra], {"masked": True} if extra else {})
+
+    def _store_one(self, op: Op, value: Value, part: int, ctx: Context) -> None:
+        buf = self.buffers[op.operands[0]]
+        uniform, moving, env = self._split(op, ctx)
+        uniform = uniform + part
         base = self.e.scalar(uniform, env)
         if not ctx.axes:
             self.e.effect("store", [buf, self.e.int(base), value])
-            return []
+            return
         value = self.e.splat(value, ctx.shape)
         mask = self.e.both(ctx.tail, ctx.guard)
         attrs = {"masked": True} if mask is not None else {}
@@ -239,7 +300,6 @@ class Body:
         else:
             flat = self.e.splat(self.e.int(self._vector(base, moving, env, ctx)), ctx.shape)
             self.e.effect("scatter", [buf, flat, value, *extra], attrs)
-        return []
 
     def _store_plane(self, buf: Value, base: Int, moving: Any, env: Any, value: Value, ctx: Context) -> None:
         e = self.e

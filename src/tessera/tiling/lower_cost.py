@@ -66,6 +66,8 @@ def access_cost(k: Kernel, op: Op, lane: Loop) -> float:
         cost = 1.0
     elif c == 0:
         cost = 0.25
+    elif isinstance(c, int) and 2 <= c <= 4:
+        cost = 3.0
     else:
         cost = 10.0
     return cost * (1.5 if op.name == "store" and cost > 1 else 1.0)
