@@ -231,7 +231,10 @@ def _as_written(spec: TensorSpec, dims: Sequence[Any]) -> str:
 def shape_mismatch(spec: TensorSpec, t: TensorType, axis: int | None, what: str, function: str,
                    env: Mapping[str, DimLike], origins: Mapping[str, str]) -> ShapeError:
     """The error for an argument (or result) whose shape does not fit what is declared."""
-    bound = ", ".join(f"{k} = {format_dim(v)}" for k, v in env.items() if k in spec.names and not k.startswith("_"))
+    declared = expand(spec, t.rank, iter(f"_{i}" for i in range(99))) if axis is not None else None
+    wrong = declared[axis] if declared is not None and axis is not None else None
+    names = sorted(wrong.names if isinstance(wrong, Dim) else spec.names if axis is None else ())
+    bound = ", ".join(f"{k} = {format_dim(env[k])}" for k in names if k in env and not k.startswith("_"))
     expected = _as_written(spec, spec.dims or ()) + (f" where {bound}" if bound else "")
     notes = [f"{k} = {format_dim(env[k])} from {origins[k]}" for k in sorted(spec.names) if k in env and k in origins]
     if axis is None:
@@ -240,7 +243,6 @@ def shape_mismatch(spec: TensorSpec, t: TensorType, axis: int | None, what: str,
             received=_as_written(spec, t.shape), sentence=f"The function {function!r} expects {what!r} as {spec}.", origins=notes,
             hints=["Add or remove axes: x.unsqueeze(0), x.squeeze(0), x.reshape(...)",
                    'Declare "..." in the annotation to accept any number of leading axes'])
-    declared = expand(spec, t.rank, iter(f"_{i}" for i in range(99)))
     assert declared is not None
     want, got = declared[axis], format_dim(t.shape[axis])
     known = {k: v for k, v in env.items() if not isinstance(want, Dim) or want.is_name or k in want.names}
