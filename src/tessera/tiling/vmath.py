@@ -33,7 +33,7 @@ EXPANSIONS: dict[str, Expansion] = {
 def expand(fn: Function) -> Function:
     """``fn`` with every transcendental op on floats rewritten into basic ops; the same function where there is none.
 
-    Complex operands and integer ``mod`` / ``floor_div`` are left as they are.
+    Complex operands, integer ``mod`` / ``floor_div`` and ``nextafter`` on 4- and 6-bit floats are left as they are.
     """
     if not any(_expands(op) for op in fn.walk()):
         return fn
@@ -41,7 +41,10 @@ def expand(fn: Function) -> Function:
 
 
 def _expands(op: Op) -> bool:
-    return op.name in EXPANSIONS and bool(op.operands) and _dtype(op.operands[0]).is_float
+    if op.name not in EXPANSIONS or not op.operands:
+        return False
+    dtype = _dtype(op.operands[0])
+    return dtype.is_float and not (op.name == "nextafter" and dtype.bits < 8)
 
 
 def _dtype(v: Value) -> DType:
@@ -56,8 +59,6 @@ def _rule(c: Copier, op: Op) -> list[Value] | None:
     assert isinstance(t, ScalarType | TileType)
     v = V(c.builder, t.shape if isinstance(t, TileType) else None, t.layout if isinstance(t, TileType) else None, op.loc)
     dtype = _dtype(op.operands[0])
-    work = dtype if dtype.bits >= 32 else f32
+    work = dtype if dtype.bits >= 32 or op.name == "nextafter" else f32
     args = [E(v, c[x], dtype).to(work) for x in op.operands]
-    if op.name == "nextafter" and work is not dtype:
-        return None
     return [EXPANSIONS[op.name](v, *args).to(dtype).value]

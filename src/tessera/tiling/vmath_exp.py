@@ -199,11 +199,11 @@ def tanh(v: V, x: E) -> E:
     if x.dtype is f32:
         small = v.fma(x * z, v.poly(z, T.TANH_F32), x)
         e = exp_bounded(v, v.at_most(a + a, 18.2))
-        return v.select(a < 1.0, small, v.copysign(1.0 - 2.0 / (e + 1.0), x))
+        return v.copysign(v.select(a < 1.0, small, 1.0 - 2.0 / (e + 1.0)), x)
     small = v.fma(x * z, v.poly(z, T.TANH_F64), x)
     grown = expm1(v, v.at_most(a + a, 40.0))
     large = v.select(a < 1.0, grown / (grown + 2.0), 1.0 - 2.0 / (grown + 2.0))
-    return v.select(a < 0.54, small, v.copysign(large, x))
+    return v.copysign(v.select(a < 0.54, small, large), x)
 
 
 def sinh(v: V, x: E) -> E:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf, log, nan, pi
 
-from ..types.dtypes import f32, f64
+from ..types.dtypes import f32, f64, int8, int16, int32, int64
 from . import vmath_tables as T
 from .vmath_builder import E, V
 from .vmath_exp import FORMATS, exp, exp_bounded, log1p
@@ -137,15 +137,16 @@ def digamma(v: V, x: E) -> E:
 
 # -- floats as numbers on a line -----------------------------------------------------------------------------------------
 def nextafter(v: V, x: E, y: E) -> E:
-    integer = FORMATS[x.dtype].integer
-    bits = x.bits
+    """The neighbour of ``x`` toward ``y``, in a format of 8 bits or more."""
+    integer = {8: int8, 16: int16, 32: int32, 64: int64}[x.dtype.bits]
+    bits = v.emit("bitcast", (x,), integer)
     up = y > x
     # Away from zero is one more; a zero becomes the least subnormal of the direction's sign.
     away = up.eq(x > 0.0)
     moved = v.select(away, bits + 1, bits - 1)
     least = v.select(up, 1, v.const(-(2 ** (integer.bits - 1)) + 1, integer))
     moved = v.select(x.eq(0.0), least, moved)
-    out = v.select(x.eq(y), y, moved.as_float)
+    out = v.select(x.eq(y), y, v.emit("bitcast", (moved,), x.dtype))
     return v.select(v.isnan(x) | v.isnan(y), x + y, out)
 
 
