@@ -1,4 +1,5 @@
 """The text of every kind of error: what, where, why, what to do, and no frame of the compiler."""
+# ruff: noqa: F821  (sizes in annotations)
 
 import inspect
 import pickle

@@ -1,4 +1,5 @@
 """cond, while_loop, scan and fori_loop, eager and traced."""
+# ruff: noqa: F821  (sizes in annotations)
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
 """Traced functions: contracts, symbolic sizes, static arguments, trees, captured tensors, donation, effects."""
+# ruff: noqa: F821  (sizes in annotations)
 
 import math
 import threading

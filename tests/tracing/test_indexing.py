@@ -1,4 +1,5 @@
 """Indexing and assignment by NumPy's rules, eager and traced."""
+# ruff: noqa: F821  (sizes in annotations)
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ def test_captured_tensors_cannot_be_assigned():
 def test_symbolic_sizes():
     @ts.function
     def f(x: ts.Tensor["B", "S"]):
-        B, S = x.shape
+        _B, S = x.shape
         return x[:, -1], x[:, 1:], x[:, ::-1], x[:1], x[..., None, :], x[:, : S // 2]
 
     for shape in [(2, 4), (3, 7), (1, 2)]:

@@ -81,7 +81,7 @@ def test_distributions():
     ts.random.seed(0)
     n = 100_000
     u = np.asarray(ts.random.uniform((n,)))
-    assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 3 * np.sqrt(1 / 12 / n)
+    assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 3 * np.sqrt(1 / 12 / n)
     z = np.asarray(ts.random.normal((n,)))
     assert abs(z.mean()) < 4 / np.sqrt(n) and abs(z.std() - 1) < 0.01
     b = np.asarray(ts.random.bernoulli(0.3, (n,)))

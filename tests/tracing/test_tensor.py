@@ -123,7 +123,7 @@ def test_scalars_convert_and_format():
 def test_len_and_iteration():
     t = ts.tensor([[1, 2], [3, 4], [5, 6]])
     assert len(t) == 3 and [r.tolist() for r in t] == [[1, 2], [3, 4], [5, 6]]
-    a, b, c = t
+    _a, _b, c = t
     assert c.tolist() == [5, 6] and 4 in t and 9 not in t
     with pytest.raises(TypeError):
         len(ts.tensor(1))
@@ -212,7 +212,7 @@ def test_methods_of_shape(rng):
     x = ts.tensor(a)
     assert np.shares_memory(x.reshape(3, 4)._p, x._p) and np.shares_memory(x.T._p, x._p)
     assert np.shares_memory(x.expand(3, 2, 6)._p, x._p)
-    q, k, v = ts.split(x, dim=-1, sections=3)
+    _q, k, _v = ts.split(x, dim=-1, sections=3)
     assert np.array_equal(k, a[:, 2:4])
     B, S = x.shape
     assert (B, S) == (2, 6) and x.flatten().shape == (12,) and x.unsqueeze(0).shape == (1, 2, 6)

@@ -304,7 +304,9 @@ class TracedFunction:
             v = bound.arguments.get(n)
             if isinstance(v, ndarray | Tensor):
                 t = lift(v)
+                before = set(env)
                 check_shape(spec, t.type, n, self.__name__, env, origins)
+                origins |= {k: f"the argument {n!r}" for k in env.keys() - before}
                 check_dtype(spec, t.type, n, self.__name__)
                 bound.arguments[n] = t if spec.dtype in (None, t.dtype) else t.to(spec.dtype)
         for c in self.declared.where:
