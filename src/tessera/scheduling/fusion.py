@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace as replaced
 
 from ..ir.core import Op, Value
 from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, name, product
 from . import templates
 from .elements import covers
-from .indexing import Index, replace
+from .indexing import Index, injective, replace, typical
 from .summary import EXPENSIVE, Summaries, Summary, axis_name
 
 MAX_BUFFERS = 14  # operands of one kernel
@@ -60,7 +60,7 @@ class Plan:
     side: list[Value] = field(default_factory=list)
     scratch: tuple[Value, Value] | None = None
     leaves: dict[Value, None] = field(default_factory=dict)
-    visits: dict[Value, dict[Index, bool]] = field(default_factory=dict)
+    visits: dict[Value, dict[Index, Context]] = field(default_factory=dict)
     ranges: dict[str, DimLike] = field(default_factory=dict)
 
     @property
@@ -157,14 +157,14 @@ class Fusion:
         seen = p.visits.setdefault(v, {})
         if index in seen:
             return
-        seen[index] = c.reduced
+        seen[index] = c
         if sum(map(len, p.visits.values())) > MAX_VISITS:
             raise Materialise(self._deepest_shared(p, v))
         if v.op is None or not self.fusable(v.op):
             raise Materialise(v)
         s = self.summaries[v.op]
-        if s.reduces and not c.root and (c.reduced or c.guarded or c.dynamic):
-            raise Materialise(v)
+        if s.reduces and not c.root and (self._inner_names(index) or c.guarded or c.dynamic):
+            raise Materialise(self._cut(p, v, c))
         if c.dynamic and not c.root and not self.light(v):
             raise Materialise(v)
         self._visit_operands(p, v, s, index, c)
@@ -177,8 +177,18 @@ class Fusion:
         p.ranges.update(s.ranges)
         for a in s.accesses:
             below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic)
+            source = v.op.operands[a.operand]
+            if below.reduced or below.guarded or below.dynamic:
+                below = replaced(below, path=(*c.path, source))
             at = tuple(replace(e, env, p.ranges) for e in a.index)
-            self._visit(p, v.op.operands[a.operand], at, below)
+            self._visit(p, source, at, below)
+
+    def _cut(self, p: Plan, v: Value, c: Context) -> Value:
+        """Which value to put into memory where a reduction ``v`` stands inside a loop or guard: the smallest between, and of
+        these the outermost, so that what follows the reduction comes along."""
+        between = [u for u in c.path if u not in p.roots and u.op is not None and not self.ready(u)
+                   and not self.summaries[u.op].movement]
+        return min(between, key=lambda u: typical(u.type.size), default=v)
 
     def _deepest_shared(self, p: Plan, v: Value) -> Value:
         """Where to cut a kernel that grows too large: a value that many places use, else the one just met."""
@@ -222,6 +232,12 @@ class Fusion:
         return product([*(p.shape[k] for k in p.grid), *(p.ranges[n] for n in sorted(inner))]) if inner else \
             product(p.shape)
 
+    def _loops(self, p: Plan, index: Index) -> list[str]:
+        """The loops around a place."""
+        inner = sorted(self._inner_names(index))
+        axes = p.grid if inner else (*p.grid, *p.inner)
+        return [axis_name(k) for k in axes] + inner
+
     @staticmethod
     def _inner_names(index: Index) -> set[str]:
         return {n for e in index if isinstance(e, Dim) for n in e.names if n.startswith("$r")}
@@ -239,7 +255,7 @@ class Fusion:
                 points = self._space(p, i, v)
                 if points is None:
                     points = product(p.shape[k] for k in p.grid)
-                if points != v.type.size:
+                if points != v.type.size and not (indices[i].guarded and injective(i, p.ranges, self._loops(p, i))):
                     raise Materialise(v)
 
     def _own_cost(self, v: Value) -> int:
@@ -267,7 +283,7 @@ class Fusion:
             raise Materialise(p.side[0])
 
     def _storable(self, p: Plan, v: Value, index: Index) -> bool:
-        if p.visits[v].get(index) and not p.rows:
+        if p.visits[v][index].reduced and not p.rows:
             return False
         loops = [axis_name(k) for k in p.grid]
         if self._axes(p, index) - set(p.grid):
@@ -302,6 +318,7 @@ class Context:
     reduced: bool = False
     guarded: bool = False
     dynamic: bool = False
+    path: tuple[Value, ...] = ()
 
 
-__all__ = ["Any", "Context", "Fusion", "Materialise", "Plan", "fusable"]
+__all__ = ["Context", "Fusion", "Materialise", "Plan", "fusable"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from ..types.dims import Dim, DimLike, floordiv, known_nonnegative, mod, product, substitute
+from ..types.dims import Dim, DimLike, evaluate, floordiv, known_nonnegative, mod, product, substitute
 from ..types.shapes import contiguous_strides
 
 Ranges = Mapping[str, DimLike]
@@ -140,3 +141,33 @@ def same_offset(a: Sequence[DimLike], b: Sequence[DimLike], shape: Sequence[DimL
 def certainly_positive(d: DimLike) -> bool:
     """True when ``d >= 1`` whatever the sizes."""
     return known_nonnegative(d - 1)
+
+
+TYPICAL = 128  # what a symbolic size counts as where only an order is needed
+
+
+def typical(d: DimLike) -> int:
+    """A number to compare sizes by that cannot be compared exactly."""
+    return d if isinstance(d, int) else evaluate(d, dict.fromkeys(d.names, TYPICAL))
+
+
+def injective(index: Sequence[DimLike], ranges: Ranges, loops: Sequence[str]) -> bool:
+    """True when different points of ``loops`` certainly have different indices: each axis is a mixed-radix number."""
+    left = set(loops)
+    for e in index:
+        if isinstance(e, int):
+            continue
+        parts: list[tuple[int, str]] = []
+        for mono, c in e.terms:
+            if not mono:
+                continue
+            if len(mono) != 1 or mono[0][1] != 1 or not isinstance(mono[0][0], str) or mono[0][0] not in left:
+                return False
+            parts.append((c, mono[0][0]))
+            left.discard(mono[0][0])
+        parts.sort()
+        for (c, n), (larger, _) in itertools.pairwise(parts):
+            extent = ranges[n]
+            if c <= 0 or not isinstance(extent, int) or c * extent > larger:
+                return False
+    return all(ranges[n] == 1 for n in left)

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..ir.core import Block, Function, Op, Value
 from ..types.dims import Dim, DimLike, ceildiv, dim_max, evaluate, known_nonnegative, mod, substitute
+from .indexing import typical
 
 ALIGN = 64
 LAUNCH = ("kernel", "template", "external", "launch", "call", "cond", "yield")
 OWN_READS = {"matmul": 2, "attention": 3, "conv": 2}  # operands that a template reads through its index maps
-TYPICAL = 128  # what a symbolic size counts as where only an order is needed
 
 
 @dataclass
@@ -233,7 +233,7 @@ class _Slot:
 def _slots(lives: Sequence[Life], start: DimLike) -> DimLike:
     """Offsets for symbolic sizes, behind ``start``; the end of the arena."""
     slots: list[_Slot] = []
-    for x in sorted(lives, key=lambda x: (-_guess(x.size), x.start)):
+    for x in sorted(lives, key=lambda x: (-typical(x.size), x.start)):
         for s in slots:
             if known_nonnegative(s.capacity - x.size) and not any(x.meets(y) for y in s.lives):
                 s.lives.append(x)
@@ -246,10 +246,6 @@ def _slots(lives: Sequence[Life], start: DimLike) -> DimLike:
             x.offset = offset
         offset = offset + s.capacity
     return offset
-
-
-def _guess(d: DimLike) -> int:
-    return d if isinstance(d, int) else evaluate(d, dict.fromkeys(d.names, TYPICAL))
 
 
 # -- reports ---------------------------------------------------------------------------------------------------------------
