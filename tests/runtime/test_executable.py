@@ -428,3 +428,24 @@ def test_the_fallback_without_numpys_layout(affine, monkeypatch):
     np.testing.assert_array_equal(affine([x, Y])[0], (x + Y) ** 2)
     np.testing.assert_array_equal(affine([x[::-1], Y])[0], ((x + Y) ** 2)[::-1])
     assert isinstance(affine, Executable)
+
+
+def test_unchecked():
+    x, i = ts.tensor([1.0, 2.0, 3.0]), ts.tensor([0, 7])
+
+    @ts.jit
+    def inside(x, i):
+        with ts.unchecked():
+            return x[i]
+
+    @ts.jit
+    def checked(x, i):
+        return x[i]
+
+    with ts.unchecked():
+        ts.tensor([1, 2]) // ts.tensor([0, 1])
+        with pytest.raises(ts.IndexOutOfRangeError):
+            checked(x, i)
+    assert inside(x, i).tolist() == [1.0, 3.0]
+    with pytest.raises(ts.NumericalError):
+        ts.tensor([1, 2]) // ts.tensor([0, 1])

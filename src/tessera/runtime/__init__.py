@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..settings import THREADS
 from ..targets.cpu.pool import get_num_threads, set_num_threads
 from .allocator import ALLOCATOR
+from .checks import unchecked
 
 if TYPE_CHECKING:
     from ..ir.core import Function
@@ -55,4 +56,4 @@ def release_cached_memory() -> None:
     ALLOCATOR.trim(0)
 
 
-__all__ = ["get_num_threads", "host_compiler", "install", "memory_usage", "release_cached_memory", "set_num_threads"]
+__all__ = ["get_num_threads", "host_compiler", "install", "memory_usage", "release_cached_memory", "set_num_threads", "unchecked"]

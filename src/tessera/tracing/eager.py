@@ -127,7 +127,7 @@ def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> R
 
 
 # Attributes that are the same for every size of the operands.
-SIZELESS = frozenset({"axis", "axes", "dim", "keepdims", "accumulate", "dtype", "saturate", "perm", "eps", "scale", "causal",
+SIZELESS = frozenset({"checked", "axis", "axes", "dim", "keepdims", "accumulate", "dtype", "saturate", "perm", "eps", "scale", "causal",
                       "combine", "approximate", "reverse", "exclusive", "descending", "stable", "contract", "batch"})
 
 

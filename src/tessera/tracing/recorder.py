@@ -52,9 +52,12 @@ class _State(threading.local):
     trace: Trace | None = None
     policy: Any = None  # the ambient numerical policy; part of every trace's key
     allowed: tuple[tuple[frozenset[str], str], ...] = ()  # (effects, who says so), innermost last
+    unchecked: bool = False  # ops that can do without their run-time checks do
 
 
 STATE = _State()
+CHECKED: set[str] = set()
+"""Ops with run-time checks; filled when :func:`tessera.unchecked` is first used."""
 
 
 class Hidden:
@@ -221,12 +224,12 @@ def _free_name(fn: Function, n: int) -> str:
 @contextmanager
 def tracing(trace: Trace) -> Iterator[Trace]:
     """Ops record into ``trace``."""
-    saved = STATE.trace
-    STATE.trace = trace
+    saved = STATE.trace, STATE.unchecked
+    STATE.trace, STATE.unchecked = trace, False
     try:
         yield trace
     finally:
-        STATE.trace = saved
+        STATE.trace, STATE.unchecked = saved
 
 
 @contextmanager
@@ -248,6 +251,8 @@ def bind(name: str, *operands: Any, **attrs: Any) -> Any:
         TesseraError: the op's rule refuses the operands; the error points at the user's line.
     """
     trace = STATE.trace
+    if STATE.unchecked and name in CHECKED:
+        attrs.setdefault("checked", False)
     if trace is not None:
         return trace.bind(name, operands, attrs)
     return eager.dispatch(name, operands, attrs)
