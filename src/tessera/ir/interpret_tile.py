@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..types.dims import evaluate
-from ..types.dtypes import DType
+from ..types.dtypes import DType, f32
 from .core import Block, BufferType, Function, Op, TileType, Value
 from .pointwise_numpy import convert, fma, pointwise
 from .tile import POINTWISE, shape_of, tile_axes
@@ -345,6 +345,8 @@ class _Machine:
         return reduce_tree(operands[0], op.attrs["axis"], op.attrs["combine"], op.results[0].type.dtype)
 
     def op_dot(self, op: Op, operands: list[Any]) -> Array:
+        if op.attrs.get("unit") == "amx_bf16":
+            return dot_in_pairs(*operands)
         return dot_chain(*operands, op.results[0].type.dtype)
 
     def op_check(self, op: Op, operands: list[Any]) -> None:
@@ -367,6 +369,25 @@ def reduce_tree(x: Any, axis: int, combine: str, dtype: DType) -> Array:
         x = np.concatenate([head, x[n - h:h]])
         n = h
     return np.asarray(x[0])
+
+
+def _flushed(x: Array) -> Array:
+    """Subnormal numbers as zeros of their sign."""
+    return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
+
+
+def dot_in_pairs(a: Any, b: Any, acc: Any) -> Array:
+    """The matrix unit's order: of every 32 k, the even and the odd ones have a sum each, by fma from zero; acc + (even + odd)."""
+    x, y, acc = _flushed(convert(a, f32)), _flushed(convert(b, f32)), _flushed(np.asarray(acc))
+    for k0 in range(0, x.shape[1], 32):
+        sums = []
+        for odd in (0, 1):
+            total = np.zeros_like(acc)
+            for k in range(k0 + odd, k0 + 32, 2):
+                total = _flushed(fma(*np.broadcast_arrays(x[:, k, None], y[None, k, :]), total))
+            sums.append(total)
+        acc = _flushed(acc + _flushed(sums[0] + sums[1]))
+    return acc
 
 
 def dot_chain(a: Any, b: Any, acc: Any, dtype: DType) -> Array:

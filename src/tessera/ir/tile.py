@@ -39,7 +39,8 @@ Tiles.  Operands of pointwise ops have equal shapes: broadcasting is explicit::
     %t = reduce(%t) {axis = 1, combine = "add"} : tile             the axis is removed; a 1-D tile gives a scalar
     %c = dot(%a, %b, %acc) : tile<f32[M, N]>                        acc[m,n] = fma(a[m,k], b[k,n], acc[m,n]), k ascending
 
-Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``reduce`` combines by
+Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``dot`` with ``unit = "amx_bf16"`` (see
+``machine``) has the order and rounding of that instruction: of every 32 k, the even and the odd ones have a sum each.  ``reduce`` combines by
 halving: while n > 1, with h the largest power of two below n, element l of the first h takes in element h + l where that
 exists; then n = h.  ``combine``: add mul max min and or xor.
 

@@ -119,7 +119,7 @@ def matmul(op: Op, machine: Any, name: str) -> Function:
 def _dispatch(p: Product, plan: Plan, i: Any, j: Any) -> None:
     """Choose the form: at build time where m is static, else when the kernel runs."""
     if isinstance(p.m, int):
-        if p.m <= STREAMED_ROWS:
+        if p.m <= STREAMED_ROWS and plan.unit is None:
             streaming(p, plan, p.m, j)
         else:
             blocked(p, plan, i, j)
@@ -135,7 +135,7 @@ def blocked(p: Product, plan: Plan, i0: Any, j0: Any) -> None:
     i_end = tile.minimum(i0 + plan.rows, tile.size(p.m))
     j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
     panels = (j_end - j0 + (nr - 1)) // nr
-    right = tile.alloc((plan.columns // nr, plan.depth, nr), plan.dtype)
+    right = tile.alloc((plan.columns // nr, *plan.panel), plan.dtype)
     left = tile.alloc(plan.strip, plan.dtype)
     sums = Sums(p, plan, i0, j0)
     for k0 in tile.range(0, _end_of_depths(p, i0), plan.depth):
@@ -146,8 +146,8 @@ def blocked(p: Product, plan: Plan, i0: Any, j0: Any) -> None:
             for t in tile.range(0, panels):
                 j = j0 + t * nr
                 acc = sums.start(k0, i, j)
-                for k in tile.range(0, depth):
-                    acc = tile.dot(plan.column(left, k), tile.load(right, (t, k, 0), (1, nr)), acc)
+                for k in tile.range(0, depth, plan.step):
+                    acc = plan.multiply(left, right, t, k, acc)
                 sums.finish(acc, k0, i, j)
 
 
@@ -171,15 +171,19 @@ def copy_panels(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, j0: 
 
 @tile_function
 def _copy(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, t: Any, j: Any, ragged: bool) -> None:
-    nr, step = plan.nr, plan.rhs_step
+    step = plan.rhs_step
     whole = depth - depth % step
     for k in tile.range(0, whole, step):
-        got = p.rhs.tile(p.point(p.depth(k0 + k, step, False), p.columns(j, nr, ragged))).to(plan.dtype)
-        tile.store(right, (t, k, 0), tile.reshape(got, (1, step, nr)))
-    if step > 1 and plan.ragged_depth(step):
-        for k in tile.range(whole, depth):
-            one = p.rhs.tile(p.point(p.depth(k0 + k, 1, False), p.columns(j, nr, ragged))).to(plan.dtype)
-            tile.store(right, (t, k, 0), tile.reshape(one, (1, 1, nr)))
+        plan.store_panel(right, t, k, p.rhs.tile(p.point(p.depth(k0 + k, step, False), p.columns(j, plan.nr, ragged))).to(plan.dtype))
+    if plan.ragged_depth(plan.step if plan.unit else step):
+        rest, end = (step, _whole_steps(depth, plan.step)) if plan.unit else (1, depth)
+        for k in tile.range(whole, end, rest):
+            point = p.point(p.depth(k0 + k, rest, rest > 1), p.columns(j, plan.nr, ragged))
+            plan.store_panel(right, t, k, p.rhs.tile(point).to(plan.dtype))
+
+
+def _whole_steps(depth: Any, step: int) -> Any:
+    return (depth + (step - 1)) // step * step
 
 
 @tile_function
@@ -197,9 +201,10 @@ def _strip(p: Product, plan: Plan, left: Buffer, k0: Any, depth: Any, i: Any, ra
     whole = depth - depth % step
     for k in tile.range(0, whole, step):
         plan.store_strip(left, k, p.lhs.tile(plan.strip_point(p, i, k0 + k, step, ragged)).to(plan.dtype))
-    if step > 1 and plan.ragged_depth(step):
-        for k in tile.range(whole, depth):
-            plan.store_strip(left, k, p.lhs.tile(plan.strip_point(p, i, k0 + k, 1, ragged)).to(plan.dtype))
+    if plan.ragged_depth(plan.step if plan.unit else step):
+        rest, end = (step, _whole_steps(depth, plan.step)) if plan.unit else (1, depth)
+        for k in tile.range(whole, end, rest):
+            plan.store_strip(left, k, p.lhs.tile(plan.strip_point(p, i, k0 + k, rest, ragged, rest > 1)).to(plan.dtype))
 
 
 class Sums:
@@ -207,11 +212,11 @@ class Sums:
 
     def __init__(self, p: Product, plan: Plan, i0: Any, j0: Any):
         self.p, self.plan, self.i0, self.j0 = p, plan, i0, j0
-        self.place = p.resting_place() if not plan.single_depth else None
+        self.place = p.resting_place() if not plan.single_depth and plan.unit is None else None
         self.scratch: Buffer | None = None
         if not plan.single_depth and self.place is None:
             self.scratch = tile.alloc((plan.rows_padded, plan.columns), p.accumulate)
-        self.plain = is_plain_store(p.op)
+        self.plain = is_plain_store(p.op) and plan.unit is None
         self.stage = None if self.plain else tile.alloc((plan.mr, plan.nr), p.accumulate)
 
     def _point(self, i: Any, j: Any, ragged: bool) -> Point:

@@ -13,7 +13,7 @@ from ..ir.core import Op
 from ..tiling import dsl as tile
 from ..tiling.dsl import Buffer, TileValue
 from ..types.dims import Dim, DimLike, ceildiv, dim_max, product
-from ..types.dtypes import DType
+from ..types.dtypes import DType, bf16
 from .fused import Point
 
 UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
@@ -33,6 +33,7 @@ class Plan:
         grid_m, grid_n: blocks along m and n.
         lhs_along_k, rhs_along_k: which loop the operand's contiguous axis is.
         whole_rows, whole_columns, single_depth: the register tiles cover m (n) exactly; one depth covers k.
+        unit: the matrix instruction that multiplies, or None; its panels hold pairs of k side by side.
     """
 
     dtype: DType
@@ -51,12 +52,13 @@ class Plan:
     whole_rows: bool
     whole_columns: bool
     single_depth: bool
+    unit: str | None = None
 
     # -- the strip of lhs: along k as it lies in memory, so that a copy never transposes -------------------------------------
     @property
     def strip(self) -> tuple[int, int]:
         """The strip's shape: [mr, depth] with rows a cache line apart from a power of two, or [depth, mr]."""
-        return (self.mr, self.depth + 16) if self.lhs_along_k else (self.depth, max(16, self.mr))
+        return (self.mr, self.depth + 16 * (1 + (self.unit is not None))) if self.lhs_along_k else (self.depth, max(16, self.mr))
 
     @property
     def lhs_step(self) -> int:
@@ -68,12 +70,39 @@ class Plan:
         """How many k one step of a panel's copy takes."""
         return 16 if self.rhs_along_k else 4
 
+    @property
+    def panel(self) -> tuple[int, int]:
+        """The shape of a panel of rhs."""
+        return (self.depth // 2, 2 * self.nr) if self.unit else (self.depth, self.nr)
+
+    def store_panel(self, right: Buffer, t: Any, k: Any, value: TileValue) -> None:
+        """Rows k … of panel t; a matrix unit finds pairs of rows interleaved."""
+        rows, nr = value.shape
+        if self.unit:
+            pairs = tile.transpose(tile.reshape(value, (rows // 2, 2, nr)), (0, 2, 1))
+            tile.store(right, (t, k // 2, 0), tile.reshape(pairs, (1, rows // 2, 2 * nr)))
+        else:
+            tile.store(right, (t, k, 0), tile.reshape(value, (1, rows, nr)))
+
+    def multiply(self, left: Buffer, right: Buffer, t: Any, k: Any, acc: TileValue) -> TileValue:
+        """acc + left[:, k : k + step] @ panel t [k : k + step, :]."""
+        if self.unit is None:
+            return tile.dot(self.column(left, k), tile.load(right, (t, k, 0), (1, self.nr)), acc)
+        pairs = tile.load(right, (t, k // 2, 0), (16, 2 * self.nr))
+        rows = tile.reshape(tile.transpose(tile.reshape(pairs, (16, self.nr, 2)), (0, 2, 1)), (32, self.nr))
+        return tile.dot(tile.load(left, (0, k), (self.mr, 32)), rows, acc, unit=self.unit)
+
+    @property
+    def step(self) -> int:
+        """How many k one multiplication takes."""
+        return 32 if self.unit else 1
+
     def ragged_depth(self, step: int) -> bool:
         """True when a depth may be no multiple of ``step``."""
         return not isinstance(self.k, int) or self.k % step != 0
 
-    def strip_point(self, p: Any, i: Any, k: Any, step: int, ragged: bool) -> Point:
-        rows, depth = p.rows(i, self.mr, ragged), p.depth(k, step, False)
+    def strip_point(self, p: Any, i: Any, k: Any, step: int, ragged: bool, ragged_depth: bool = False) -> Point:
+        rows, depth = p.rows(i, self.mr, ragged), p.depth(k, step, ragged_depth)
         return p.point(rows, depth) if self.lhs_along_k else p.point(depth, rows)
 
     def store_strip(self, left: Buffer, k: Any, value: TileValue) -> None:
@@ -135,22 +164,45 @@ def register_tile(machine: Any, dtype: DType, m: DimLike, n: DimLike) -> tuple[i
 def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch: tuple[DimLike, ...]) -> Plan:
     """Cut ``op`` up for ``machine``."""
     accumulate: DType = op.attrs["accumulate"]
-    mr, nr = register_tile(machine, accumulate, m, n)
-    size = accumulate.itemsize
-    depth = max(64, min(1024 // size, _round_up(guess(k), 16) if isinstance(k, int) else 1 << 30))
+    unit = _matrix_unit(op, machine, m, n)
+    mr, nr = (32, 32) if unit else register_tile(machine, accumulate, m, n)
+    dtype = bf16 if unit else accumulate
+    size = dtype.itemsize
+    depth = max(64, min(256, 1024 // accumulate.itemsize, _round_up(guess(k), 32) if isinstance(k, int) else 1 << 30))
     single = isinstance(k, int) and k <= depth
-    resting = single or _rests_in_result(op, accumulate)
+    resting = single or (not unit and _rests_in_result(op, accumulate))
     widest = max(1, SCRATCH // (depth * size) // nr) * nr
     if not resting:
         widest = max(nr, min(widest, 512 // nr * nr))
     columns, grid_n = _cut(n, nr, min(widest, 1024))
-    most_rows = 1 << 30 if resting else max(mr, (SCRATCH - columns * depth * size) // (columns * size) // mr * mr)
+    most_rows = 1 << 30 if resting else max(mr, (SCRATCH - columns * depth * size) // (columns * accumulate.itemsize) // mr * mr)
     rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
     return Plan(
-        dtype=accumulate, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
+        dtype=dtype, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
         rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows), grid_m=grid_m, grid_n=grid_n, k=k,
-        lhs_along_k=_along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
-        whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single)
+        lhs_along_k=bool(unit) or _along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
+        whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single,
+        unit=unit)
+
+
+def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
+    """The matrix instruction for the product, where the machine has one and it pays: its rounding is its own, which the
+    policy of 16-bit products allows."""
+    if (isinstance(m, int) and m < 16) or (isinstance(n, int) and n < 16) or op.attrs["k"][1] == 1:
+        return None
+    dtypes = [_dtype(op, role) for role in ("lhs", "rhs")]
+    for instruction in machine.matrix_instructions:
+        if instruction.m > 1 and instruction.lhs is bf16 and instruction.accepts(dtypes[0], dtypes[1], op.attrs["accumulate"]):
+            return str(instruction.name)
+    return None
+
+
+def _dtype(op: Op, role: str) -> DType:
+    """The dtype of an operand's elements."""
+    from ..scheduling.templates import block
+    body = block(op, role)
+    t = op.operands[0 if role == "lhs" else 1].type if body is None else body.terminator.operands[0].type
+    return t.dtype  # type: ignore[no-any-return]
 
 
 def _round_up(n: int, to: int) -> int:

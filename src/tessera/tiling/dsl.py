@@ -442,8 +442,10 @@ def all(x: TileValue, axis: int | None = None, keepdims: bool = False) -> TileVa
     return _fold_axes(x, axis, keepdims, "and")
 
 
-def dot(a: TileValue, b: TileValue, acc: TileValue | None = None, accumulate: object = None) -> TileValue:
+def dot(a: TileValue, b: TileValue, acc: TileValue | None = None, accumulate: object = None, unit: str | None = None) -> TileValue:
     """``acc + a @ b``; without ``acc`` from zero, in the accumulator dtype of the operands.
+
+    ``unit`` names a matrix instruction of the machine, which decides order and rounding.
 
     Raises:
         KernelError: the shapes do not fit, or the dtypes have no dot.
@@ -467,7 +469,7 @@ def dot(a: TileValue, b: TileValue, acc: TileValue | None = None, accumulate: ob
     problem = dot_problem(a.dtype, b.dtype, acc.dtype)
     if problem:
         fail(f"dot has no form for {a.dtype} by {b.dtype} into {acc.dtype}: {problem}")
-    return current().emit("dot", (a, b, acc), TileType(acc.dtype, shape))
+    return current().emit("dot", (a, b, acc), TileType(acc.dtype, shape), {"unit": unit} if unit else None)
 
 
 def _dot_dtype(a: DType, b: DType) -> DType:

@@ -18,7 +18,8 @@ from ...ir.tile import root
 from ...machine.cpu import CpuMachine
 from ...types.dims import DimLike
 from ...types.dtypes import DType
-from . import abi, emit_memory, emit_move
+from . import abi, emit_amx, emit_memory, emit_move
+from .emit_amx import Held
 from .emit_dot import dot
 from .emit_memory import Access, check_buffer, element_type, gather_piece, load_piece, nonnegative, scatter_piece, store_piece
 from .emit_move import broadcast, concat, move, reshape, slice_tile, transpose
@@ -64,6 +65,7 @@ class _Kernel:
         self.pids: list[str] = []
         self.metadata: list[str] = []
         self.parameters: list[str] = []
+        self.matrices = emit_amx.find(fn, machine)
 
     # -- the frame ---------------------------------------------------------------------------------------------------
     def text(self) -> str:
@@ -145,6 +147,8 @@ class _Kernel:
         return []
 
     def _op(self, op: Op) -> None:
+        if op in self.matrices.unmade:
+            return
         handler = _HANDLERS.get(op.name)
         if handler is not None:
             handler(self, op)
@@ -187,6 +191,8 @@ class _Kernel:
 
     def tile(self, v: Value) -> Tile:
         got = self.values[v]
+        if isinstance(got, Held):
+            return self._released(got)
         assert isinstance(got, Tile), v
         return got
 
@@ -196,6 +202,8 @@ class _Kernel:
         return got
 
     def define(self, op: Op, value: Any) -> None:
+        if isinstance(value, Tile) and op.result in self.matrices.held:
+            value = self._held(op, value)
         self.values[op.result] = value
         if isinstance(value, Tile) and not value.complete:
             if value.geo.count > MAX_TILE_PIECES:
@@ -320,8 +328,48 @@ class _Kernel:
         self.define(op, made.piece(0) if isinstance(out, ScalarType) else made)
 
     def _dot(self, op: Op) -> None:
+        if op in self.matrices.left:
+            acc = self.values[op.operands[2]]
+            assert isinstance(acc, Held)
+            operands = [self._rows_in_memory(m[op]) for m in (self.matrices.left, self.matrices.right)]
+            self.define(op, emit_amx.dot(self.w, acc, op.operands[0].type.shape[1], operands[0], operands[1]))
+            return
         a, b, acc = (self.tile(v) for v in op.operands)
         self.define(op, dot(self.w, op, a, b, acc))
+
+    # -- matrices in the matrix unit's registers ---------------------------------------------------------------------------
+    def _rows_in_memory(self, op: Op) -> tuple[str, str]:
+        """(pointer, bytes from row to row) of what a plain load or store of a matrix touches."""
+        buffer, rank = op.operands[0], check_buffer(op.operands[0], op).rank
+        t = op.result.type if op.results else op.operands[1 + rank].type
+        axes = emit_memory.tile_axes(op, len(t.shape), rank)
+        access = self._access(op, buffer, op.operands[1:1 + rank], tuple(t.shape), axes)
+        if len(t.shape) != 2 or not access.contiguous:
+            raise CompileError(f"{op.name}: the rows of a matrix in the matrix unit are contiguous", loc=op.loc)
+        return access.base, self.w.dim(access.strides[0] * t.dtype.itemsize)
+
+    def _held(self, op: Op, value: Tile) -> Held:
+        """A tile as it enters the matrix unit: zeros, a plain load, or by way of the stack."""
+        plain = not op.attrs.get("check") and not op.attrs.get("masked")
+        if op.name == "full" and op.attrs["value"] == 0:
+            return emit_amx.zeros(self.w, value.shape)
+        if op.name == "load" and plain:
+            return emit_amx.read(self.w, value.shape, *self._rows_in_memory(op))
+        slot, per_row = self.w.alloca("float", value.geo.rows * value.geo.last), len(value.geo.pieces)
+        for i in range(value.geo.count):
+            row, piece = i // per_row, value.geo.piece(i)
+            store_piece(self.w, value.dtype, self.w.gep("float", slot, str(row * value.geo.last + piece.start)), piece.width, None,
+                        value.piece(i))
+        return emit_amx.read(self.w, value.shape, slot, str(4 * value.geo.last))
+
+    def _released(self, held: Held) -> Tile:
+        """A matrix of the unit as a tile of vectors, by way of the stack."""
+        from ...types.dtypes import f32
+        geo = geometry(held.shape, self.w.lanes)
+        slot = self.w.alloca("float", geo.rows * geo.last)
+        emit_amx.write(self.w, held, slot, str(4 * geo.last))
+        places = [(divmod(i, len(geo.pieces))[0] * geo.last + geo.piece(i).start, geo.piece(i).width) for i in range(geo.count)]
+        return made_tile(f32, geo, [load_piece(self.w, f32, self.w.gep("float", slot, str(at)), n, None, 0) for at, n in places])
 
     # -- memory --------------------------------------------------------------------------------------------------------
     def _alloc(self, op: Op) -> None:
@@ -415,6 +463,10 @@ class _Kernel:
                 own = self.scalar(mask)
                 condition = own if condition is None else w.binary("and", "i1", 1, own, condition)
             store_piece(w, btype.dtype, access.base, 1, condition, self.scalar(value))
+            return
+        if isinstance(self.values[value], Held) and mask is None and not op.attrs.get("check") and len(value.type.shape) == 2:
+            self._loads_before(buffer, None, None)
+            emit_amx.write(w, self.values[value], *self._rows_in_memory(op))
             return
         t, lanes = self.tile(value), self.tile(mask) if mask is not None else None
         shape = t.shape
@@ -520,6 +572,10 @@ class _Kernel:
             if isinstance(v.type, ScalarType):
                 phis.append((self.w.fresh(), rep))
                 made.append(phis[-1][0])
+            elif v in self.matrices.held:
+                registers = [self.w.fresh() for _ in range(v.type.size // (emit_amx.ROWS * emit_amx.COLUMNS))]
+                phis += [(n, "x86_amx") for n in registers]
+                made.append(Held(tuple(v.type.shape), registers))
             else:
                 geo = self.geo(v.type)
                 names = [(self.w.fresh(), vector(rep, geo.piece(i).width)) for i in range(geo.count)]
@@ -534,6 +590,8 @@ class _Kernel:
         for v in values:
             if isinstance(v, Tile):
                 out += [v.piece(i) for i in range(v.geo.count)]
+            elif isinstance(v, Held):
+                out += v.names
             else:
                 out.append(v)
         return out
