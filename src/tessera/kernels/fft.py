@@ -55,10 +55,30 @@ def split(n: int) -> tuple[int, int]:
 
 
 # -- roots of unity ------------------------------------------------------------------------------------------------------
-def root(t: tile.TileValue, n: Any) -> Pair:
-    """exp(-2 pi i t / n) in f64; ``t``: int64, 0 <= t < n."""
-    angle = t.to(f64) * (2.0 * math.pi / n)
-    return tile.cos(angle), -tile.sin(angle)
+def root(t: tile.TileValue, n: int) -> Pair:
+    """exp(-2 pi i t / n) in f64, for integers 0 <= t*n < 2**50.
+
+    The nearest quarter turn is taken off exactly, in integers; what is left is at most an eighth of a turn.
+    """
+    whole = t.to(f64) * 4.0
+    turns = tile.round(whole * (1.0 / n))
+    x = tile.fma(-turns, tile.full(t.shape, float(n), f64), whole) * (math.pi / (2 * n))
+    quarter = turns - tile.floor(turns * 0.25) * 4.0
+    square = x * x
+    sine = x * _series(square, [(-1) ** k / math.factorial(2 * k + 1) for k in range(8)])
+    cosine = _series(square, [(-1) ** k / math.factorial(2 * k) for k in range(9)])
+    first, second, third = quarter == 1.0, quarter == 2.0, quarter == 3.0
+    odd = tile.logical_or(first, third)
+    re, im = tile.where(odd, sine, cosine), tile.where(odd, cosine, sine)
+    re = tile.where(tile.logical_or(first, second), -re, re)
+    return re, tile.where(tile.logical_or(second, third), im, -im)
+
+
+def _series(x: tile.TileValue, terms: list[float]) -> tile.TileValue:
+    total = tile.full(x.shape, terms[-1], f64)
+    for c in reversed(terms[:-1]):
+        total = tile.fma(total, x, tile.full(x.shape, c, f64))
+    return total
 
 
 def times(a: Pair, b: Pair) -> Pair:
@@ -252,7 +272,7 @@ class FourStep:
         """Columns j2 … times the roots of n, each to a line of its own: element k1 of column j2 at j2*n1 + k1."""
         n1, lanes = self.n1, self.lanes
         column = tile.iota((lanes,)) + j2
-        step = root(column % self.n, self.n)
+        step = root(column, self.n)
         line = column * n1
         inside = _inside(j2, lanes, self.n2)
         chunk = 16  # the powers of ``step`` are multiplied up from a fresh root every so often
@@ -265,7 +285,7 @@ class FourStep:
                 return times(now, step)
 
             stop = tile.minimum(k + chunk, tile.constant(n1, int64))
-            tile.for_loop((k, stop, 1), root(column * k % self.n, self.n), one)
+            tile.for_loop((k, stop, 1), root(column * k, self.n), one)
             return ()
 
         tile.for_loop((0, n1, chunk), (), strip)
@@ -291,8 +311,8 @@ class Chirp:
         return 6 * m * dtype.itemsize + FourStep.nbytes(m, lanes, dtype)
 
     def _chirp(self, j: Any) -> Pair:
-        """exp(-pi i j^2 / n), by the exact remainder of j^2."""
-        re, im = root(j * j % (2 * self.n), 2 * self.n)
+        """exp(-pi i j^2 / n)."""
+        re, im = root(j * j, 2 * self.n)
         return re.to(self.dtype), im.to(self.dtype)
 
     def _filter(self, j: Any, lanes: int) -> Pair:
@@ -335,7 +355,7 @@ class Direct:
 
         def column(k: Any, _: Any) -> tuple[()]:
             at = tile.iota((lanes,)) + k
-            step = root(at % n, n)
+            step = root(at, n)
             zero = tile.full((lanes,), 0, f64)
 
             def strip(j0: Any, sums: Pair) -> Pair:
@@ -346,7 +366,7 @@ class Direct:
                     return (tile.fma(-x[1], now[1], re), tile.fma(x[1], now[0], im)), times(now, step)
 
                 stop = tile.minimum(j0 + chunk, tile.constant(n, int64))
-                return tile.for_loop((j0, stop, 1), (sums, root(at * j0 % n, n)), one)[0]  # type: ignore[no-any-return]
+                return tile.for_loop((j0, stop, 1), (sums, root(at * j0, n)), one)[0]  # type: ignore[no-any-return]
 
             re, im = tile.for_loop((0, n, chunk), (zero, zero), strip)
             write(k, (re.to(self.dtype), im.to(self.dtype)), _inside(k, lanes, n))
