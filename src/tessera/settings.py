@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 
+class SettingError(ValueError):
+    """An environment variable holds something that it cannot."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One variable.
@@ -34,7 +38,7 @@ class Setting:
         """The value now.
 
         Raises:
-            ValueError: the variable holds something else; the message names it.
+            SettingError: the variable holds something else; the message names it.
         """
         text = os.environ.get(self.name)
         if text is None or text == "":
@@ -42,10 +46,12 @@ class Setting:
         try:
             return self.parse(text)
         except ValueError as e:
-            raise ValueError(f"the environment variable {self.name} is {text!r}: {e}") from None
+            raise SettingError(f"the environment variable {self.name} is {text!r}: {e}") from None
 
 
 def _positive(text: str) -> int:
+    if not text.strip().isdigit():
+        raise ValueError("it must be a whole number, with K, M or G behind it where it counts bytes")
     n = int(text)
     if n < 1:
         raise ValueError("it must be at least 1")

@@ -7,6 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..settings import SettingError
+from .load import say_error
+
 
 def _parser() -> argparse.ArgumentParser:
     from .. import __version__
@@ -29,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SettingError as e:
+        say_error(str(e))
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -18,7 +18,7 @@ def add_parser(sub: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """The command; returns its exit status: 1 when a file has an error."""
     from rich.console import Console
-    out = Console(soft_wrap=True, highlight=False)
+    out = Console(soft_wrap=True, highlight=False, emoji=False)
     failed = 0
     for file in args.files:
         try:

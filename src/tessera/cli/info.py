@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
     from rich.text import Text
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(highlight=False, soft_wrap=True, emoji=False)
     for name, value in _rows(facts):
         out.print(Text.assemble((f"{name:<21}", "bold"), value))
     if facts["warning"]:

@@ -58,4 +58,4 @@ def say_error(text: str) -> None:
     """An error on standard error, in colour on a terminal."""
     from rich.console import Console
     from rich.text import Text
-    Console(stderr=True, soft_wrap=True).print(Text(text, style="red" if "\n" not in text else ""), highlight=False)
+    Console(stderr=True, soft_wrap=True, emoji=False).print(Text(text, style="red" if "\n" not in text else ""), highlight=False)
