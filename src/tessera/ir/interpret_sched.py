@@ -121,7 +121,8 @@ class Interpreter:
         shape = self.shape(op.result.type.shape)
         start = self.size(op.attrs["offset"])
         count = int(np.prod(shape, dtype=np.int64))
-        self.buffers[op.result] = self.buffers[op.operands[0]].reshape(-1)[start:start + count].reshape(shape)
+        flat = self.buffers[op.operands[0]].reshape(-1).view(op.result.type.dtype.np)
+        self.buffers[op.result] = flat[start:start + count].reshape(shape)
 
     def do_kernel(self, op: Op) -> None:
         self.run_grid(op.attrs["grid"], op.blocks[0], [self.buffers[v] for v in op.operands], [])

@@ -194,7 +194,10 @@ def _constant(v: _Verifier, op: Op) -> None:
 def _view(v: _Verifier, op: Op) -> None:
     require(len(op.operands) == 1, op, "looks at one buffer")
     t, source = v.result(op), op.operands[0].type
-    require(t.dtype is source.dtype, op, f"changes the dtype from {source.dtype} to {t.dtype}")
+    require(t.dtype.real is source.dtype.real, op, f"changes the dtype from {source.dtype} to {t.dtype}")
+    if t.dtype is not source.dtype:  # complex elements as pairs, or back
+        require(t.nbytes == source.nbytes and op.attrs.get("offset", 0) == 0, op, "reads complex elements as pairs in part")
+        return
     v.known((op.attrs.get("offset", 0),), "view")
     if isinstance(t.size, int) and isinstance(source.size, int) and isinstance(op.attrs["offset"], int):
         require(op.attrs["offset"] >= 0 and op.attrs["offset"] + t.size <= source.size, op, "leaves the buffer")

@@ -203,6 +203,8 @@ from .shaping import (
     tril,
     triu,
     unsqueeze,
+    view_as_complex,
+    view_as_real,
 )
 from .sorting import (
     argsort,
@@ -412,5 +414,7 @@ __all__ = [
     "unique",
     "unsqueeze",
     "var",
+    "view_as_complex",
+    "view_as_real",
     "where",
 ]

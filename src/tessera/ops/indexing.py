@@ -22,7 +22,7 @@ from ..types.shapes import format_shape
 from . import pointwise as pw
 from . import shaping as sh
 from .operands import as_tensor, axis_of, broadcast_to, convert, one_of, promoted, scalar, spread
-from .rules import EVERY, INTS, LOW, NUMBERS, Array, accept, check_axis, equal_sizes, expect_operands
+from .rules import EVERY, INTS, LOW, NUMBERS, REAL, Array, accept, check_axis, equal_sizes, expect_operands
 from .table import Attrs, Bound, ElementBuilder, primitive
 
 Types = Sequence[TensorType]
@@ -141,7 +141,7 @@ def _scatter_infer(types: Types, attrs: Attrs) -> Types:
     if mode not in MODES:
         raise ShapeError(f"'scatter' writes with {', '.join(MODES)}, not {mode!r}")
     if mode != "set":
-        accept("scatter", (x,), NUMBERS if mode in ("add", "mul") else tuple(d for d in NUMBERS if not d.is_complex))
+        accept("scatter", (x,), NUMBERS if mode == "add" else REAL)
     if u.dtype is not x.dtype:
         raise DTypeError(f"'scatter' writes {u.dtype} into {x.dtype}", expected=str(x.dtype), received=str(u))
     if i.rank != 1 or x.rank < 1:

@@ -16,7 +16,7 @@ from ..types import dtypes as dt
 from ..types.dims import DimLike, ceildiv, dim_max, format_dim, known_less
 from ..types.dtypes import DType, as_dtype
 from ..types.shapes import Shape, contiguous_strides, format_shape, product
-from .rules import EVERY, INTS, Array, check_axis, equal_sizes, expect_operands
+from .rules import COMPLEX, EVERY, INTS, Array, accept, check_axis, equal_sizes, expect_operands
 from .table import Attrs, ElementBuilder, primitive
 
 Index = Sequence[DimLike]
@@ -277,6 +277,35 @@ def _concat_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 primitive("concat", family="movement", infer=_concat_infer, reference=lambda *xs, axis: np.concatenate(xs, axis),
           dtypes=EVERY, element=_concat_element, doc="Operands joined along ``axis``.", facts={"variadic": True})
+
+
+# -- complex memory as pairs ------------------------------------------------------------------------------------------------
+def _as_real_infer(types: Types, attrs: Attrs) -> Types:
+    expect_operands("view_as_real", types, 1)
+    accept("view_as_real", types, COMPLEX)
+    return (TensorType(types[0].dtype.real, (*types[0].shape, 2)),)
+
+
+def _as_complex_infer(types: Types, attrs: Attrs) -> Types:
+    expect_operands("view_as_complex", types, 1)
+    accept("view_as_complex", types, (dt.f32, dt.f64))
+    t = types[0]
+    if t.rank == 0 or t.shape[-1] != 2:
+        raise ShapeError("'view_as_complex' takes pairs: a last axis of size 2", received=str(t))
+    return (TensorType(dt.complex128 if t.dtype is dt.f64 else dt.complex64, t.shape[:-1]),)
+
+
+def _as_complex_reference(x: Array) -> Array:
+    kind = {4: np.complex64, 8: np.complex128}.get(x.dtype.itemsize, np.clongdouble)
+    return np.ascontiguousarray(x).view(kind).reshape(x.shape[:-1])
+
+
+primitive("view_as_real", family="movement", infer=_as_real_infer, dtypes=COMPLEX, external="view",
+          reference=lambda x: np.stack([x.real, x.imag], -1), doc="Complex elements as pairs along a new last axis: the same "
+          "memory.", facts={"view": True})
+primitive("view_as_complex", family="movement", infer=_as_complex_infer, dtypes=(dt.f32, dt.f64), external="view",
+          reference=_as_complex_reference, doc="Pairs along the last axis as complex elements: the same memory.",
+          facts={"view": True})
 
 
 # -- values from nothing ---------------------------------------------------------------------------------------------------

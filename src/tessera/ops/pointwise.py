@@ -45,7 +45,8 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
              cancels: float = 0.0) -> None:
     """Enter a pointwise op on operands of one dtype.
 
-    ``result`` is its dtype where that differs; ``cancels`` bounds the error by so many epsilons of the operands' magnitude.
+    ``result`` is its dtype where that differs; ``cancels`` bounds the error by so many epsilons of the operands' magnitude
+    (products and quotients of complex numbers cancel too).
     """
 
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
@@ -54,8 +55,11 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
         kind = same_dtype(name, types)
         return (TensorType(result or kind, same_shape(name, types)),)
 
+    def terms(types: Sequence[TensorType], attrs: Attrs) -> float:
+        return cancels + 4.0 * (types[0].dtype.is_complex and name in ("mul", "div"))
+
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
-              bound=Bound(ulp, (lambda types, attrs: cancels) if cancels else None), pointwise=True, doc=doc or f"Elementwise {name}.",
+              bound=Bound(ulp, terms), pointwise=True, doc=doc or f"Elementwise {name}.",
               facts={"domain": domain} if domain else {})
 
 
@@ -247,8 +251,8 @@ primitive("convert", family="pointwise", infer=_convert_infer, reference=m.conve
 def _bitcast_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
     expect_operands("bitcast", types, 1)
     src, dst = types[0].dtype, attrs["dtype"]
-    if src.bits != dst.bits or (dt.bool_ in (src, dst) and src is not dst):
-        raise DTypeError(f"bitcast from {src} to {dst} changes the number of bits", expected=f"a dtype of {src.bits} bits",
+    if src.bits != dst.bits or (src is not dst and (dt.bool_ in (src, dst) or src.is_complex or dst.is_complex)):
+        raise DTypeError(f"bitcast does not read {src} as {dst}", expected=f"a real dtype of {src.bits} bits",
                          received=f"{dst} ({dst.bits} bits)", hints=["Use .to(...) to convert values"])
     return (types[0].with_dtype(dst),)
 

@@ -334,3 +334,13 @@ def tril(x: Any, k: int = 0) -> Any:
 def triu(x: Any, k: int = 0) -> Any:
     """The upper triangle of the last two axes: zero below the ``k``-th diagonal."""
     return _triangle(x, k, "le")
+
+
+def view_as_real(x: Any) -> Any:
+    """Complex elements as pairs along a new last axis."""
+    return bind("view_as_real", as_tensor(x))
+
+
+def view_as_complex(x: Any) -> Any:
+    """Pairs along the last axis as complex elements."""
+    return bind("view_as_complex", as_tensor(x))

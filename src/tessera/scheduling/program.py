@@ -33,6 +33,10 @@ LAUNCHES: dict[str, Launch] = {}
 IN_PLACE: dict[str, Callable[[BlockScheduler, Op], bool]] = {}
 
 
+# Graph ops whose result is their operand's memory.
+VIEWS = frozenset({"reshape", "view_as_real", "view_as_complex"})
+
+
 def launches(*names: str) -> Callable[[Launch], Launch]:
     def enter(fn: Launch) -> Launch:
         LAUNCHES.update(dict.fromkeys(names, fn))
@@ -145,7 +149,7 @@ class BlockScheduler:
     def _spread_homes(self) -> None:
         """A reshape shares memory with its operand, so the operand may be computed straight into the home."""
         for v, home in list(self.homes.items()):
-            while v.op is not None and v.op.name == "reshape":
+            while v.op is not None and v.op.name in VIEWS:
                 v = v.op.operands[0]
                 if v in self.homes or v.op not in self.order:
                     break
@@ -160,9 +164,8 @@ class BlockScheduler:
                 raise CompileError(f"the value {v!r} has no buffer")
             if op.name == "constant" and not _uniform(op):
                 self._constant(v)
-            elif op.name == "reshape":
-                self.buffers[v] = self.view(self.demand(op.operands[0]), buffer_of(v.type))
-                self.position[v] = self.position.get(op.operands[0], -1)
+            elif op.name in VIEWS:
+                self.look(op)
             elif op not in self.done and not self.fusion.fusable(op):
                 self.launch(op)
             else:
@@ -170,6 +173,12 @@ class BlockScheduler:
         got = self.buffer(v)
         assert got is not None
         return got
+
+    def look(self, op: Op) -> None:
+        """The result of an op in :data:`VIEWS`."""
+        v = op.results[0]
+        self.buffers[v] = self.view(self.demand(op.operands[0]), buffer_of(v.type))
+        self.position[v] = self.position.get(op.operands[0], -1)
 
     def _constant(self, v: Value) -> None:
         assert v.op is not None
@@ -246,6 +255,8 @@ class BlockScheduler:
         special = LAUNCHES.get(op.name)
         if special is not None:
             special(self, op)
+        elif op.name in VIEWS:
+            self.look(op)
         elif rule is not None and rule.template is not None:
             self.plain(op, "template", {"template": rule.template, "op": op.name,
                                             "name": self.program.label(op.name)})
