@@ -141,7 +141,7 @@ class Interpreter:
 
     def _by_reference(self, op: Op, arrays: list[Array]) -> None:
         outs = op.attrs["outs"]
-        own = ("template", "op", "name", "outs", "function", "tile")
+        own = ("template", "op", "name", "site", "outs", "function", "tile")
         attrs = {k: self._attr(v) for k, v in op.attrs.items() if k not in own}
         got = REFERENCES[op.attrs["op"]](*[x for i, x in enumerate(arrays) if i not in outs], **attrs)
         for i, x in zip(outs, got if isinstance(got, tuple) else (got,), strict=True):
