@@ -189,20 +189,24 @@ def test_arg_reductions(combine: str, n: int, axis: int) -> None:
     assert np.array_equal(got, getattr(np, combine)(x, axis=axis))
 
 
-def test_reduction_over_two_loops_that_do_not_merge() -> None:
-    text = """sched @f(%x: buf<f32[4, 3, 50]>, %o: buf<f32[3]>) {
-      kernel(%x, %o) {grid = (("c", 3),), outs = (1,)} do(%a: buf<f32[4, 3, 50]>, %d: buf<f32[3]>) {
-        %s = reduce() {over = (("i", 4), ("j", 50)), combine = "add", lanes = 64} do() {
-          %0 = load(%a) {index = (<i>, <c>, <j>)} : f32
+@pytest.mark.parametrize("n", [1, 3, 20, 32, 50, 64, 100, 131])
+@pytest.mark.parametrize("lanes", [16, 64])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_reduction_over_two_loops_that_do_not_merge(n: int, lanes: int, symbolic: bool) -> None:
+    s = "S" if symbolic else n
+    text = f"""sched @f(%x: buf<f32[4, 3, {s}]>, %o: buf<f32[3]>) with {{sizes = ({'"S",' if symbolic else ''})}} {{
+      kernel(%x, %o) {{grid = (("c", 3),), outs = (1,)}} do(%a: buf<f32[4, 3, {s}]>, %d: buf<f32[3]>) {{
+        %s = reduce() {{over = (("i", 4), ("j", <{s}>)), combine = "add", lanes = {lanes}}} do() {{
+          %0 = load(%a) {{index = (<i>, <c>, <j>)}} : f32
           yield(%0)
-        } : f32
-        store(%d, %s) {index = (<c>,)}
+        }} : f32
+        store(%d, %s) {{index = (<c>,)}}
         yield()
-      }
+      }}
       return()
-    }"""
-    x = randn(4, 3, 50)
-    assert np.allclose(check(text, [x, zeros(3)])[1], x.sum((0, 2)), rtol=1e-4)
+    }}"""
+    x = randn(4, 3, n)
+    assert np.allclose(check(text, [x, zeros(3)], {"S": n})[1], x.sum((0, 2)), rtol=1e-3, atol=1e-4)
 
 
 def test_reduction_of_everything() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..ir.core import BufferType, Op, ScalarType, TileType, Value
+from ..ir.core import INDEX, BufferType, Op, ScalarType, TileType, Value
 from ..types.dims import mod, product, substitute
 from ..types.dims import name as named
 from ..types.dtypes import DType, bool_, int64
@@ -314,12 +314,14 @@ class Loops(Body):
     def _reduce_on_lanes(self, ops: list[Op], lanes: int, ctx: Context) -> None:
         """The accumulators are the lanes of a tile along the innermost loop."""
         loops = self.k.loops[ops[0]]
-        if lanes and len(loops) > 1 and mod(loops[-1].extent, lanes) != 0:
-            for op in ops:  # rows would not start at lane 0: walk all iterations as one loop
+        turning = bool(lanes) and len(loops) > 1 and mod(loops[-1].extent, lanes) != 0  # rows do not start at lane 0
+        if turning and isinstance(loops[-1].extent, int) and loops[-1].extent < lanes // 2:
+            for op in ops:  # rows of a few elements: walk all iterations as one loop
                 linearise(self.k, op)
-            loops = self.k.loops[ops[0]]
+            loops, turning = self.k.loops[ops[0]], False
         lane, outer = loops[-1], loops[:-1]
         width = self._reduction_width(ops, lanes, lane)
+        width = lanes if turning else width
         count = lanes or width
         inner = [o for op in ops for o in op.blocks[0].ops]
         start = [v for op in ops for v in self._start(op, (count,))]
@@ -335,10 +337,44 @@ class Loops(Body):
         def row(at: Context, accs: list[Value]) -> Sequence[Value]:
             return self.lanes(lane, 0, self.e.size(lane.extent), width, count, inner, at, accs, body)
 
-        found = self.nest(outer, inner, ctx, start, row)
+        def turned(at: Context, carried: list[Value]) -> Sequence[Value]:
+            return self._turned_row(lane, carried[0], count, inner, at, carried[1:], body)
+
+        found = self.nest(outer, inner, ctx, [self.e.int(0), *start], turned)[1:] if turning else \
+            self.nest(outer, inner, ctx, start, row)
         for op in ops:
             self._define(op, self._finish(op, found[:len(op.results)], count))
             found = found[len(op.results):]
+
+    def _turned_row(self, loop: Loop, first: Value, count: int, ops: Sequence[Op], ctx: Context, accs: Sequence[Value],
+                    body: Callable[[Context, list[Value]], Sequence[Value]]) -> list[Value]:
+        """One row of a reduction whose rows start at any lane: element 0 belongs to accumulator ``first``.
+
+        Tiles are placed so that lanes and accumulators agree: the first one begins ``first`` elements before the row, masked.
+        Returns the accumulator of the next row's element 0, and the accumulators.
+        """
+        e = self.e
+        self.hoist(ops, frozenset((loop.name,)), ctx)
+        extent = e.size(loop.extent)
+        before = e.op("sub", (e.int(0), first), INDEX)
+        head = e.mod(before, count)  # the first whole tile
+        rest = e.op("maximum", (e.int(e.sub(extent, head)), e.int(0)), INDEX)
+        whole = e.add(head, e.round_down(rest, count))
+
+        def step(masked: bool) -> Callable[[Value, list[Value]], Sequence[Value]]:
+            def run(i: Value, accs: list[Value]) -> Sequence[Value]:
+                mask = None
+                if masked:
+                    at = e.pointwise("add", e.iota((count,), 0), i)
+                    mask = e.both(e.compare("ge", at, e.int(0)), e.compare("lt", at, e.int(extent)))
+                with self.scope():
+                    return body(replace(ctx, axes=(Axis(loop.name, i, count),), tail=mask), accs)
+            return run
+
+        accs = e.loop(before, e.int(0), count, accs, step(True))
+        accs = e.loop(head, whole, count, accs, step(False))
+        accs = e.loop(whole, extent, count, accs, step(True))
+        return [e.int(e.mod(e.add(first, extent), count)), *accs]
 
     def _reduction_width(self, ops: list[Op], lanes: int, lane: Loop) -> int:
         full = min(self.machine.vector_lanes(widest(op)) for op in ops)
