@@ -489,8 +489,6 @@ def _along(d: DType, k: int, rng: np.random.Generator) -> Sample:
 @maker("scatter", count=5)
 def _scatter(d: DType, k: int, rng: np.random.Generator) -> Sample:
     mode = ("set", "add", "max", "min", "mul")[k] if d.kind not in ("bool",) and d.bits not in (4, 6) else "set"
-    if d.is_complex and mode in ("max", "min", "mul"):
-        mode = "add"
     shape, m = (((9,), 6), ((5, 3), 7), ((4, 2, 3), 3), ((6,), 9), ((3, 4), 4))[k]
     domain = (0.5, 1.5) if mode == "mul" else None
     return [values(shape, d, rng, domain), rng.integers(-shape[0], shape[0], m), values((m, *shape[1:]), d, rng, domain)], {"mode": mode}

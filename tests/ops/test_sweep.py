@@ -68,3 +68,17 @@ def test_compiled_in_full(op: str) -> None:
 
 def compiler() -> Any:
     return importlib.import_module("tessera.runtime").host_compiler()
+
+
+def test_guards_inside_guards() -> None:
+    """A uniform guard inside one that depends on lanes: its loads are masked, so its value has lanes too."""
+    import numpy as np
+
+    import tessera as ts
+
+    @ts.jit
+    def twice(x: Any) -> Any:
+        return ts.stack([ts.concat([x, x], 0), ts.pad(x, [(2, 0), (0, 0)], 1.0)], -1)
+
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(twice(x).numpy(), np.stack([np.concatenate([x, x]), np.pad(x, [(2, 0), (0, 0)], constant_values=1)], -1))

@@ -22,7 +22,7 @@ from ..types.shapes import format_shape
 from . import pointwise as pw
 from . import shaping as sh
 from .operands import as_tensor, axis_of, broadcast_to, convert, one_of, promoted, scalar, spread
-from .rules import EVERY, INTS, LOW, NUMBERS, REAL, Array, accept, check_axis, equal_sizes, expect_operands
+from .rules import EVERY, INTS, LOW, REAL, Array, accept, check_axis, equal_sizes, expect_operands
 from .table import Attrs, Bound, ElementBuilder, primitive
 
 Types = Sequence[TensorType]
@@ -136,12 +136,13 @@ MODES = {"set": None, "add": np.add, "mul": np.multiply, "max": np.maximum, "min
 def _scatter_infer(types: Types, attrs: Attrs) -> Types:
     expect_operands("scatter", types, 3)
     x, i, u = types
+    accept("scatter", (x,), tuple(d for d in EVERY if not d.is_complex))
     accept("scatter", (i,), INTS)
     mode = attrs["mode"]
     if mode not in MODES:
         raise ShapeError(f"'scatter' writes with {', '.join(MODES)}, not {mode!r}")
     if mode != "set":
-        accept("scatter", (x,), NUMBERS if mode == "add" else REAL)
+        accept("scatter", (x,), REAL)
     if u.dtype is not x.dtype:
         raise DTypeError(f"'scatter' writes {u.dtype} into {x.dtype}", expected=str(x.dtype), received=str(u))
     if i.rank != 1 or x.rank < 1:
@@ -172,7 +173,8 @@ def _scatter_terms(types: Types, attrs: Attrs) -> float:
     return (float(m) if isinstance(m, int) else 1024.0) if attrs["mode"] in ("add", "mul") else 0.0
 
 
-primitive("scatter", family="indexing", infer=_scatter_infer, reference=_scatter_reference, template="scatter", dtypes=EVERY,
+primitive("scatter", family="indexing", infer=_scatter_infer, reference=_scatter_reference, template="scatter",
+          dtypes=tuple(d for d in EVERY if not d.is_complex),
           bound=Bound(1, _scatter_terms),
           doc="x [N, …] with row index[m] replaced by, or combined with (``mode``: set add mul max min), updates[m]; updates "
               "are taken in order, so of equal indices the last one wins.",
@@ -378,8 +380,21 @@ def scatter(x: Any, index: Any, updates: Any, axis: int = 0, mode: str = "set", 
     if axis:
         x = sh.moveaxis(x, axis, 0)
         u = sh.moveaxis(u, tuple(range(axis, axis + len(many))), tuple(range(len(many))))
-    out = bind("scatter", x, sh.reshape(i, (product(many),)), sh.reshape(u, (product(many), *rest)), mode=_mode(mode))
+    out = _scatter_rows(x, sh.reshape(i, (product(many),)), sh.reshape(u, (product(many), *rest)), _mode(mode))
     return sh.moveaxis(out, 0, axis) if axis else out
+
+
+def _scatter_rows(x: Any, i: Any, u: Any, mode: str) -> Any:
+    """The primitive; complex elements are written as pairs.
+
+    Raises:
+        DTypeError: complex elements and a mode that does not work on their parts.
+    """
+    if not x.dtype.is_complex:
+        return bind("scatter", x, i, u, mode=mode)
+    if mode not in ("set", "add"):
+        raise DTypeError(f"scatter with {mode!r} does not take {x.dtype}", received=str(x.type), hints=["Use 'set' or 'add'"])
+    return bind("view_as_complex", bind("scatter", bind("view_as_real", x), i, bind("view_as_real", u), mode=mode))
 
 
 def _flat(shape: Sequence[DimLike], axes: Sequence[int], parts: Sequence[Any]) -> Any:

@@ -143,7 +143,8 @@ class Body:
                 inner = self.run(block.ops, replace(ctx, guard=self.e.both(ctx.guard, p)))
             return [self.e.pointwise("select", p, v, self.e.const(x, d), dtype=d)
                     for v, x, d in zip(inner, others, dtypes, strict=True)]
-        shape = ctx.shape if any(self._varies(v, ctx) for v in block.terminator.operands) else ()
+        varies = ctx.guard is not None or any(self._varies(v, ctx) for v in block.terminator.operands)  # masked loads are tiles
+        shape = ctx.shape if varies else ()
         types = [TileType(d, shape) if shape else ScalarType(d) for d in dtypes]
 
         def then() -> list[Value]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from ..ir.core import Function
 from .canonicalize import canonicalize
 from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpressions
-from .complex_pairs import split_complex
 from .expand import expand_composites
 from .outlining import outline_layers
 from .raising import raise_composites
@@ -32,7 +31,6 @@ GRAPH_PASSES: tuple[Pass, ...] = (
     Pass("dead_code", eliminate_dead_code, "drops what the passes above made unused"),
     Pass("outline_layers", outline_layers, "while layers are short and equal; all that follows runs once a distinct layer"),
     Pass("expand_composites", expand_composites, "last but for tidying: everything above knows composites by name"),
-    Pass("split_complex", split_complex, "when all ops are primitives; below, only the transforms know complex numbers"),
     Pass("canonicalize_expanded", canonicalize, "definitions are general; here they meet their operands"),
     Pass("fold_expanded", fold_constants, "as above, for the definitions"),
     Pass("merge_expanded", merge_common_subexpressions, "definitions of two composites often share their beginning"),
