@@ -31,7 +31,7 @@ from ..types.dims import Dim
 from ..types.shapes import unify
 from .control import TileRange
 from .kernel_ops import KernelRange
-from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Volatile, Window
+from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Volatile, Window, plain
 from .rewrite import Machinery, rewritten
 from .tile_types import Bound, Declared, Tile, Tile3D, TileSpec, bind, read, symbolic
 from .values import TileValue, current, fail, internal, tracing
@@ -228,17 +228,17 @@ class Kernel:
         volatile: frozenset[int] = frozenset()
         for _ in range(64):
             params = symbolic(bound, frozen) if specialize else bound
-            key = (tuple(params.items()), tuple(static.items()), serial, volatile) if _hashable(static) else None
-            known = self._built.get(key) if key is not None else None
+            memo = (tuple(params.items()), tuple(static.items()), serial, volatile) if _hashable(static) else None
+            known = self._built.get(memo) if memo is not None else None
             if known is not None:
                 return known
             try:
                 made = self._trace(params, static, serial, volatile)
             except Demand as d:
-                plain = d.key.split("#")[0]
-                if plain in frozen or not specialize:
-                    raise self._not_static(plain, params) from None
-                frozen |= {plain}
+                key = d.key.rstrip("'")
+                if key in frozen or not specialize:
+                    raise self._not_static(key, params) from None
+                frozen |= {key}
                 continue
             except _Serial as again:
                 serial |= {again.number}
@@ -246,8 +246,8 @@ class Kernel:
             except Volatile as memory:
                 volatile |= {memory.number}
                 continue
-            if key is not None:
-                self._built[key] = made
+            if memo is not None:
+                self._built[memo] = made
             return made
         raise KernelError(f"the kernel {self.function.__name__!r} does not settle")
 
@@ -292,7 +292,7 @@ class Kernel:
                     raise self._collision(key, op)
 
     def _collision(self, key: str, op: Op) -> KernelError:
-        name = key.split("#")[0].lstrip("=")
+        name = plain(key)
         return KernelError(f"programs at different positions along {name} write the same place", loc=op.loc,
                            sentence=f"The grid runs over {name}, but this store does not depend on the position along it.",
                            hints=[f"loop over {name} inside the kernel: for i in tile.range(…)", "store to a parameter that has this axis"])

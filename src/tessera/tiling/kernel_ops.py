@@ -16,7 +16,7 @@ from ..types.promotion import accumulator
 from . import dsl
 from .control import TileRange
 from .dsl import where
-from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, masked, program
+from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, masked, plain, program
 from .values import _HOOKS, Edge, Meta, TileValue, as_value, fail, internal, static_shape
 
 internal(__file__)
@@ -33,7 +33,7 @@ class Context:
         tiles = self._prog.tiles
         if name in tiles:
             return tiles[name]
-        if name in {k.split("#")[0] for p in self._prog.params.values() for k in p.bound.keys}:
+        if name in {plain(k) for p in self._prog.params.values() for k in p.bound.keys}:
             return tiles["N"]
         from ..errors import suggest
         fail(f"tile.context() has no {name!r}{suggest(name, tiles)}", expected=", ".join(tiles))
@@ -167,7 +167,7 @@ def load(x: Any, offsets: Any = None, shape: Any = None, *, fill: Any = 0, mask:
             fail(f"load: a tile of extent {extent} does not fit {window!r}")
         parts[k] = Part(p.axis, start, extent) if start is not None or extent is not None else p
     made = Window(window.param, parts)
-    if mask is None and not fill and builtins.any(made.walked(p) for p in parts):
+    if mask is None and not fill and builtins.any(p.start is None and not made.fits(p) for p in parts):
         made.deferred = None
         return made
     return made.load(fill=fill, mask=mask)
@@ -185,6 +185,31 @@ def store(x: Any, value: Any, mask: Any = None) -> None:
         return
     window = _window(x, "store")
     window.store(v, mask)
+
+
+def _flat(x: Any, index: Any, what: str) -> tuple[Param, TileValue, TileValue]:
+    """Row-major offsets of an index along the only axis that the body sees, clamped, and which are inside."""
+    if not isinstance(x, Param) or len(x.inner) != 1:
+        fail(f"{what} takes a parameter with one axis inside the kernel, not {x!r}")
+    i = as_value(index).to("int64")
+    total = dsl.size(x.buffer.shape[x.inner[0]])
+    flat: Any = 0
+    outer = dict(x.outer())
+    for axis, n in enumerate(x.buffer.shape):
+        flat = flat * dsl.size(n) + (outer[axis] if axis in outer else dsl.maximum(dsl.minimum(i, total - 1), 0))
+    return x, flat, (i >= 0) & (i < total)
+
+
+def gather(x: Param, index: Any, fill: Any = 0) -> TileValue:
+    """The elements of a parameter at the positions ``index`` (an integer tile); positions outside give ``fill``."""
+    param, flat, inside = _flat(x, index, "gather")
+    return dsl.gather(param.buffer, flat, mask=inside, fill=fill)
+
+
+def scatter(x: Param, index: Any, value: Any) -> None:
+    """Write ``value`` to the positions ``index``; positions outside are skipped, of equal ones the last lane wins."""
+    param, flat, inside = _flat(x, index, "scatter")
+    dsl.scatter(param.buffer, flat, as_value(value), mask=inside)
 
 
 def alloc_shared(*shape: Any, dtype: object = None, **options: Any) -> Shared:
@@ -274,10 +299,6 @@ def store_shared(x: Shared, value: Any) -> None:
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
-def _operand(x: Any) -> TileValue:
-    return as_value(x)
-
-
 def _dot(a: TileValue, b: TileValue, acc: TileValue | None) -> TileValue:
     """A product in which lanes without data along the contraction contribute nothing."""
     return dsl.dot(_zero_beyond(a, 1), _zero_beyond(b, 0), acc)
@@ -288,41 +309,53 @@ def _zero_beyond(x: TileValue, axis: int) -> TileValue:
     return x if edge is None or edge.zero else masked(x, 0, (axis,))
 
 
-def _walks(a: Any, b: Any) -> tuple[Part, Part] | None:
-    """The contraction axes of two windows that are loaded in pieces."""
-    found = []
-    for x, k in ((a, 1), (b, 0)):
-        if not isinstance(x, Window) or x.deferred is False or builtins.sum(not p.single for p in x.parts) != 2:
-            return None
-        part = [p for p in x.parts if not p.single][k]
-        if not x.walked(part):
-            return None
-        found.append(part)
-    return found[0], found[1]
+def _open(x: Any, k: int) -> Part | None:
+    """The k-th axis of a matrix that ``load`` left unplaced, or None."""
+    if not isinstance(x, Window) or x.deferred is False:
+        return None
+    part = [p for p in x.parts if not p.single][k]
+    return part if part.start is None else None
+
+
+def _placed(a: Any, b: Any) -> tuple[Any, Any, tuple[Part, Part] | None]:
+    """Operands of a product with their unplaced axes resolved, and the contraction axes if they are longer than a tile.
+
+    Rows of ``a`` and columns of ``b`` follow the program's windows, also where both axes have the same name; the
+    contraction never does.
+    """
+    row, column = _open(a, 0), _open(b, 1)
+    if row is not None and column is not None and a.key(row) == b.key(column):
+        b = b.replaced(column, Part(column.axis, None, column.extent, key=b.key(column) + "'"))
+    pa, pb = _open(a, 1), _open(b, 0)
+    long_a, long_b = pa is not None and not a.fits(pa), pb is not None and not b.fits(pb)
+    if long_a and long_b:
+        assert pa is not None and pb is not None
+        return a, b, (pa, pb)
+    if long_a or long_b:
+        fail("mma: one operand is loaded in pieces along the contraction, the other is not", received=f"{a!r} by {b!r}",
+             hints=["load both with equal extents along it", "loop over it with tile.range"])
+    a = a if pa is None else a.replaced(pa, Part(pa.axis, 0, pa.extent))
+    b = b if pb is None else b.replaced(pb, Part(pb.axis, 0, pb.extent))
+    return a, b, None
 
 
 def _walk(a: Window, b: Window, pa: Part, pb: Part, acc: TileValue | None) -> TileValue:
     """The product of two windows along an axis that is longer than one tile: a loop over its pieces."""
-    ka, kb = pa.extent, pb.extent
-    if ka != kb or ka is None:
-        fail(f"mma: the contraction is loaded in pieces of {ka} and of {kb}", expected="equal extents",
+    step = pa.extent
+    if step != pb.extent or step is None:
+        fail(f"mma: the contraction is loaded in pieces of {step} and of {pb.extent}", expected="equal extents",
              received=f"{a!r} by {b!r}")
     total, other = a.total(pa), b.total(pb)
     if total != other:
         fail(f"mma: inner sizes differ: {total} vs {other}", received=f"{a!r} by {b!r}")
+    shape = a.extent_along(0), b.extent_along(1)
+    start = acc if acc is not None else dsl.zeros(shape, dsl._dot_dtype(a.dtype, b.dtype))
 
-    def piece(w: Window, part: Part, k: Any) -> TileValue:
-        return Window(w.param, [Part(p.axis, k, ka) if p is part else p for p in w.parts]).load()
+    def add(k: TileValue, c: Any) -> Any:
+        program().multiples[k.value] = (step, total)
+        return _dot(a.replaced(pa, Part(pa.axis, k, step)).load(), b.replaced(pb, Part(pb.axis, k, step)).load(), c)
 
-    m, n = a.extent_beside(pa), b.extent_beside(pb)
-    d = dsl._dot_dtype(a.dtype, b.dtype)
-    start = acc if acc is not None else dsl.zeros((m, n), d)
-
-    def step(k: TileValue, c: Any) -> Any:
-        program().multiples[k.value] = (ka, total)
-        return _dot(piece(a, pa, k), piece(b, pb, k), c)
-
-    return dsl.for_loop((0, dsl.size(total), ka), start, step, index_name="k")  # type: ignore[no-any-return]
+    return dsl.for_loop((0, dsl.size(total), step), start, add, index_name="k")  # type: ignore[no-any-return]
 
 
 def dot(a: Any, b: Any, acc: Any = None) -> TileValue:
@@ -331,11 +364,17 @@ def dot(a: Any, b: Any, acc: Any = None) -> TileValue:
     Raises:
         KernelError: the shapes do not fit, or the dtypes have no product.
     """
+    tiles = program().tiles
+    if isinstance(a, Param):
+        a = load(a, shape=(tiles["M"], tiles["K"]))
+    if isinstance(b, Param):
+        b = load(b, shape=(tiles["K"], tiles["N"]))
     start = None if acc is None else as_value(acc)
-    walks = _walks(a, b)
-    if walks is not None:
-        return _walk(a, b, *walks, start)
-    return _dot(_operand(a), _operand(b), start)
+    for x in (a, b):
+        if builtins.len(x.shape) != 2:
+            fail(f"a product takes matrices, not {x!r}")
+    a, b, walk = _placed(a, b)
+    return _walk(a, b, *walk, start) if walk is not None else _dot(as_value(a), as_value(b), start)
 
 
 def mma(*args: Any) -> TileValue:
@@ -354,11 +393,6 @@ def mma(*args: Any) -> TileValue:
 
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """``a @ b``; with a third operand the product is written there, and that operand is returned."""
-    tiles = program().tiles
-    if isinstance(a, Param):
-        a = load(a, shape=(tiles["M"], tiles["K"]))
-    if isinstance(b, Param):
-        b = load(b, shape=(tiles["K"], tiles["N"]))
     product = dot(a, b)
     if out is None:
         return product
@@ -472,9 +506,9 @@ _HOOKS["kernel_store"] = store
 # -- the namespace -----------------------------------------------------------------------------------------------------
 POINTWISE_NAMES = tuple(sorted(n for n in dsl.POINTWISE if n not in ("convert", "bitcast")))
 NAMES = (
-    "alloc_register", "alloc_shared", "async_copy", "barrier", "context", "copy", "dot", "fill", "load", "load_async", "load_shared",
-    "matmul", "mma", "online_softmax", "range", "reduce", "split", "store", "store_shared", "update_accumulator", "wait_async",
-    "sum", "prod", "max", "min", "any", "all", "mean",
+    "alloc_register", "alloc_shared", "async_copy", "barrier", "context", "copy", "dot", "fill", "gather", "load", "load_async",
+    "load_shared", "matmul", "mma", "online_softmax", "range", "reduce", "scatter", "split", "store", "store_shared",
+    "update_accumulator", "wait_async", "sum", "prod", "max", "min", "any", "all", "mean",
 )
-FROM_DSL = ("broadcast_to", "cdiv", "concat", "constant", "extract", "full", "gather", "iota", "arange", "program_id", "reshape",
+FROM_DSL = ("broadcast_to", "cdiv", "concat", "constant", "extract", "full", "iota", "arange", "program_id", "reshape",
             "static_range", "transpose", "where", "zeros", "convert", "bitcast", "tile_function")

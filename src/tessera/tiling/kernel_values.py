@@ -115,7 +115,7 @@ class KernelProgram(TileProgram):
         """The offset of this program's window along an axis, which the grid walks in steps of ``extent``."""
         known = self.windows.setdefault(key, extent)
         if known != extent:
-            fail(f"the axis {key.split('#')[0]} is walked in windows of {known} and of {extent}; a program has one window",
+            fail(f"the axis {plain(key)} is walked in windows of {known} and of {extent}; a program has one window",
                  hints=["use equal extents along equal axes", "give an explicit position: tile.load(A, (i, j), shape=…)"])
         axis = self.grid_axis(key, ceildiv(total, extent))
         with self.before():
@@ -164,9 +164,9 @@ class Param(Operators):
         return self.buffer.rank
 
     def key(self, axis: int) -> str:
-        """What an axis is called; a second axis of equal name is told apart by its position."""
+        """What an axis is called; further axes of equal name are told apart: ``N``, ``N'``."""
         key = self.bound.keys[axis]
-        return key if key not in [self.bound.keys[a] for a in self.inner if a < axis] else f"{key}#{axis}"
+        return key + "'" * sum(self.bound.keys[a] == key for a in self.inner if a < axis)
 
     def outer(self) -> list[tuple[int, TileValue]]:
         """(buffer axis, position) along the grid axes."""
@@ -192,10 +192,10 @@ class Param(Operators):
 class Part:
     """A window along one axis: start and static extent.  No start: not placed yet; a start without extent: the whole axis."""
 
-    __slots__ = ("axis", "extent", "single", "start")
+    __slots__ = ("axis", "extent", "key", "single", "start")
 
-    def __init__(self, axis: int, start: Any, extent: int | None, single: bool = False):
-        self.axis, self.start, self.extent, self.single = axis, start, extent, single
+    def __init__(self, axis: int, start: Any, extent: int | None, single: bool = False, key: str | None = None):
+        self.axis, self.start, self.extent, self.single, self.key = axis, start, extent, single, key
 
 
 class Window(Operators):
@@ -285,7 +285,7 @@ class Window(Operators):
         if part.start is not None:
             return part.start, part.extent if part.extent is not None else self.whole(part)
         prog, total = program(), self.total(part)
-        key = self.param.key(part.axis)
+        key = self.key(part)
         extent = part.extent or prog.windows.get(key) or wish
         if extent is None and isinstance(total, int) and key not in prog.tiles:
             extent = total
@@ -295,16 +295,24 @@ class Window(Operators):
             return 0, extent
         return prog.window(key, total, extent), extent
 
-    def extent_beside(self, part: Part) -> int:
-        """The extent along the other axis of a matrix."""
-        k = next(k for k, p in enumerate(self.parts) if p is not part and not p.single)
-        return self._place(self.parts[k], None, k)[1]
+    def key(self, part: Part) -> str:
+        return part.key or self.param.key(part.axis)
 
-    def walked(self, part: Part) -> bool:
-        """True when the axis is not placed and does not fit one window: a product walks along it."""
+    def extent_along(self, k: int) -> int:
+        """The extent of the window along its k-th axis."""
+        part = [p for p in self.parts if not p.single][k]
+        return self._place(part, None, self.parts.index(part))[1]
+
+    def replaced(self, part: Part, new: Part) -> Window:
+        """The same window with another part."""
+        made = Window(self.param, [new if p is part else p for p in self.parts])
+        made.deferred = None if self.deferred is not False else False
+        return made
+
+    def fits(self, part: Part) -> bool:
+        """True when one tile certainly covers the whole axis."""
         total = self.total(part)
-        fits = isinstance(total, int) and (part.extent is None or total <= part.extent)
-        return part.start is None and not fits and self.param.key(part.axis) not in program().windows
+        return isinstance(total, int) and (part.extent is None or total <= part.extent)
 
     def load(self, extents: Sequence[int | None] | None = None, fill: Any = 0, mask: Any = None) -> TileValue:
         """The window as a tile; lanes outside the tensor are ``fill``."""
@@ -342,6 +350,21 @@ class Window(Operators):
         def text(p: Part) -> str:
             return f"{p.extent}" if p.extent is not None else f"{format_dim(self.total(p))}"
         return f"<window [{', '.join(text(p) for p in self.parts if not p.single)}] of {self.param.name}>"
+
+
+def plain(key: str) -> str:
+    """An axis key as the user wrote it."""
+    return key.rstrip("'").lstrip("=")
+
+
+def _demand(size_: Dim) -> None:
+    """A tile shape needs this size: build the kernel again with an axis that it comes from as a number."""
+    prog = current()
+    if isinstance(prog, KernelProgram):
+        for p in prog.params.values():
+            for axis, n in enumerate(p.buffer.shape):
+                if isinstance(n, Dim) and n.names & size_.names:
+                    raise Demand(p.bound.keys[axis])
 
 
 def default_extent(prog: KernelProgram, position: int, rank: int) -> int:
@@ -629,7 +652,7 @@ def _moved(name: str, edges: dict[int, Edge], before: tuple[int, ...], after: tu
     return {}
 
 
-_HOOKS.update(meta=_propagate, keep=_keep)
+_HOOKS.update(meta=_propagate, keep=_keep, demand=_demand)
 
 __all__ = ["Demand", "Extent", "KernelProgram", "Param", "Part", "Register", "Shared", "SizeValue", "Volatile", "Window", "masked",
-           "program", "valid_lanes"]
+           "plain", "program", "valid_lanes"]

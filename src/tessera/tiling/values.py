@@ -534,6 +534,8 @@ def static_shape(shape: Any, what: str = "tile shape") -> tuple[int, ...]:
         if isinstance(d, TileValue) and isinstance(d.const, int):
             d = d.const
         if isinstance(d, TileValue | Dim):
+            if isinstance(d, TileValue) and d.dim is not None and "demand" in _HOOKS:
+                _hook("demand")(d.dim)
             text = format_dim(d) if isinstance(d, Dim) else format_dim(d.dim) if d.dim is not None else "a value computed in the kernel"
             fail(f"a {what} must be static: extent {axis} is {text}",
                  expected="integers known when the kernel is built", received=text,
@@ -640,11 +642,9 @@ def joint_shape(values: Sequence[TileValue]) -> tuple[int, ...]:
 # -- pointwise ---------------------------------------------------------------------------------------------------------
 def _lift(v: Any) -> Any:
     """A TileValue; Python numbers and numpy scalars stay, as Python numbers, because their dtype is weak."""
-    if isinstance(v, Number):
-        return v
     if hasattr(v, "item") and getattr(v, "shape", None) == () and not isinstance(v, Operators):
         return v.item()
-    return as_value(v)
+    return v if isinstance(v, Number) else as_value(v)
 
 
 def agree(values: Sequence[Any]) -> list[TileValue]:
