@@ -6,18 +6,21 @@ LLVM IR text; the answer's header is ``{"ok", "seconds"}`` and its payload an ob
 LLVM ends its process on a fatal error: that is why it has one of its own.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import select
 import struct
 import sys
 import time
+from typing import Any, NoReturn
 
 HEADER = struct.Struct("<II")
 PARENT_POLL_SECONDS = 5.0
 
 
-def _read_exactly(fd, n):
+def _read_exactly(fd: int, n: int) -> bytes:
     parts = []
     while n:
         part = os.read(fd, min(n, 1 << 20))
@@ -28,13 +31,13 @@ def _read_exactly(fd, n):
     return b"".join(parts)
 
 
-def _write_all(fd, data):
+def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view):]
 
 
-def _wait_for_request(fd, parent):
+def _wait_for_request(fd: int, parent: int) -> None:
     """Block until there is input; leave when the parent is gone (a forked child of it may still hold the pipe)."""
     while not select.select([fd], [], [], PARENT_POLL_SECONDS)[0]:
         if os.getppid() != parent:
@@ -44,19 +47,19 @@ def _wait_for_request(fd, parent):
 class Machines:
     """LLVM target machines by (triple, cpu, features, level)."""
 
-    def __init__(self, binding):
+    def __init__(self, binding: Any):
         self.llvm = binding
-        self.made = {}
+        self.made: dict[Any, Any] = {}
         self.all_targets = False
 
-    def get(self, triple, cpu, features, level):
+    def get(self, triple: str, cpu: str, features: str, level: int) -> Any:
         key = (triple, cpu, features, level)
         tm = self.made.get(key)
         if tm is None:
             tm = self.made[key] = self._make(triple, cpu, features, level)
         return tm
 
-    def _make(self, triple, cpu, features, level):
+    def _make(self, triple: str, cpu: str, features: str, level: int) -> Any:
         llvm = self.llvm
         try:
             target = llvm.Target.from_triple(triple)
@@ -70,7 +73,7 @@ class Machines:
         return target.create_target_machine(cpu=cpu, features=features, opt=level, reloc="pic", codemodel="small")
 
 
-def _pass_builder(llvm, tm, level):
+def _pass_builder(llvm: Any, tm: Any, level: int) -> Any:
     """Scalar clean-up only: Tessera's IR is explicit vectors in their final shape, so the vectorisers stay off."""
     options = llvm.create_pipeline_tuning_options(speed_level=level)
     options.loop_vectorization = False
@@ -80,7 +83,7 @@ def _pass_builder(llvm, tm, level):
     return llvm.create_pass_builder(tm, options)
 
 
-def compile_module(llvm, machines, request, text):
+def compile_module(llvm: Any, machines: Machines, request: dict[str, Any], text: str) -> tuple[bytes, tuple[float, ...]]:
     """The object file (or assembly, or optimised IR) of one module, as bytes."""
     start = time.perf_counter()
     level = request["level"]
@@ -104,8 +107,9 @@ def compile_module(llvm, machines, request, text):
     return out, (parsed - start, optimised - parsed, time.perf_counter() - optimised)
 
 
-def serve(requests, answers):
-    import llvmlite.binding as llvm
+def serve(requests: int, answers: int) -> NoReturn:
+    """Answer requests until the parent closes the pipe."""
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machines = Machines(llvm)
@@ -117,7 +121,7 @@ def serve(requests, answers):
         text = _read_exactly(requests, body).decode()
         try:
             payload, seconds = compile_module(llvm, machines, request, text)
-            answer = {"ok": True, "seconds": seconds}
+            answer: dict[str, Any] = {"ok": True, "seconds": seconds}
         except Exception as e:
             payload, answer = str(e).encode(), {"ok": False, "seconds": ()}
         header = json.dumps(answer).encode()

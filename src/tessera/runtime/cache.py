@@ -109,7 +109,7 @@ class DiskCache:
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(last use, bytes, path) of every entry; leftovers of killed processes are removed on the way."""
-        out = []
+        out: list[tuple[float, int, Path]] = []
         now = time.time()
         if self.root is None:
             return out

@@ -149,7 +149,7 @@ class Compiler:
         for s, step in steps:
             if s is OBJECT and until not in ("o", "asm"):
                 break
-            step(build, wanted=until)  # type: ignore[operator]
+            step(build, until)
             if s.name == until:
                 break
         return build

@@ -304,8 +304,9 @@ def _attributes(text: str, env: dict[str, int]) -> dict[str, Any]:
 
 def _array_at(address: int, dtype: DType, shape: tuple[int, ...]) -> Array:
     n = dtype.itemsize * _count(shape)
-    raw = (ctypes.c_char * n).from_address(address) if n else b""
-    return np.frombuffer(raw, dtype.np, _count(shape)).reshape(shape) if n else np.empty(shape, dtype.np)
+    if n == 0:
+        return np.empty(shape, dtype.np)
+    return np.ndarray(shape, dtype.np, memoryview((ctypes.c_char * n).from_address(address)))
 
 
 def _host(handle: int, call: int, pointers: int | None) -> None:

@@ -61,7 +61,8 @@ class Accesses:
 def accesses(op: Op) -> tuple[list[Region], list[Region]]:
     """(reads, writes) of a launch; an operand that it writes may be read too, which makes no difference to waiting."""
     outs = set(op.attrs.get("outs", ()))
-    reads, writes = [], []
+    reads: list[Region] = []
+    writes: list[Region] = []
     for i, v in enumerate(op.operands):
         region = region_of(v)
         if region is not None:

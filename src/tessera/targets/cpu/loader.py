@@ -105,7 +105,7 @@ class _Linker:
                     s.address += base
             image = Image(base, self.size, self.globals())
             content = self.build(base, image.symbols)
-            (ctypes.c_char * self.size).from_address(base)[:] = bytes(content)
+            ctypes.memmove(base, bytes(content), self.size)
             self.protect(base)
         except BaseException:
             _libc.munmap(base, self.size)
