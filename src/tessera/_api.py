@@ -133,8 +133,7 @@ def _assemble() -> None:
 
 
 def _function_of(name: str) -> Any:
-    f = getattr(ops, SPELLINGS.get(name, name), None)
-    return methods.quick(f) if f is not None and getattr(f, "__name__", "") in methods.FAST else f
+    return methods.public(SPELLINGS.get(name, name))
 
 
 def find(name: str, into: dict[str, Any]) -> Any:

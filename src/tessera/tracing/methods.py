@@ -6,6 +6,7 @@ a small program for the operands' dtypes and pattern of sizes, and a call is one
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,12 @@ PROPERTIES = {"T": "transpose", "mT": "matrix_transpose", "real": "real", "imag"
 # Functions whose program does not depend on the value of a Python number among their operands.
 FAST = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and",
                   "bitwise_or", "bitwise_xor"})
+# Functions of one tensor and plain values, which run eagerly as one program however many ops they are made of.
+WHOLE = frozenset(
+    "relu relu6 leaky_relu elu silu swish softplus log_sigmoid hardtanh softsign gelu softmax log_softmax mean var std norm "
+    "logsumexp sum prod max min amax amin any all argmax argmin cumsum cumprod exp exp2 expm1 log log2 log10 log1p sqrt rsqrt "
+    "sin cos tan tanh sinh cosh asin acos atan erf sigmoid abs neg sign floor ceil round square reciprocal clip pow isnan "
+    "isinf isfinite logical_not bitwise_not cast tril triu count_nonzero".split())  # noqa: SIM905
 
 
 # -- operators -----------------------------------------------------------------------------------------------------------
@@ -191,7 +198,7 @@ def attach(namespace: Any) -> None:
         setattr(Tensor, method, binary(name, reflected))
     for method, name in (UNARY | METHODS).items():
         if method not in Tensor.__dict__:
-            setattr(Tensor, method, getattr(namespace, name, None) or _late(name))
+            setattr(Tensor, method, public(name) or _late(name))
     for prop, name in PROPERTIES.items():
         setattr(Tensor, prop, property(lambda self, name=name: function(name)(self)))
     Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
@@ -204,9 +211,85 @@ def quick(f: Callable[..., Any]) -> Callable[..., Any]:
 
     def function_of_two(x: Any, y: Any) -> Any:
         if type(x) is Tensor:
-            return operator(x, y)
+            out = operator(x, y)
+            if out is not NotImplemented:
+                return out
         return f(x, y)
 
-    function_of_two.__name__ = function_of_two.__qualname__ = f.__name__
-    function_of_two.__doc__ = f.__doc__
-    return function_of_two
+    return functools.update_wrapper(function_of_two, f)
+
+
+# -- functions of one tensor ---------------------------------------------------------------------------------------------
+_PLAIN = (int, float, bool, str, type(None), dt.DType)
+
+
+def whole(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of one tensor and plain values that runs eagerly as one program."""
+    table: dict[Any, Any] = {}
+    _tables.append(table)
+
+    def function_of_one(*args: Any, **kwargs: Any) -> Any:
+        if STATE.trace is None and args and type(args[0]) is Tensor:
+            p = args[0]._p
+            try:
+                key = (p.dtype, p.shape) if len(args) == 1 and not kwargs else _full_key(p, args, kwargs)
+                run = table.get(key)
+            except (TypeError, AttributeError):  # something that cannot be a key, or a donated tensor
+                return f(*args, **kwargs)
+            if run is None:
+                run = table[key] = _whole_program(f, p, args, kwargs) or f
+                if len(table) > eager.LIMIT:
+                    table.clear()
+            if run is not f:
+                return run(p)
+        return f(*args, **kwargs)
+
+    return functools.update_wrapper(function_of_one, f)
+
+
+def _full_key(p: Any, args: Any, kwargs: Any) -> Any:
+    return (p.dtype, p.shape, *[(type(v), v) for v in args[1:]], *[(k, type(v), v) for k, v in kwargs.items()])
+
+
+def _plain(v: Any) -> bool:
+    return isinstance(v, _PLAIN) or (isinstance(v, tuple) and all(isinstance(x, int) for x in v))
+
+
+def _whole_program(f: Callable[..., Any], p: Any, args: Any, kwargs: Any) -> Callable[[Any], Tensor] | None:
+    """``f`` as a program of its first argument; None where it is not one."""
+    if type(p) is not ndarray or not all(map(_plain, (*args[1:], *kwargs.values()))):
+        return None
+    exact = TensorType(_OF_NUMPY[p.dtype], p.shape)
+    for t in dict.fromkeys((*eager.symbolic([exact]), exact)):
+        key = (f, t, _full_key(p, args, kwargs)[2:])
+        exe = _programs.get(key)
+        if exe is None:
+            trace = Trace(f"eager_{f.__name__}")
+            x = trace.parameter(t)
+            try:
+                with tracing(trace):
+                    out = f(x, *args[1:], **kwargs)
+            except (TesseraError, TypeError):  # a size is needed as a number; or the general path says what is wrong
+                continue
+            if not isinstance(out, Tensor):
+                return None
+            if out._p is x._p:
+                return lambda a: make(a)
+            exe = _programs[key] = eager.compile_graph(trace.finish([out]))
+        return lambda a, exe=exe: make(exe([a])[0])  # type: ignore[misc]
+    return None
+
+
+def public(name: str) -> Callable[..., Any] | None:
+    """The function that users call under ``name``, with its short path for eager use; None when there is none."""
+    if name not in _public:
+        f = getattr(NAMESPACE, name, None)
+        if f is not None and name in FAST:
+            f = quick(f)
+        elif f is not None and name in WHOLE:
+            f = whole(f)
+        _public[name] = f
+    return _public[name]
+
+
+_public: dict[str, Any] = {}
