@@ -1,0 +1,73 @@
+"""Schedule a Graph function and compare its interpretation with the Graph interpreter's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import tessera  # noqa: F401  (assembles the package)
+from tessera import ops  # noqa: F401
+from tessera.ir import sched
+from tessera.ir.core import Function
+from tessera.ir.interpret_graph import REFERENCES
+from tessera.ir.interpret_graph import interpret as run_graph
+from tessera.ir.interpret_sched import interpret as run_sched
+from tessera.ir.text import parse_function
+from tessera.machine import X86_AVX512
+from tessera.ops.table import OPS
+from tessera.scheduling import schedule
+from tessera.transforms.pipeline import optimize
+from tessera.types.dims import evaluate
+
+REFERENCES.update({n: d.reference for n, d in OPS.items()})
+LAUNCH = ("kernel", "template", "external", "launch", "call")
+
+
+def lower(graph: str | Function, optimise: bool = True) -> Function:
+    """The verified Schedule program of a graph; its text reads back to the same program."""
+    fn = parse_function(graph) if isinstance(graph, str) else graph
+    out = schedule(optimize(fn, X86_AVX512) if optimise else fn, X86_AVX512)
+    sched.verify(out)
+    text = str(out)
+    again = parse_function(text)
+    sched.verify(again)
+    assert str(again) == text
+    return out
+
+
+def launches(fn: Function) -> list[str]:
+    """Kinds of the launches at the top level, templates by name."""
+    return [op.attrs["template"] if op.name == "template" else op.name for op in fn.body.ops if op.name in LAUNCH]
+
+
+def arguments(fn: Function, sizes: Mapping[str, int], seed: int = 0) -> list[Any]:
+    """Random inputs for a Graph function."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for a in fn.args:
+        shape = [evaluate(d, sizes) for d in a.type.shape]
+        d = a.type.dtype
+        x = rng.standard_normal(shape) if d.is_inexact else rng.integers(0, 2, shape)
+        out.append(np.asarray(x).astype(d.np))
+    return out
+
+
+def check(graph: str | Function, sizes: Mapping[str, int] | None = None, tolerance: float = 2e-6, inputs: Any = None,
+          optimise: bool = True) -> Function:
+    """Lower, run both interpreters on random inputs, compare; the Schedule program is returned."""
+    fn = parse_function(graph) if isinstance(graph, str) else graph
+    out = lower(fn, optimise)
+    sizes = dict(sizes or {})
+    xs = inputs if inputs is not None else arguments(fn, sizes)
+    expected = run_graph(fn, xs, sizes)
+    got = [np.full_like(r, 7 if r.dtype != np.bool_ else True) for r in expected]
+    run_sched(out, [*[x.copy() for x in xs], *got], sizes)
+    for e, g in zip(expected, got, strict=True):
+        if e.dtype.kind in "biu":
+            assert np.array_equal(e, g)
+        else:
+            wide = np.complex128 if e.dtype.kind == "c" else np.float64
+            np.testing.assert_allclose(g.astype(wide), e.astype(wide), rtol=tolerance, atol=tolerance)
+    return out
