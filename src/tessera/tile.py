@@ -13,7 +13,10 @@ from typing import Any
 from .errors import KernelError, suggest
 from .tiling import dsl as _dsl
 from .tiling import kernel_ops as _ops
+from .tiling.values import internal as _internal
 from .tiling.values import location as _location
+
+_internal(__file__)
 
 for _name in _ops.POINTWISE_NAMES + _ops.FROM_DSL:
     globals()[_name] = getattr(_dsl, _name)

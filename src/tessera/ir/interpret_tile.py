@@ -18,6 +18,7 @@ import numpy as np
 
 from ..types.dims import evaluate
 from ..types.dtypes import DType, f32
+from ..types.shapes import unify
 from .core import Block, BufferType, Function, Op, TileType, Value
 from .pointwise_numpy import convert, fma, pointwise
 from .tile import POINTWISE, shape_of, tile_axes
@@ -113,6 +114,21 @@ def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None 
             machine.block(fn.body)
     first = min(state.failures, default=None)
     return Result(None if first is None else state.failures[first], len(order))
+
+
+def interpret(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None = None) -> Result:
+    """:func:`run` for callers that know sizes only from the arrays: shapes bind what ``sizes`` does not name.
+
+    Raises:
+        ValueError: a shape does not fit its parameter.
+    """
+    env = dict(sizes or {})
+    params = [a for a in fn.args if isinstance(a.type, BufferType)]
+    for _ in range(2):  # sizes such as 2*B bind once their names are known
+        for p, b in zip(params, buffers, strict=True):
+            if len(p.type.shape) != b.ndim or unify(p.type.shape, b.shape, env) is not None:
+                raise ValueError(f"%{p.name} of @{fn.name} is {p.type}; the array has the shape {list(b.shape)}")
+    return run(fn, buffers, env)
 
 
 def _parameter(p: Value, b: Array, env: Mapping[str, int], watched: bool) -> _Memory:

@@ -34,6 +34,7 @@ from .values import TileValue, as_value, binary, current, fail, internal, tracin
 internal(__file__)
 F = TypeVar("F", bound=Callable[..., Any])
 _RT = "__tile__"
+_DEFINED = "__tile_defined__"
 _ORDER = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
 
 
@@ -390,7 +391,26 @@ class _Rewriter(ast.NodeTransformer):
     visit_YieldFrom = visit_Await = visit_Yield
 
     def visit_ClassDef(self, s: ast.ClassDef) -> Any:
-        return s
+        return self._python_only(s, "class", False)
+
+    def visit_Try(self, s: ast.Try) -> Any:
+        return self._python_only(s, "try", True)
+
+    visit_TryStar = visit_Try
+
+    def visit_With(self, s: ast.With) -> Any:
+        return self._python_only(s, "with", True)
+
+    def visit_Import(self, s: ast.Import | ast.ImportFrom) -> Any:
+        return self._python_only(s, "import", False)
+
+    visit_ImportFrom = visit_Import
+
+    def _python_only(self, s: ast.stmt, what: str, inside: bool) -> Any:
+        """Statements that metaprograms may use, but users' kernels not: they would run once, while the kernel is built."""
+        if self.calls:
+            self.fail(s, f"`{what}` is not supported in a kernel", hints=["move it out of the kernel"])
+        return self.generic_visit(s) if inside else s
 
     # expressions
     def visit_BoolOp(self, e: ast.BoolOp) -> Any:
@@ -487,15 +507,15 @@ def _compile(fn: types.FunctionType, calls: bool) -> types.CodeType:
     """The code object of the rewritten function; its free variables are the original's and ``__tile__``."""
     node, file = _parse(fn)
     node.decorator_list = []
-    name = node.name
     node = rewrite_function(node, file, calls)
+    node.name = _DEFINED  # not its own name, which inside the body means the original
     _strip_annotations(node)
     free = [*fn.__code__.co_freevars, _RT]
     factory = ast.FunctionDef("__tile_factory__", ast.arguments([], [ast.arg(n) for n in free], None, [], [], None, []), [node], [], None)
     module = ast.Module([ast.fix_missing_locations(_at(factory, node))], [])
     code = compile(module, file, "exec", dont_inherit=True)
     outer = next(c for c in code.co_consts if isinstance(c, types.CodeType))
-    inner = next(c for c in outer.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
+    inner = next(c for c in outer.co_consts if isinstance(c, types.CodeType) and c.co_name == _DEFINED)
     return _rename(inner, fn.__name__, fn.__qualname__)
 
 
