@@ -6,8 +6,8 @@
     def mlp(x: ts.Tensor["B", 768], w, b):
         return ts.gelu(x @ w + b)
 
-The public names are listed in ``_api.py``; the rooms of the package are assembled there at the first use of one of them, so
-that ``import tessera`` itself costs nothing.  ``import tessera as ts`` is the documented alias.
+The public names are listed in ``_api.py``, where the rooms of the package are put together.  Rooms that not every program
+needs (``nn``, ``importers`` …) are loaded when they are first named.  ``import tessera as ts`` is the documented alias.
 """
 
 from __future__ import annotations
@@ -34,3 +34,6 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     names: list[str] = import_module("tessera._api").public_names()
     return sorted([*names, "__version__"])
+
+
+import_module("tessera._api")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import math
 from typing import Any, Callable, Dict, List, Optional, Tuple  # noqa: UP035  (re-exported under the names users write)
 
@@ -116,8 +115,6 @@ def _assemble() -> None:
     methods.attach(ops)
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
-    if importlib.util.find_spec("tessera.tiling.vmath") is None:
-        return
     runtime = importlib.import_module("tessera.runtime")
     allocator = runtime.ALLOCATOR
     runtime.install()
