@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TesseraError
+from ..errors import TesseraError, UnsupportedError
 from ..ir.core import Block, Builder, Function, TensorType
 from ..types import dims
 from ..types.dims import Dim, DimLike
@@ -147,7 +147,12 @@ def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any
             fn = one_op(name, general, attrs, loc)
         except TesseraError:  # the rule wants numbers: the program is for these sizes alone
             return _program_for(name, types, attrs, loc)
-    run = compile_graph(fn if fn is not None else one_op(name, types, attrs, loc))
+    try:
+        run = compile_graph(fn if fn is not None else one_op(name, types, attrs, loc))
+    except UnsupportedError:  # a kernel wants numbers (the length of a Fourier transform)
+        if fn is None:
+            raise
+        return _program_for(name, types, attrs, loc)
     if key is not None:
         _programs[key] = run
     return run
