@@ -222,9 +222,9 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
     if not 0 <= p <= 1:
         raise ArgumentError(f"a probability lies in [0, 1], and {p} does not")
     if not training or p == 0:
-        return x
+        return x  # type: ignore[no-any-return]
     if p == 1:
-        return x * 0
+        return x * 0  # type: ignore[no-any-return]
     from .ops import where
     keep = bernoulli(1 - p, tuple(x.type.shape), key=key)
     return where(keep, x / (1 - p), 0)  # type: ignore[no-any-return]

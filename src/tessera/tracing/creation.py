@@ -185,7 +185,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Te
     (n,) = shape_from(((n,),), "arange")
     if STATE.trace is None:
         exact = np.float64 if floating else np.int64
-        return make(convert_array(np.arange(n, dtype=exact) * step + start, kind))
+        return make(convert_array(np.arange(int(n), dtype=exact) * step + start, kind))
     index = bind("iota", shape=(n,), axis=0, dtype=kind if kind.bits > 8 else dt.int64)
     if not (isinstance(start, int) and start == 0 and step == 1):
         index = index * step + start

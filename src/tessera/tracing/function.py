@@ -241,7 +241,9 @@ class TracedFunction:
 
     def _program(self, call: Call, abstract: bool = False) -> tuple[Program, dict[str, int]]:
         """The program for these arguments (traced when there is none) and the values of the sizes."""
-        declared, env, shapes = self.declared, {}, []
+        declared = self.declared
+        env: dict[str, DimLike] = {}
+        shapes: list[Sequence[DimLike]] = []
         origins: dict[str, str] = {}
         for t, owner in zip(call.types, call.owners, strict=True):
             spec = declared.params.get(owner) if owner else None
@@ -283,10 +285,10 @@ class TracedFunction:
     def _body(self, args: list[Any], kwargs: dict[str, Any], params: Sequence[Tensor], owners: Sequence[str | None]) -> Any:
         from .parameters import owning
         declared = self.declared.params
-        if any(o in declared and declared[o].dtype not in (None, p.dtype) for p, o in zip(params, owners, strict=True) if o):
+        if any(declared[o].dtype not in (None, p.dtype) for p, o in zip(params, owners, strict=True) if o and o in declared):
             bound = self.bind_arguments(args, kwargs)
             for p, o in zip(params, owners, strict=True):
-                want = declared[o].dtype if o in declared else None
+                want = declared[o].dtype if o and o in declared else None
                 if o and want is not None and want is not p.dtype:
                     bound.arguments[o] = p.to(want)  # a float that widens to the declared dtype
             args, kwargs = list(bound.args), dict(bound.kwargs)
@@ -472,7 +474,8 @@ def _leaf_type(leaf: Any) -> tuple[TensorType | None, type | None]:
     if kind in _SCALARS:
         return _SCALARS[kind], kind
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != object:
-        return TensorType(dt.as_dtype(as_array(leaf[:0] if leaf.ndim else leaf).dtype), leaf.shape), None
+        few = leaf[:0] if isinstance(leaf, np.ndarray) and leaf.ndim else leaf
+        return TensorType(dt.as_dtype(as_array(few).dtype), leaf.shape), None
     return None, None
 
 
@@ -543,7 +546,7 @@ def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effect
                                  static_argnames=static_argnames)
     if isinstance(fn, TracedFunction):
         return fn
-    allowed = frozenset() if pure else None
+    allowed: frozenset[str] | None = frozenset() if pure else None
     if effects is not None:
         try:
             allowed = as_effects(effects)

@@ -16,9 +16,8 @@ import numpy as np
 from ..errors import DTypeError, IndexOutOfRangeError, ShapeError, TracingError
 from ..ir.core import TensorType
 from ..types import dtypes as dt
-from ..types.dims import Dim, DimLike, as_dim, ceildiv, known_nonnegative
+from ..types.dims import Dim, DimLike, as_dim, ceildiv, known_nonnegative, product
 from ..types.promotion import promote_weak, widens
-from ..types.shapes import product
 from .methods import function
 from .recorder import STATE, as_array, bind, lift
 from .tensor import Tensor, Traced, make, ndarray
@@ -221,13 +220,13 @@ def _bounds(x: Tensor, s: slice, n: DimLike, axis: int) -> tuple[DimLike, DimLik
                              hints=["Slice first, then reverse: x[a:b][::-1]"])
         size = ceildiv(n, -step)
         return n - 1 - (size - 1) * -step, n, -step, True, size
-    a = 0 if s.start is None else _clamped(as_dim(s.start), n)
-    b = n if s.stop is None else _clamped(as_dim(s.stop), n)
-    if not known_nonnegative(b - a):
-        raise ShapeError(f"the slice {a}:{b} of a size {n} may be empty or reversed", received=str(x.type),
-                         sentence=f"Nothing is known about how {b} compares with {a}.",
+    low = 0 if s.start is None else _clamped(as_dim(s.start), n)
+    high = n if s.stop is None else _clamped(as_dim(s.stop), n)
+    if not known_nonnegative(high - low):
+        raise ShapeError(f"the slice {low}:{high} of a size {n} may be empty or reversed", received=str(x.type),
+                         sentence=f"Nothing is known about how {high} compares with {low}.",
                          hints=["Declare the sizes so that they compare, e.g. \"S+1\"", "Use ts.dynamic_slice(x, starts, sizes)"])
-    return a, b, step, False, ceildiv(b - a, step)
+    return low, high, step, False, ceildiv(high - low, step)
 
 
 def _clamped(i: DimLike, n: DimLike) -> DimLike:
@@ -305,7 +304,7 @@ def _fitting(x: Tensor, value: Any) -> Tensor:
     """``value`` in the dtype of ``x``; numbers follow it, other tensors must widen to it."""
     if isinstance(value, bool | int | float | complex):
         kind = promote_weak(x.dtype, type(value)) if x.dtype is not dt.bool_ or not isinstance(value, bool) else dt.bool_
-        if kind is not x.dtype or (x.dtype.is_integer and not x.dtype.iinfo.min <= value <= x.dtype.iinfo.max):  # type: ignore[operator]
+        if kind is not x.dtype or (x.dtype.is_integer and not x.dtype.iinfo.min <= value <= x.dtype.iinfo.max):
             raise DTypeError(f"the number {value} does not fit into {x.dtype}", expected=str(x.dtype), received=repr(value),
                              hints=[f"Convert the tensor first: x.to({kind})"])
         return lift(as_array(value, x.dtype))
@@ -347,7 +346,7 @@ def _updated(x: Tensor, items: Sequence[Any], value: Tensor) -> Tensor:
         sizes.append(size)
     piece = function("broadcast_to")(value, tuple(selected))
     if tuple(starts) == (0,) * len(shape) and tuple(sizes) == tuple(shape):
-        return bind("reshape", piece, shape=tuple(shape)) if piece.type.shape != tuple(shape) else piece
+        return bind("reshape", piece, shape=tuple(shape)) if piece.type.shape != tuple(shape) else piece  # type: ignore[no-any-return]
     piece = bind("reshape", piece, shape=tuple(sizes)) if tuple(sizes) != tuple(piece.type.shape) else piece
     return function("dynamic_update_slice")(x, piece, tuple(starts))  # type: ignore[no-any-return]
 
@@ -404,7 +403,7 @@ is_block: Callable[[Any], bool] = _no_block
 
 def install() -> None:
     """Attach indexing to ``Tensor``."""
-    Tensor.masked_select = masked_select
+    setattr(Tensor, "masked_select", masked_select)  # noqa: B010
     Tensor.__getitem__ = getitem  # type: ignore[method-assign]
     Tensor.__setitem__ = setitem  # type: ignore[method-assign]
 

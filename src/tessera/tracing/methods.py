@@ -117,6 +117,7 @@ def _prepare(name: str, reflected: bool, a: Any, b: Any, table: dict[Any, Any]) 
     if type(x) is not ndarray or len(table) > eager.LIMIT:
         return None
     xt = TensorType(_OF_NUMPY[x.dtype], x.shape)
+    key: Any
     if type(b) is Tensor:
         y = b._p
         if type(y) is not ndarray:
@@ -200,9 +201,9 @@ def attach(namespace: Any) -> None:
         if method not in Tensor.__dict__:
             setattr(Tensor, method, public(name) or _late(name))
     for prop, name in PROPERTIES.items():
-        setattr(Tensor, prop, property(lambda self, name=name: function(name)(self)))
-    Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
-    Tensor.__pos__ = lambda self: self  # type: ignore[method-assign]
+        setattr(Tensor, prop, property(_late(name)))
+    setattr(Tensor, "__hash__", object.__hash__)  # noqa: B010  (defining == has removed it)
+    setattr(Tensor, "__pos__", lambda self: self)  # noqa: B010
 
 
 def quick(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -292,4 +293,4 @@ def public(name: str) -> Callable[..., Any] | None:
     return _public[name]
 
 
-_public: dict[str, Any] = {}
+_public: dict[str, Callable[..., Any] | None] = {}

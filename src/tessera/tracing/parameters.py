@@ -25,7 +25,6 @@ class _Owner(threading.local):
 
 
 _OWNER = _Owner()
-SEED = [0]
 
 
 @contextmanager
@@ -60,14 +59,14 @@ def parameter(kind: str, shape: tuple[int, ...], dtype: DType = dt.f32, bound: f
     found = owner.parameters_owned.get(name)
     if found is None:
         with suspended():
-            rng = np.random.Generator(np.random.Philox(key=[SEED[0], _digest(f"{owner.__name__}.{name}")]))
+            rng = np.random.Generator(np.random.Philox(key=[0, _digest(f"{owner.__name__}.{name}")]))
             values = rng.uniform(-bound, bound, shape) if bound else np.zeros(shape)
             found = owner.parameters_owned[name] = make(values.astype(dtype.np))
     elif found.shape != shape:
         raise ShapeError(f"the parameter {name!r} of {owner.__name__!r} has shape {list(found.shape)}", expected=str(list(shape)),
                          received=str(list(found.shape)), sentence="A function's parameters are made at its first call.",
                          hints=["Use one feature size for every call, or pass weights explicitly"])
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def _digest(text: str) -> int:

@@ -183,7 +183,7 @@ def check_results(annotation: Any, leaves: list[Tensor], name: str, env: dict[st
     if annotation is None:
         return leaves
     specs = flat_specs(annotation, len(leaves))
-    out = []
+    out: list[Tensor] = []
     for t, spec in zip(leaves, specs, strict=True):
         if spec is not None:
             where = "the result" if len(leaves) == 1 else f"result {len(out)}"

@@ -193,9 +193,9 @@ def _resolved(d: Size) -> DimLike:
     return Dim(d.terms)
 
 
-def _binary(a: object, b: object, apply: Callable[[Any, Any], DimLike]) -> Any:
+def _binary(a: object, b: object, apply: Callable[[Any, Any], DimLike]) -> DimLike:
     if not isinstance(a, int | Dim) or not isinstance(b, int | Dim):
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     declared = SCOPE.bindings is None and (getattr(a, "declared", False) or getattr(b, "declared", False))
     out = apply(plain(a), plain(b))
     if SCOPE.divided is not None and isinstance(out, Dim) and not _polynomial(out):
