@@ -146,6 +146,13 @@ def digamma_tail(u: Any) -> Any:  # digamma(x) = log x - 1/(2x) - u * this(u), u
     return (mp.log(x) - 1 / (2 * x) - mp.digamma(x)) / u
 
 
+DIGAMMA_ROOT = mp.findroot(mp.digamma, mpf("1.4616321449683623"))
+
+
+def digamma_near_root(t: Any) -> Any:  # digamma(root + t) = t * this
+    return mp.polygamma(1, DIGAMMA_ROOT) + t * mp.polygamma(2, DIGAMMA_ROOT) / 2 if abs(t) < 1e-20 else mp.digamma(DIGAMMA_ROOT + t) / t
+
+
 ONE: Fn = lambda t: mpf(1)
 QUARTER_PI = mp.pi / 4 * mpf("1.0001")
 ROOT = mp.sqrt(2)
@@ -179,6 +186,7 @@ TABLES: dict[str, tuple[Fn, Fn, tuple[Any, Any], int, int, dict[int, Any]]] = {
     "ASIN_F64": (odd_tail(mp.asin, 1, mpf(1) / 6), lambda z: z + mpf("1e-6"), (mpf(0), mpf("0.2501")), 12, 64, {}),
     "STIRLING_F64": (stirling, ONE, (mpf(0), mpf(1) / 64), 7, 64, {}),
     "LGAMMA_TWO_F64": (lgamma_near_two, ONE, (mpf("-0.5"), mpf("0.5")), 24, 64, {}),
+    "DIGAMMA_ROOT_F64": (digamma_near_root, ONE, (mpf("-0.465"), mpf("0.465")), 27, 64, {}),
     "DIGAMMA_F64": (digamma_tail, ONE, (mpf(0), mpf(1) / 64), 9, 64, {}),
 }
 
@@ -198,7 +206,7 @@ CONSTANTS: dict[str, list[Any]] = {
     "LN2_F32": parts(LN2, (15, 24)), "LN2_F64": parts(LN2, (40, 53)), "LN2_LONG": parts(LN2, (40, 53, 53)),
     "HALF_PI_F64": parts(mp.pi / 2, (53, 53, 53)), "TWO_OVER_PI": parts(2 / mp.pi, (53,)),
     "LOG2E_F64": parts(1 / LN2, (53, 53)), "LOG10E_F64": parts(1 / mp.log(10), (53, 53)),
-    "LOG10_2_F64": parts(mp.log10(2), (40, 53)),
+    "DIGAMMA_ZERO": parts(DIGAMMA_ROOT, (53, 53)), "LOG10_2_F64": parts(mp.log10(2), (40, 53)),
 }
 
 

@@ -82,6 +82,15 @@ def exp(v: V, x: E) -> E:
     return _scaled(v, v.fma(_grown(v, r), 2.0, 2.0), k, n)
 
 
+def exp_sum(v: V, high: E, low: E) -> E:
+    """e^(high + low) for a small ``low``, which counts only where ``high`` gives a finite number other than 0."""
+    least, most = FORMATS[high.dtype].exp_range
+    t = v.at_most(v.at_least(high, least), most)
+    k, n, r = _reduce(v, t)
+    grown, low = _grown(v, r), v.select(t.eq(high), low, 0.0)
+    return _scaled(v, v.fma(grown + v.fma(grown, low, low), 2.0, 2.0), k, n)
+
+
 def exp_bounded(v: V, x: E) -> E:
     """``exp`` where the result is certainly normal."""
     k, _, r = _reduce(v, x)
@@ -366,10 +375,4 @@ def _power_wide(v: V, a: E, y: E) -> E:
     regular = (a > 0.0) & (a < inf)
     p, p_low = two_product(v, y, v.select(regular, high, special))
     p_low = v.fma(y, v.select(regular, low, 0.0), p_low)
-    t = v.at_most(v.at_least(p, -746.0), 710.0)
-    correction = v.select(t.eq(p) & regular & (v.abs(y) < inf), p_low, 0.0)
-    k, n, r = _reduce(v, t)
-    r_low = correction
-    grown = _grown(v, r)
-    grown = grown + v.fma(grown, r_low, r_low)
-    return _scaled(v, v.fma(grown, 2.0, 2.0), k, n)
+    return exp_sum(v, p, v.select(regular & (v.abs(y) < inf), p_low, 0.0))

@@ -7,7 +7,7 @@ from math import inf, log, nan, pi
 from ..types.dtypes import f32, f64, int8, int16, int32, int64
 from . import vmath_tables as T
 from .vmath_builder import E, V
-from .vmath_exp import FORMATS, exp, exp_bounded, log1p
+from .vmath_exp import FORMATS, exp, exp_bounded, exp_sum, log1p
 from .vmath_exp import log as log_of
 from .vmath_trig import cos, sin
 
@@ -33,8 +33,7 @@ def _erfc_right(v: V, a: E) -> E:
     q = (a - 4.0) / (a + 4.0)
     scaled = v.poly(q, T.ERFCX_F64) / (a + a + 1.0)
     square = a * a
-    e = exp(v, -square)
-    return scaled * v.fma(e, -v.fma(a, a, -square), e)
+    return scaled * exp_sum(v, -square, -v.fma(a, a, -square))
 
 
 def erfc(v: V, x: E) -> E:
@@ -92,10 +91,10 @@ def _lgamma_positive(v: V, x: E) -> E:
         low = t < 1.5
         divisor = v.select(low, divisor * t, divisor)
         t = v.select(low, t + 1.0, t)
-    d = t - 2.0
+    one_step = (x >= 0.5) & below
+    d = v.select(one_step, x - 1.0, v.select(x < 0.5, x, t - 2.0))  # t - 2, without the rounding of t
     # Around 1 the result passes 0 and must not be a difference: log1p of what the divisor lacks to 1.
     near = v.fma(d * d, v.poly(d, T.LGAMMA_TWO_F64), d * 0.42278433509846713)
-    one_step = (x >= 0.5) & below
     small = near + log_of(v, product) - v.select(one_step, log1p(v, v.select(one_step, x - 1.0, 0.0)), log_of(v, divisor))
     return v.select(x < 8.0, small, v.select(x.eq(inf), inf, large))
 
@@ -127,6 +126,8 @@ def digamma(v: V, x: E) -> E:
     u = 1.0 / t
     z = u * u
     y = log_of(v, t) - 0.5 * u - z * v.poly(z, T.DIGAMMA_F64) - shift
+    d = (x - T.DIGAMMA_ZERO[0]) - T.DIGAMMA_ZERO[1]
+    y = v.select(v.abs(d) < 0.46, d * v.poly(d, T.DIGAMMA_ROOT_F64), y)
     fraction = x - v.round(x)
     angle = fraction * pi
     y = v.select(reflect, y - pi * cos(v, angle) / sin(v, angle), y)
