@@ -308,7 +308,7 @@ class TracedFunction:
                 t = lift(v)
                 before = set(env)
                 check_shape(spec, t.type, n, self.__name__, env, origins)
-                origins |= {k: f"the argument {n!r}" for k in env.keys() - before}
+                origins |= dict.fromkeys(env.keys() - before, f"the argument {n!r}")
                 check_dtype(spec, t.type, n, self.__name__)
                 bound.arguments[n] = t if spec.dtype in (None, t.dtype) else t.to(spec.dtype)
         for c in self.declared.where:

@@ -279,7 +279,7 @@ def lift(x: Any) -> Tensor:
     return held
 
 
-_DEFAULT_NP = {"i": np.dtype(np.int64), "u": np.dtype(np.uint64), "f": np.dtype(np.float32), "b": np.dtype(np.bool_),
+_DEFAULT_NP: dict[str, np.dtype[Any]] = {"i": np.dtype(np.int64), "u": np.dtype(np.uint64), "f": np.dtype(np.float32), "b": np.dtype(np.bool_),
                "c": np.dtype(np.complex64)}
 
 
@@ -300,7 +300,7 @@ def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         raise DTypeError(f"a {type(x).__name__} is not a tensor", received=repr(x)[:80],
                          hints=["Pass a tensor, a number, a NumPy array or nested lists of numbers"])
     if not a.dtype.isnative:
-        a = a.astype(np.dtype("=" + a.dtype.str[1:]))
+        a = a.astype(a.dtype.newbyteorder("="))
     if dtype is not None:
         want = as_dtype(dtype)
         return a if a.dtype == want.np else convert_array(a, want)
