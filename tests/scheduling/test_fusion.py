@@ -218,6 +218,7 @@ def test_no_operands_at_all() -> None:
 
 def test_a_failed_check_is_reported_with_its_value() -> None:
     import numpy as np
+
     from tessera.ir.interpret_sched import CheckFailed, interpret
     fn = lower("""graph @f(%x: f32[4], %i: int64[2]) {
       %y = gather(%x, %i) {axes = (0,)} : f32[2]

@@ -89,7 +89,7 @@ class Interpreter:
                 raise ValueError(f"%{a.name} of {fn.name} is {a.type}, not an array of shape {x.shape}")
             self.buffers[a] = x
         if arena is None and "arena" in fn.attrs:
-            arena = np.full(self.size(fn.attrs["arena"]), 0xAB, np.uint8)
+            arena = np.full(self.size(fn.attrs["arena"]), 0xFF, np.uint8)
         self.arena = arena if arena is not None else np.empty(0, np.uint8)
         self.run_block(fn.body)
         failures = self.failures
@@ -111,7 +111,7 @@ class Interpreter:
             start = self.size(op.attrs["offset"])
             data = self.arena[start:start + count * t.dtype.itemsize]
         else:
-            data = np.full(count * t.dtype.itemsize, 0xAB, np.uint8)
+            data = np.full(count * t.dtype.itemsize, 0xFF, np.uint8)
         self.buffers[op.result] = data.view(t.dtype.np).reshape(shape)
 
     def do_constant(self, op: Op) -> None:
