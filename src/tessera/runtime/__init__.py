@@ -6,6 +6,7 @@ registry of eager and traced execution.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ..settings import THREADS
@@ -44,6 +45,14 @@ def install() -> None:
     threads = THREADS.get()
     if threads is not None:
         set_num_threads(threads)
+
+
+def _after_fork() -> None:
+    if _compiler is not None:
+        _compiler.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def memory_usage() -> dict[str, int]:

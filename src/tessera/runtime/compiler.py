@@ -82,7 +82,13 @@ class Compiler:
     def __init__(self, machine: CpuMachine | None = None, cache: DiskCache | None = None, llvm: Workers | None = None):
         self._machine, self._cache, self._llvm = machine, cache, llvm
         self._lock = threading.Lock()
+        self._pool_code: bytes | Future[bytes] | None = None
         self.programs = self.cached_programs = 0
+
+    def after_fork(self) -> None:
+        """In a forked child: what the parent's other threads were doing is not going on here."""
+        self._lock = threading.Lock()
+        self._pool_code = None
 
     @property
     def machine(self) -> CpuMachine:
@@ -126,6 +132,7 @@ class Compiler:
                     self.cached_programs += 1
                     origin.seconds = {"cache": time.perf_counter() - start}
                     return executable
+        self._prepare_native()
         build = self.build(fn, exchange)
         manifest = describe(build)
         objects = list(build.objects.values())
@@ -271,14 +278,29 @@ class Compiler:
         if got is not None:
             return got
         with self._lock:
-            machine = host_cpu()
-            text = pool_ir(machine.triple.split("-")[0])
-            key = key_of(self._target(), text)
-            code = self.cache.get("kernels", key)
+            code = self._pool_code
             if code is None:
-                code = self.llvm.compile(self.request("pool", text))
-                self.cache.put("kernels", key, code)
-            return pool.install(code)
+                self._pool_code = code = self._request_pool()
+            return pool.install(code if isinstance(code, bytes) else code.result())
+
+    def _request_pool(self) -> bytes | Future[bytes]:
+        """The pool's object file, or LLVM at work on it."""
+        machine = host_cpu()
+        text = pool_ir(machine.triple.split("-")[0])
+        key = key_of(self._target(), text)
+        found = self.cache.get("kernels", key)
+        if found is not None:
+            return found
+        future = self.llvm.submit(self.request("pool", text))
+        future.add_done_callback(lambda f: self._keep(key, f))
+        return future
+
+    def _prepare_native(self) -> None:
+        """Let LLVM make the pool's code while Python lowers the first program."""
+        if pool.installed() is None:
+            with self._lock:
+                if self._pool_code is None:
+                    self._pool_code = self._request_pool()
 
     # -- showing ---------------------------------------------------------------------------------------------------------
     def show(self, fn: Function, stage_name: str) -> str:

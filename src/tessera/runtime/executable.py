@@ -8,7 +8,7 @@ itself; a call of a tiny program costs about a microsecond.
 from __future__ import annotations
 
 import ctypes
-import threading
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,8 +142,13 @@ class Executable:
         self.work: list[DimLike] = [size(w) for w in manifest.work]
         self._externals = [(name, [buffer_type(f) for f in types], attrs) for name, types, attrs in manifest.externals]
         self._plans: dict[Any, Plan] = {}
-        self._lock = threading.Lock()
         self._only = Plan(self, {}) if not manifest.sizes else None
+
+    def __del__(self, finalizing: Any = sys.is_finalizing) -> None:
+        """Unmap the code.  Nobody is inside: a call holds a reference, and workers have left when it returns."""
+        image = getattr(self, "image", None)
+        if image is not None and not finalizing():
+            image.close()
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
@@ -246,10 +251,9 @@ class Executable:
         if missing:
             raise ShapeError(f"no argument of {self.manifest.name!r} tells the size {missing[0]!r}")
         plan = Plan(self, env)
-        with self._lock:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            self._plans[tuple([a.shape for a in arrays])] = plan
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        self._plans[tuple([a.shape for a in arrays])] = plan  # two threads may both make one: either serves
         return plan
 
     # -- host routines ---------------------------------------------------------------------------------------------------
@@ -280,6 +284,11 @@ class Executable:
     def target_ir(self) -> str:
         """LLVM IR of every kernel and of the program, as text."""
         return self.source.text("ll")
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The names of the compiled kernels."""
+        return tuple(dict.fromkeys(k for _, k in self.manifest.launches))
 
     def explain(self) -> str:
         """What the compiler did: launches, kernels, memory, time."""
