@@ -146,3 +146,13 @@ def _split_heads(m, heads, d, k):
     store = next(o for o in op.blocks[0].ops if o.name == "store")
     store.attrs["index"] = ((name("n") // d) * (m * d) + name("m") * d + name("n") % d,)
     return matmul(op, host_cpu(), "matmul")
+
+
+@pytest.mark.parametrize("m, n, k, lhs_t, rhs_t", [(32, 32, 32, False, False), (50, 70, 300, False, False), (33, 35, 37, True, False),
+                                                   (20, 64, 530, False, True)])
+def test_bf16_in_blocks(m, n, k, lhs_t, rhs_t):
+    """On a machine with a matrix unit this is its order and rounding; the interpreter follows it bit for bit."""
+    a, b = arrays(np.random.default_rng(9), bf16, (m, k), (k, n))
+    got = check(matmul_function(m, n, k, dtype=bf16, lhs_t=lhs_t, rhs_t=rhs_t), [a, b, np.zeros(m * n, bf16.np)])[2]
+    want = reference(a, b, m, n, k, lhs_t, rhs_t)
+    assert np.abs(got.astype(np.float64).reshape(m, n) - want).max() <= 1e-2 * np.abs(want).max()

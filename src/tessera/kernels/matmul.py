@@ -159,27 +159,41 @@ def _end_of_depths(p: Product, i0: Any) -> Any:
 
 @tile_function
 def copy_panels(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, j0: Any, panels: Any) -> None:
-    """rhs[k0 : k0 + depth, j0 : …] to panels of ``nr`` columns; columns beyond n hold zeros."""
-    nr = plan.nr
-    for t in tile.range(0, panels):
-        j = j0 + t * nr
-        if j + nr <= tile.size(p.n):
-            _copy(p, plan, right, k0, depth, t, j, False)
-        else:
-            _copy(p, plan, right, k0, depth, t, j, True)
+    """rhs[k0 : k0 + depth, j0 : …] to panels of ``nr`` columns, in the order in which it lies in memory.
+
+    Columns beyond n and, for a matrix unit, rows up to a multiple of its depth are zeros.
+    """
+    full = panels if plan.whole_columns else tile.minimum(panels, (tile.size(p.n) - j0) // plan.nr)
+    if plan.rhs_along_k:
+        for t in tile.range(0, full):
+            _copy_depth(p, plan, right, k0, depth, j0, t, t + 1, False)
+        if not plan.whole_columns:
+            for t in tile.range(full, panels):
+                _copy_depth(p, plan, right, k0, depth, j0, t, t + 1, True)
+    else:
+        _copy_depth(p, plan, right, k0, depth, j0, 0, full, False)
+        if not plan.whole_columns:
+            _copy_depth(p, plan, right, k0, depth, j0, full, panels, True)
 
 
 @tile_function
-def _copy(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, t: Any, j: Any, ragged: bool) -> None:
+def _copy_depth(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, j0: Any, first: Any, last: Any, ragged: bool) -> None:
+    """All rows of the panels first … last - 1, some rows at a time."""
     step = plan.rhs_step
     whole = depth - depth % step
     for k in tile.range(0, whole, step):
-        plan.store_panel(right, t, k, p.rhs.tile(p.point(p.depth(k0 + k, step, False), p.columns(j, plan.nr, ragged))).to(plan.dtype))
+        for t in tile.range(first, last):
+            _copy_rows(p, plan, right, k0, k, step, j0, t, False, ragged)
     if plan.ragged_depth(plan.step if plan.unit else step):
         rest, end = (step, _whole_steps(depth, plan.step)) if plan.unit else (1, depth)
         for k in tile.range(whole, end, rest):
-            point = p.point(p.depth(k0 + k, rest, rest > 1), p.columns(j, plan.nr, ragged))
-            plan.store_panel(right, t, k, p.rhs.tile(point).to(plan.dtype))
+            for t in tile.range(first, last):
+                _copy_rows(p, plan, right, k0, k, rest, j0, t, rest > 1, ragged)
+
+
+def _copy_rows(p: Product, plan: Plan, right: Buffer, k0: Any, k: Any, rows: int, j0: Any, t: Any, ragged_rows: bool, ragged: bool) -> None:
+    point = p.point(p.depth(k0 + k, rows, ragged_rows), p.columns(j0 + t * plan.nr, plan.nr, ragged))
+    plan.store_panel(right, t, k, p.rhs.tile(point).to(plan.dtype))
 
 
 def _whole_steps(depth: Any, step: int) -> Any:
@@ -215,7 +229,7 @@ class Sums:
         self.place = p.resting_place() if not plan.single_depth and plan.unit is None else None
         self.scratch: Buffer | None = None
         if not plan.single_depth and self.place is None:
-            self.scratch = tile.alloc((plan.rows_padded, plan.columns), p.accumulate)
+            self.scratch = tile.alloc((plan.rows_padded, plan.columns + 16), p.accumulate)
         self.plain = is_plain_store(p.op) and plan.unit is None
         self.stage = None if self.plain else tile.alloc((plan.mr, plan.nr), p.accumulate)
 

@@ -18,6 +18,7 @@ from .fused import Point
 
 UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
 SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
+UNIT_SCRATCH = 1400 << 10  # the same for a matrix unit, whose sums rest there
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Plan:
     @property
     def lhs_step(self) -> int:
         """How many k one step of the strip's copy takes."""
-        return 16 if self.lhs_along_k else 4
+        return self.step if self.unit else 16 if self.lhs_along_k else 4
 
     @property
     def rhs_step(self) -> int:
@@ -168,14 +169,15 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     mr, nr = (32, 32) if unit else register_tile(machine, accumulate, m, n)
     dtype = bf16 if unit else accumulate
     size = dtype.itemsize
+    scratch = UNIT_SCRATCH if unit else SCRATCH
     depth = max(64, min(256, 1024 // accumulate.itemsize, _round_up(guess(k), 32) if isinstance(k, int) else 1 << 30))
     single = isinstance(k, int) and k <= depth
     resting = single or (not unit and _rests_in_result(op, accumulate))
-    widest = max(1, SCRATCH // (depth * size) // nr) * nr
+    widest = max(1, scratch // (depth * size) // nr) * nr
     if not resting:
         widest = max(nr, min(widest, 512 // nr * nr))
     columns, grid_n = _cut(n, nr, min(widest, 1024))
-    most_rows = 1 << 30 if resting else max(mr, (SCRATCH - columns * depth * size) // (columns * accumulate.itemsize) // mr * mr)
+    most_rows = 1 << 30 if resting else max(mr, (scratch - columns * depth * size) // ((columns + 16) * accumulate.itemsize) // mr * mr)
     rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
     return Plan(
         dtype=dtype, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
