@@ -27,7 +27,7 @@ from .cost import tile_work
 from .hazards import Accesses
 from .program_sizes import SizeWriter
 
-SERIAL_WORK = 1 << 16  # element operations below which a launch is not shared: about what a meeting costs
+SERIAL_WORK = 1 << 18  # element operations below which a launch is not shared: some microseconds, a few meetings
 SHARES = 8  # chunks that a thread's share of a launch is cut into
 POLL_EVERY = 64  # rounds of a while loop between looks for an interrupt
 
