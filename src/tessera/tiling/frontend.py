@@ -21,12 +21,13 @@ import sysconfig
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..errors import KernelError, is_internal
 from ..ir import interpret_tile
-from ..ir.core import Function, Loc, Op, TensorType, Value
+from ..ir.core import Block, BufferType, Builder, Function, Loc, Op, TensorType, Value
 from ..types.dims import Dim
 from ..types.shapes import unify
 from .control import TileRange
@@ -41,7 +42,8 @@ internal(__file__)
 Launcher = Callable[[Function, list[np.ndarray[Any, Any]], dict[str, int]], None]
 
 LAUNCHER: Launcher | None = None
-"""Runs a Tile function on arrays, in place; set by the runtime.  None: the tile interpreter."""
+"""Runs a Tile function on arrays, in place; set by the runtime.  None: compiled as a program of one kernel call, where there
+is a compiler, else the tile interpreter."""
 
 DEFAULT_TILES = {"M": 64, "N": 64, "K": 64}
 
@@ -390,11 +392,34 @@ def _write_back(target: Any, buffer: np.ndarray[Any, Any]) -> Any:
 
 
 def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, int]) -> None:
-    """Run a Tile function: through the runtime where there is one, else in the tile interpreter."""
+    """Run a Tile function on arrays, in place."""
+    from ..tracing import eager
     if LAUNCHER is not None:
         LAUNCHER(fn, buffers, sizes)
+    elif eager.COMPILER is not None:
+        run = _PROGRAMS.get(fn)
+        if run is None:
+            run = _PROGRAMS[fn] = eager.compile_graph(_one_call(fn))
+        for i, result in zip(fn.attrs["writes"], run(buffers), strict=True):
+            np.copyto(buffers[i], result)
     else:
         interpret_tile.run(fn, buffers, sizes)
+
+
+_PROGRAMS: WeakKeyDictionary[Function, Callable[[list[Any]], Sequence[Any]]] = WeakKeyDictionary()
+
+
+def _one_call(fn: Function) -> Function:
+    """A Graph function of one ``kernel_call``."""
+    params = [(a.name, TensorType(a.type.dtype, a.type.shape)) for a in fn.args if isinstance(a.type, BufferType)]
+    graph = Function(fn.name, "graph", Block([t for _, t in params], [n for n, _ in params]))
+    results = [params[i][1] for i in fn.attrs["writes"]]
+    b = Builder(graph.body)
+    call = b.op("kernel_call", graph.args, results, {"callee": fn.name, "writes": fn.attrs["writes"]})
+    b.op("return", call.results)
+    graph.functions = {fn.name: fn}
+    graph.attrs = {"effects": (), "sizes": fn.attrs["sizes"], "captured": 0, "constraints": ()}
+    return graph
 
 
 def _enter(functions: dict[str, Function], fn: Function) -> str:
