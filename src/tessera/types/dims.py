@@ -450,81 +450,86 @@ _SUFFIX = {"K": 2**10, "M": 2**20, "G": 2**30}
 _TOKEN = re.compile(r"\s*(?:(\d+[KMG]?)(?![A-Za-z0-9_])|(\$?[A-Za-z_][A-Za-z0-9_]*|\$\d+)|(//|\*\*|[-+*%(),]))")
 
 
+class _Parser:
+    """Recursive descent over the tokens of one size expression."""
+
+    def __init__(self, text: str):
+        self.text, self.at = text, 0
+        self.tokens: list[str] = []
+        pos = 0
+        while pos < len(text):
+            m = _TOKEN.match(text, pos)
+            if not m:
+                raise ValueError(f"cannot read {text!r} as a size: unexpected {text[pos:].strip()[:8]!r}")
+            self.tokens.append(m.group(1) or m.group(2) or m.group(3))
+            pos = m.end()
+
+    def peek(self) -> str:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def take(self, expected: str | None = None) -> str:
+        t = self.peek()
+        if not t or (expected is not None and t != expected):
+            raise ValueError(f"cannot read {self.text!r} as a size: expected {expected or 'a value'} after "
+                             f"{''.join(self.tokens[:self.at])!r}")
+        self.at += 1
+        return t
+
+    def expr(self) -> DimLike:
+        v = self.term()
+        while self.peek() in ("+", "-"):
+            v = v + self.term() if self.take() == "+" else v - self.term()
+        return v
+
+    def term(self) -> DimLike:
+        v = self.power()
+        while self.peek() in ("*", "//", "%"):
+            op = self.take()
+            rhs = self.power()
+            v = v * rhs if op == "*" else floordiv(v, rhs) if op == "//" else mod(v, rhs)
+        return v
+
+    def power(self) -> DimLike:
+        base = self.primary()
+        if self.peek() == "**":
+            self.take()
+            return product([base] * int(self.take()))
+        return base
+
+    def primary(self) -> DimLike:
+        t = self.take()
+        if t == "(":
+            v = self.expr()
+            self.take(")")
+            return v
+        if t == "-":
+            return -self.primary()
+        if t[0].isdigit():
+            return int(t[:-1]) * _SUFFIX[t[-1]] if t[-1] in _SUFFIX else int(t)
+        if self.peek() == "(" and t in ("max", "min"):
+            self.take("(")
+            a = self.expr()
+            self.take(",")
+            b = self.expr()
+            self.take(")")
+            return _APPLY[t](a, b)
+        if t[0].isalpha() or t[0] in "_$":
+            return name(t)
+        raise ValueError(f"cannot read {self.text!r} as a size: unexpected {t!r}")
+
+
 def parse_dim(text: str) -> DimLike:
     """Read ``"3*D"``, ``"B*H"``, ``"128"``, ``"1M"`` (2**20), ``"(S+63)//64"``, ``"max(S,T)"``.
 
     Raises:
         ValueError: the text is not an arithmetic expression over names and integers.
     """
-    toks: list[str] = []
-    pos = 0
-    text = text.rstrip()
-    while pos < len(text):
-        m = _TOKEN.match(text, pos)
-        if not m:
-            raise ValueError(f"cannot read {text!r} as a size: unexpected {text[pos:].strip()[:8]!r}")
-        toks.append(m.group(1) or m.group(2) or m.group(3))
-        pos = m.end()
-    if not toks:
+    p = _Parser(text.rstrip())
+    if not p.tokens:
         raise ValueError("an empty string is not a size")
-    i = 0
-
-    def peek() -> str:
-        return toks[i] if i < len(toks) else ""
-
-    def take(expected: str | None = None) -> str:
-        nonlocal i
-        t = peek()
-        if not t or (expected is not None and t != expected):
-            raise ValueError(f"cannot read {text!r} as a size: expected {expected or 'a value'} after {''.join(toks[:i])!r}")
-        i += 1
-        return t
-
-    def primary() -> DimLike:
-        t = take()
-        if t == "(":
-            v = expr()
-            take(")")
-            return v
-        if t == "-":
-            return -primary()
-        if t[0].isdigit():
-            return int(t[:-1]) * _SUFFIX[t[-1]] if t[-1] in _SUFFIX else int(t)
-        if peek() == "(" and t in ("max", "min"):
-            take("(")
-            a = expr()
-            take(",")
-            b = expr()
-            take(")")
-            return _APPLY[t](a, b)
-        if t[0].isalpha() or t[0] in "_$":
-            return name(t)
-        raise ValueError(f"cannot read {text!r} as a size: unexpected {t!r}")
-
-    def power() -> DimLike:
-        base = primary()
-        if peek() == "**":
-            take()
-            return product([base] * int(take()))
-        return base
-
-    def term() -> DimLike:
-        v = power()
-        while peek() in ("*", "//", "%"):
-            op, rhs = take(), None
-            rhs = power()
-            v = v * rhs if op == "*" else floordiv(v, rhs) if op == "//" else mod(v, rhs)
-        return v
-
-    def expr() -> DimLike:
-        v = term()
-        while peek() in ("+", "-"):
-            v = v + term() if take() == "+" else v - term()
-        return v
-
-    out = expr()
-    if i != len(toks):
-        raise ValueError(f"cannot read {text!r} as a size: unexpected {peek()!r}")
+    out = p.expr()
+    if p.peek():
+        raise ValueError(f"cannot read {text!r} as a size: unexpected {p.peek()!r}")
     return out
 
 
