@@ -121,7 +121,7 @@ def build(console: Any, limit: int | None) -> Search:
         vectors = encoder.encode([f"{e.name}: {e.text}" for e in entries], progress=progress)
     seconds = time.perf_counter() - start
     console.print(f"{len(entries):,} docstrings, {tokens:,} tokens in {seconds:.1f} s: [bold]{tokens / seconds:,.0f} tokens/s[/]")
-    console.print(encoder.embed.explain(), highlight=False, markup=False)
+    console.print(encoder.embed.explain(), highlight=False, markup=False, soft_wrap=True)
     return Search(encoder, entries, vectors)
 
 
