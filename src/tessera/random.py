@@ -8,6 +8,7 @@ folded in.  With an explicit ``key=`` (:func:`key`, :func:`split`, :func:`fold_i
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,13 @@ import numpy as np
 
 from .errors import ArgumentError, DTypeError, ShapeError, unknown_keyword
 from .ir.core import TensorType
+from .ops import argsort, take, where
 from .ops import random as _ops
+from .tracing import eager
 from .tracing.creation import shape_from
-from .tracing.recorder import STATE, Hidden, check_effects, lift
+from .tracing.recorder import STATE, Hidden, Trace, check_effects, lift, tracing
 from .tracing.tensor import Tensor, Traced, make
+from .types import dims
 from .types import dtypes as dt
 
 _KEY = TensorType(dt.uint64, (2,))
@@ -112,6 +116,48 @@ def _next(explicit: Any, what: str) -> tuple[Tensor, int]:
 
 
 # -- distributions ---------------------------------------------------------------------------------------------------------
+_programs: dict[Any, Any] = {}
+
+
+def _draw(what: str, shape: tuple[Any, ...], explicit: Any, *static: Any, called: str = "") -> Tensor:
+    """A draw of ``ops.random.<what>(key, site, shape, *static)``.
+
+    Eagerly, one program for each distribution serves every shape: it fills a vector, whose length it takes from an argument
+    that it does not read.
+    """
+    draw = getattr(_ops, what)
+    k, site = _next(explicit, called or what)
+    if STATE.trace is not None or k.is_traced or 0 in shape:
+        return draw(k, site, shape, *static)  # type: ignore[no-any-return]
+    name = (what, *static)
+    run = _programs.get(name)
+    if run is None:
+        trace = Trace(f"random_{what}")
+        key_in = trace.parameter(_KEY, "key")
+        length = trace.parameter(TensorType(dt.uint8, (dims.name("n"),)), "like")
+        with tracing(trace):
+            out = draw(key_in, 0, length.type.shape, *static)
+        run = _programs[name] = eager.compile_graph(trace.finish([out]))
+    n = math.prod(shape)
+    return make(run([k._p, np.empty(n, np.uint8)])[0].reshape(shape))
+
+
+def _wide(dtype: Any, what: str) -> tuple[dt.DType, dt.DType]:
+    """The dtype asked for and the one to draw in.
+
+    Raises:
+        DTypeError: not a float that numbers can be drawn in.
+    """
+    try:
+        kind = dt.as_dtype(dtype)
+    except TypeError as e:
+        raise DTypeError(str(e)) from None
+    if kind not in (dt.f16, dt.bf16, dt.f32, dt.f64):
+        raise DTypeError(f"random.{what} draws f16, bf16, f32 or f64, not {kind}",
+                         hints=["Draw in f32 and convert: x.to(...)", "Use ts.randint for integers"])
+    return kind, dt.f64 if kind is dt.f64 else dt.f32
+
+
 def _shape(shape: Sequence[Any], extra: dict[str, Any], what: str, known: Sequence[str]) -> tuple[Any, ...]:
     if "shape" in extra or "size" in extra:
         shape = (extra.pop("shape", None) or extra.pop("size"),)
@@ -120,11 +166,22 @@ def _shape(shape: Sequence[Any], extra: dict[str, Any], what: str, known: Sequen
     return shape_from(shape or ((),), what)
 
 
+def _scaled(x: Tensor, factor: Any, offset: Any, kind: dt.DType) -> Tensor:
+    """``x * factor + offset`` in ``kind``."""
+    if isinstance(factor, Tensor) or factor != 1:
+        x = x * factor
+    if isinstance(offset, Tensor) or offset != 0:
+        x = x + offset
+    return x if x.dtype is kind else x.to(kind)
+
+
 def uniform(*shape: Any, low: Any = 0.0, high: Any = 1.0, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
     """Uniform in [low, high): ``uniform((2, 3))`` or ``uniform(2, 3)``."""
-    dims = _shape(shape, extra, "uniform", ("low", "high", "dtype", "key"))
-    k, site = _next(key, "uniform")
-    return _ops.uniform(k, site, dims, dt.as_dtype(dtype), low, high)  # type: ignore[no-any-return]
+    sizes = _shape(shape, extra, "uniform", ("low", "high", "dtype", "key"))
+    kind, wide = _wide(dtype, "uniform")
+    if kind is not wide and not isinstance(low, Tensor) and not isinstance(high, Tensor) and (low, high) == (0, 1):
+        return _draw("uniform", sizes, key, kind)  # in its own digits, so that 1 is never reached by rounding
+    return _scaled(_draw("uniform", sizes, key, wide), high - low, low, kind)
 
 
 rand = uniform
@@ -132,16 +189,15 @@ rand = uniform
 
 def normal(*shape: Any, mean: Any = 0.0, std: Any = 1.0, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
     """Normal numbers: ``normal((2, 3))`` or ``normal(2, 3)``."""
-    dims = _shape(shape, extra, "normal", ("mean", "std", "dtype", "key"))
-    k, site = _next(key, "normal")
-    return _ops.normal(k, site, dims, dt.as_dtype(dtype), mean, std)  # type: ignore[no-any-return]
+    sizes = _shape(shape, extra, "normal", ("mean", "std", "dtype", "key"))
+    kind, wide = _wide(dtype, "normal")
+    return _scaled(_draw("normal", sizes, key, wide), std, mean, kind)
 
 
 def randn(*shape: Any, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
     """Standard normal numbers of a shape given as varargs or a tuple."""
-    dims = _shape(shape, extra, "randn", ("dtype", "key"))
-    k, site = _next(key, "randn")
-    return _ops.normal(k, site, dims, dt.as_dtype(dtype))  # type: ignore[no-any-return]
+    sizes = _shape(shape, extra, "randn", ("dtype", "key"))
+    return normal(sizes, dtype=dtype, key=key)
 
 
 def randint(low: int, high: Any = None, shape: Any = (), *, dtype: Any = dt.int32, key: Any = None, size: Any = None) -> Tensor:
@@ -149,19 +205,19 @@ def randint(low: int, high: Any = None, shape: Any = (), *, dtype: Any = dt.int3
 
     Raises:
         ShapeError: the range is empty.
+        DTypeError: the range does not fit into the dtype, or that is no integer type.
     """
     if high is None or isinstance(high, tuple | list):
         low, high, shape = 0, low, shape if high is None else high
     if size is not None:
         shape = size
-    dims = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "randint")
+    sizes = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "randint")
     kind = dt.as_dtype(dtype)
     if not kind.is_integer:
         raise DTypeError(f"randint() draws integers, not {kind}", hints=["Use ts.random.uniform for floats"])
     if int(high) - 1 > kind.iinfo.max or int(low) < kind.iinfo.min:
         raise DTypeError(f"the range [{low}, {high}) does not fit into {kind}", hints=["Pass dtype=ts.int64"])
-    k, site = _next(key, "randint")
-    return _ops.randint(k, site, dims, int(low), int(high), kind)  # type: ignore[no-any-return]
+    return _draw("randint", sizes, key, int(low), int(high), kind)
 
 
 def bernoulli(p: Any = 0.5, shape: Any = None, *, key: Any = None) -> Tensor:
@@ -170,24 +226,21 @@ def bernoulli(p: Any = 0.5, shape: Any = None, *, key: Any = None) -> Tensor:
         shape = tuple(p.type.shape) if isinstance(p, Tensor) else ()
     if isinstance(p, int | float) and not 0 <= p <= 1:
         raise ArgumentError(f"a probability lies in [0, 1], and {p} does not")
-    dims = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "bernoulli")
-    k, site = _next(key, "bernoulli")
-    return _ops.bernoulli(k, site, dims, p)  # type: ignore[no-any-return]
+    sizes = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "bernoulli")
+    return _draw("uniform", sizes, key, dt.f32, called="bernoulli") < p
 
 
 def exponential(*shape: Any, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
     """Exponential numbers of mean 1."""
-    dims = _shape(shape, extra, "exponential", ("dtype", "key"))
-    k, site = _next(key, "exponential")
-    return _ops.exponential(k, site, dims, dt.as_dtype(dtype))  # type: ignore[no-any-return]
+    sizes = _shape(shape, extra, "exponential", ("dtype", "key"))
+    return _draw("exponential", sizes, key, _wide(dtype, "exponential")[0])
 
 
 def truncated_normal(*shape: Any, low: float = -2.0, high: float = 2.0, dtype: Any = dt.f32, key: Any = None,
                      **extra: Any) -> Tensor:
     """Normal numbers within [low, high]."""
-    dims = _shape(shape, extra, "truncated_normal", ("low", "high", "dtype", "key"))
-    k, site = _next(key, "truncated_normal")
-    return _ops.truncated_normal(k, site, dims, dt.as_dtype(dtype), low, high)  # type: ignore[no-any-return]
+    sizes = _shape(shape, extra, "truncated_normal", ("low", "high", "dtype", "key"))
+    return _draw("truncated_normal", sizes, key, _wide(dtype, "truncated_normal")[0], float(low), float(high))
 
 
 def categorical(logits: Any, shape: Any = (), *, key: Any = None) -> Tensor:
@@ -199,14 +252,13 @@ def categorical(logits: Any, shape: Any = (), *, key: Any = None) -> Tensor:
 
 def permutation(x: Any, *, key: Any = None) -> Tensor:
     """The numbers 0 … n-1 in random order, or a tensor's slices along axis 0 in random order."""
-    k, site = _next(key, "permutation")
     if isinstance(x, Tensor | np.ndarray | list):
         t = lift(x)
         if not t.type.shape:
             raise ShapeError("a scalar has no order to permute", hints=["Pass an integer: ts.random.permutation(n)"])
-        return _ops.shuffle(k, site, t)  # type: ignore[no-any-return]
-    (n,) = shape_from(((x,),), "permutation")
-    return _ops.permutation(k, site, n)  # type: ignore[no-any-return]
+        return take(t, permutation(t.type.shape[0], key=key), axis=0)  # type: ignore[no-any-return]
+    sizes = shape_from(((x,),), "permutation")
+    return argsort(_draw("words", sizes, key, called="permutation"), axis=0)  # type: ignore[no-any-return]
 
 
 shuffle = permutation
@@ -225,7 +277,6 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
         return x  # type: ignore[no-any-return]
     if p == 1:
         return x * 0  # type: ignore[no-any-return]
-    from .ops import where
     keep = bernoulli(1 - p, tuple(x.type.shape), key=key)
     return where(keep, x / (1 - p), 0)  # type: ignore[no-any-return]
 

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-import tessera as ts
+from tessera import random
 from tessera.tracing import eager, methods
-
-ts.Tensor  # noqa: B018  puts the package together
 
 
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     monkeypatch.setattr(eager, "COMPILER", None)
+    monkeypatch.setattr(random, "_programs", {})
     eager.clear()
     methods.clear()
     yield

@@ -1,5 +1,5 @@
 """Traced functions: contracts, symbolic sizes, static arguments, trees, captured tensors, donation, effects."""
-# ruff: noqa: F821  (sizes in annotations)
+# ruff: noqa: F722, F821  (sizes in annotations)
 
 import math
 import threading
@@ -465,7 +465,7 @@ def test_effects_are_inferred_and_checked():
     def f(x):
         return dropout(x)
 
-    with pytest.raises(errors.EffectError, match="'random.bernoulli' has the effect random, which 'f'"):
+    with pytest.raises(errors.EffectError, match=r"'random\.bernoulli' has the effect random, which 'f'"):
         f(ts.ones(2))
     keyed = ts.pure(lambda x: x + ts.random.uniform(2, key=1))
     assert keyed(ts.ones(2)).tolist() == keyed(ts.ones(2)).tolist()

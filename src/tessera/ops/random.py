@@ -133,6 +133,11 @@ def random_bits(key: Any, site: int, shape: Sequence[Any], dtype: Any = dt.uint3
     return bind("random_bits", key, shape=shape_of((tuple(shape),)), site=int(site), dtype=as_dtype(dtype), **extra)
 
 
+def words(key: Any, site: int, shape: Sequence[Any]) -> Any:
+    """uint32 words."""
+    return random_bits(key, site, shape)
+
+
 def fold_in(key: Any, number: Any) -> Any:
     """Another key: the call counter mixed with an integer (a loop's iteration, an example's index)."""
     key = as_tensor(key)
@@ -238,7 +243,7 @@ def categorical(key: Any, site: int, logits: Any, shape: Sequence[Any] = ()) -> 
 
 def permutation(key: Any, site: int, n: Any) -> Any:
     """The numbers 0 … n-1 in random order, as int64."""
-    return so.argsort(random_bits(key, site, (n,), dt.uint32), 0)
+    return so.argsort(words(key, site, (n,)), 0)
 
 
 def shuffle(key: Any, site: int, x: Any, axis: int = 0) -> Any:

@@ -279,8 +279,9 @@ def lift(x: Any) -> Tensor:
     return held
 
 
-_DEFAULT_NP: dict[str, np.dtype[Any]] = {"i": np.dtype(np.int64), "u": np.dtype(np.uint64), "f": np.dtype(np.float32), "b": np.dtype(np.bool_),
-               "c": np.dtype(np.complex64)}
+_DEFAULT_NP: dict[str, np.dtype[Any]] = {
+    "i": np.dtype(np.int64), "u": np.dtype(np.uint64), "f": np.dtype(np.float32), "b": np.dtype(np.bool_),
+    "c": np.dtype(np.complex64)}
 
 
 def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
