@@ -450,3 +450,26 @@ def test_unchecked():
     assert inside(x, i).tolist() == [1.0, 3.0]
     with pytest.raises(ts.NumericalError):
         ts.tensor([1, 2]) // ts.tensor([0, 1])
+
+
+def test_a_tile_function_works_on_arrays_in_place(compiler):
+    text = """
+tile @rising(%x: buf<f32[N]>, %y: buf<f32[N]>, %N: int64) with {grid = (<(N+15)//16>,), sizes = ("N",), writes = (1,)} {
+  %p = program_id() {axis = 0} : int64
+  %w = constant() {value = 16} : int64
+  %o = mul(%p, %w) : int64
+  %t = load(%x, %o) {check = (0,)} : tile<f32[16]>
+  %u = add(%t, %t) : tile<f32[16]>
+  store(%y, %o, %u) {check = (0,)}
+  return()
+}"""
+    tile = parse_function(text)
+    run = compiler.compile(tile)
+    for n in (1, 16, 33, 5000):
+        x, y = floats(n), np.zeros(n, np.float32)
+        assert run([x, y]) == []
+        np.testing.assert_array_equal(y, x + x)
+    assert tile.name == "rising"
+    again = Compiler(cache=compiler.cache)
+    again.compile(tile)([x, y])
+    assert again.cached_programs == 1

@@ -7,7 +7,11 @@ registry of eager and traced execution.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from ..settings import THREADS
 from ..targets.cpu.pool import get_num_threads, set_num_threads
@@ -34,8 +38,19 @@ def host_compiler() -> Compiler:
 class _AtFirstUse:
     """Stands in the registry until something is compiled: the compiler's own modules are loaded then."""
 
+    def __init__(self) -> None:
+        self._launches: WeakKeyDictionary[Function, Executable] = WeakKeyDictionary()
+
     def compile(self, fn: Function) -> Executable:
+        """An executable for a Graph function."""
         return host_compiler().compile(fn)
+
+    def launch(self, fn: Function, buffers: Sequence[np.ndarray[Any, Any]]) -> None:
+        """Run a Tile function on dense arrays, in place."""
+        run = self._launches.get(fn)
+        if run is None:
+            run = self._launches[fn] = host_compiler().compile(fn)
+        run(buffers)
 
 
 def install() -> None:

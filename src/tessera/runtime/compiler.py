@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import CompileError
-from ..ir.core import BufferType, Function, Loc, Op
+from ..ir.core import Block, BufferType, Function, Loc, Op, rewrite
 from ..ir.text import _attrs, _Names, _print_ops, print_function
 from ..machine import CpuMachine, host_cpu
 from ..settings import OVERRIDE, SETTINGS
@@ -109,7 +109,7 @@ class Compiler:
 
     # -- the whole way -------------------------------------------------------------------------------------------------
     def compile(self, fn: Function) -> Executable:
-        """An executable for a Graph function.
+        """An executable for a Graph function, or for one launch of a Tile function, which works on its buffers in place.
 
         Raises:
             CompileError: a stage refused the program, or LLVM did.
@@ -147,13 +147,15 @@ class Compiler:
         keyed = "".join(f"{s.name}={s.get()};" for s in SETTINGS if s.keyed)
         return key_of(source_hash(), repr(self.machine), keyed, print_function(fn))
 
-    def build(self, fn: Function, exchange: Exchange, until: str = "o", memory: bool = True) -> Build:
+    def build(self, fn: Function, exchange: Exchange, until: str = "o") -> Build:
         """Run the stages up to ``until``."""
         build = Build(fn, exchange)
         steps = [(GRAPH, self._graph), (SCHED, self._schedule), (TILE, self._kernels), (OBJECT, self._finish)]
         if until in ("o", "asm"):
             self.llvm.start(1)
         for s, step in steps:
+            if fn.level == "tile" and s in (GRAPH, SCHED):
+                continue
             if s is OBJECT and until not in ("o", "asm"):
                 break
             step(build, until)
@@ -187,6 +189,8 @@ class Compiler:
         """Lower every launch; emit each new kernel and hand it to LLVM."""
         edited = build.exchange.override(TILE) or {}
         modules = build.exchange.override(LL) or {}
+        if build.source.level == "tile":
+            build.sched = one_launch(build.source)
         assert build.sched is not None
         known: dict[str, Kernel] = {}
         for f in reachable(build.sched):
@@ -340,14 +344,28 @@ class Origin:
         """The user's line behind a check.  Locations are in no cache, so the program is scheduled again for it."""
         exchange = Exchange(self.fn.name, self.fn.name)
         exchange.dump_to = exchange.read_from = None
-        build = self.compiler.build(self.fn, exchange, "sched")
-        assert build.sched is not None
-        for f in reachable(build.sched):
+        functions = [self.fn]
+        if self.fn.level == "graph":
+            build = self.compiler.build(self.fn, exchange, "sched")
+            assert build.sched is not None
+            functions = reachable(build.sched)
+        for f in functions:
             for op in f.body.ops:
                 for inner in op.walk():
                     if inner.name == "check" and inner.attrs.get("site") == site:
                         return inner.loc or op.loc
         return None
+
+
+def one_launch(tile: Function) -> Function:
+    """A Schedule program of one launch; every buffer is an input, and what the launch writes changes in place."""
+    buffers = [a for a in tile.args if isinstance(a.type, BufferType)]
+    fn = Function(tile.name, "sched", Block([a.type for a in buffers], [a.name for a in buffers]))
+    fn.body.ops += [Op("launch", fn.args, (), {"callee": tile.name, "outs": tuple(tile.attrs["writes"])}), Op("return")]
+    fn.attrs = {"inputs": len(buffers), "outputs": 0, "sizes": tuple(tile.attrs["sizes"]), "arena": 0,
+                "sites": tuple(tile.attrs.get("sites", ()))}
+    fn.functions = {tile.name: tile}
+    return fn
 
 
 def _user_passes() -> bool:
@@ -370,7 +388,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine, sizes: tuple[str, ..
         callee = fn.functions.get(op.attrs["callee"])
         if callee is None or callee.level != "tile":
             raise CompileError(f"the program launches {op.attrs['callee']!r}, which it does not define", loc=op.loc)
-        tile = callee
+        tile = rewrite(callee)  # it is the user's, and will be renamed
     elif op.name == "template":
         build = TEMPLATES.get(op.attrs["template"])
         if build is None:
@@ -442,7 +460,7 @@ def number_checks(fn: Function) -> None:
 def describe(build: Build) -> Manifest:
     """The manifest of a finished build."""
     fn = build.sched
-    assert fn is not None and build.graph is not None
+    assert fn is not None
     inputs = fn.attrs["inputs"]
     facts = [buffer_facts(a.type) for a in fn.args if isinstance(a.type, BufferType)]
     externals = []
@@ -454,7 +472,7 @@ def describe(build: Build) -> Manifest:
     return Manifest(build.source.name, facts[:inputs], facts[inputs:], list(fn.attrs.get("sizes", ())),
                     format_dim(arena_bytes(fn)), [format_dim(w) for w in launch_work(fn, build.launches)],
                     list(fn.attrs.get("sites", ())), externals, loops or bool(externals), launches,
-                    sum(1 for _ in build.graph.walk()))
+                    sum(1 for _ in (build.graph or build.source).walk()))
 
 
 __all__ = ["OVERRIDE", "Build", "Compiler", "Origin", "lower_launch"]

@@ -21,7 +21,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Block, Function, Op, Value
-from ...types.dims import Dim, DimLike, dim_max, substitute
+from ...types.dims import Dim, DimLike, dim_max, product, substitute
 from . import abi, frame, pool_ir
 from .cost import tile_work
 from .hazards import Accesses
@@ -68,13 +68,18 @@ def launch_work(fn: Function, kernels: Mapping[Op, Kernel]) -> list[DimLike]:
     def visit(f: Function, env: Mapping[str, DimLike]) -> None:
         for op in f.walk():
             if op in kernels:
-                found[substitute(kernels[op].work, env)] = None
+                found[substitute(_work(op, kernels[op]), env)] = None
             elif op.name == "call":
                 callee = _callee(f, op)
                 visit(callee, {n: substitute(d, env) for n, d in _callee_sizes(callee, op).items()})
 
     visit(fn, {})
     return list(found)
+
+
+def _work(op: Op, kernel: Kernel) -> DimLike:
+    """A launch's element operations over the sizes of the program around it."""
+    return substitute(kernel.work, _callee_sizes(kernel.tile, op)) if op.name == "launch" else kernel.work
 
 
 def _callee(fn: Function, op: Op) -> Function:
@@ -87,7 +92,7 @@ def _callee(fn: Function, op: Op) -> Function:
 def _callee_sizes(callee: Function, op: Op) -> dict[str, DimLike]:
     """What the callee's sizes are in the caller: read off the shapes of what is passed."""
     out: dict[str, DimLike] = {}
-    for parameter, passed in zip(callee.args, op.operands, strict=True):
+    for parameter, passed in zip(callee.args, op.operands, strict=False):  # a tile function has its sizes behind them
         for d, given in zip(parameter.type.shape, passed.type.shape, strict=True):
             if isinstance(d, Dim) and d.is_name:
                 out.setdefault(next(iter(d.names)), given)
@@ -274,19 +279,18 @@ class _Emitter:
         kernel = self.shared.kernels.get(op)
         if kernel is None:
             raise CompileError(f"the launch {op.attrs.get('name', op.name)!r} has no kernel", loc=op.loc)
-        blocks: DimLike = 1
-        for e in kernel.tile.attrs["grid"]:
-            blocks = blocks * e
-        count = self.sizes.value(blocks)
-        serial = self._serial(kernel)
+        names = self.names if op.name != "launch" else self.names | {
+            n: self.sizes.value(d) for n, d in _callee_sizes(kernel.tile, op).items()}
+        count = SizeWriter(self.line, self.fresh, names).value(product(kernel.tile.attrs["grid"]))
+        serial = self._serial(op, kernel)
         self._meet_if_needed(op, serial)
-        self._share_out(op, kernel, count, serial)
+        self._share_out(op, kernel, names, count, serial)
         self.group.add(op)
 
     _op_template = _op_launch = _op_kernel
 
-    def _serial(self, kernel: Kernel) -> str:
-        work = kernel.work
+    def _serial(self, op: Op, kernel: Kernel) -> str:
+        work = _work(op, kernel)
         if isinstance(work, int):
             return "true" if work < SERIAL_WORK else "false"
         out = self.fresh()
@@ -323,13 +327,13 @@ class _Emitter:
         self._barrier()
         self.group, self.slot = Accesses(), 0
 
-    def _share_out(self, op: Op, kernel: Kernel, count: str, serial: str) -> None:
+    def _share_out(self, op: Op, kernel: Kernel, values: Mapping[str, str], count: str, serial: str) -> None:
         """The loop in which a thread claims blocks of one launch and runs them."""
         names = kernel.tile.attrs["sizes"]
-        missing = [n for n in names if n not in self.names]
+        missing = [n for n in names if n not in values]
         if missing:
             raise CompileError(f"the kernel {kernel.symbol} needs the size {missing[0]!r}", loc=op.loc)
-        args = [f"ptr {self.pointers[v]}" for v in op.operands] + [f"i64 {self.names[n]}" for n in names]
+        args = [f"ptr {self.pointers[v]}" for v in op.operands] + [f"i64 {values[n]}" for n in names]
         team, chunk = self.fresh(), self._chunk(count)
         self.line(f"{team} = select i1 {serial}, i64 1, i64 %threads")
         before, claim, run, done = (self.label(s) for s in ("before", "claim", "run", "done"))
