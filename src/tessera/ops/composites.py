@@ -67,7 +67,7 @@ def _softmax_reference(x: Array, axis: int) -> Array:
 
 def _softmax_expand(x: Any, axis: int) -> Any:
     e = pw.exp(pw.sub(x, rd.max(x, axis, True)))
-    return pw.div(e, rd.sum(e, axis, True))
+    return pw.mul(e, pw.reciprocal(rd.sum(e, axis, True)))  # one division a row: the sum is at least 1
 
 
 def _log_softmax_reference(x: Array, axis: int) -> Array:

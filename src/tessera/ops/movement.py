@@ -357,10 +357,16 @@ def _constant_reference(value: Any, dtype: DType | None = None) -> Array:
     return np.asarray(value).astype((dtype or as_dtype(type(value))).np)
 
 
+def is_uniform(constant: Op) -> bool:
+    """Whether all elements of a ``constant`` op have the same bits: then it is a literal, else a buffer."""
+    value = np.asarray(constant.attrs["value"])
+    return value.size == 0 or value.tobytes() == value.flat[0].tobytes() * value.size
+
+
 def _constant_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     """Uniform constants are literals; the scheduler puts the others into buffers before it asks for elements."""
     value, kind = np.asarray(op.attrs["value"]), op.results[0].type.dtype
-    if value.size == 0 or value.tobytes() == value.flat[0].tobytes() * value.size:
+    if is_uniform(op):
         return e.const(value.flat[0].item() if value.size else 0, kind)
     raise ValueError("a constant array has no element rule: it is a buffer")
 

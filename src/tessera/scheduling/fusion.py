@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 
 from ..ir.core import Op, Value
+from ..ops.movement import is_uniform
 from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, name, product
 from . import templates
@@ -80,6 +81,8 @@ def fusable(op: Op) -> bool:
     """True for ops that are computed element by element inside kernels and are no launch of their own."""
     rule = OPS.get(op.name)
     if rule is None or (rule.element is None and not rule.pointwise):
+        return False
+    if op.name == "constant" and not is_uniform(op):
         return False
     if rule.template is None or not templates.available(rule.template):
         return True
