@@ -127,8 +127,10 @@ def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> R
 
 
 # Attributes that are the same for every size of the operands.
-SIZELESS = frozenset({"checked", "axis", "axes", "dim", "keepdims", "accumulate", "dtype", "saturate", "perm", "eps", "scale", "causal",
-                      "combine", "approximate", "reverse", "exclusive", "descending", "stable", "contract", "batch"})
+SIZELESS = frozenset({
+    "axis", "axes", "keepdims", "accumulate", "dtype", "saturate", "perm", "eps", "scale", "causal", "approximate", "reverse",
+    "exclusive", "descending", "lhs_contract", "rhs_contract", "lhs_batch", "rhs_batch", "checked", "mode", "side",
+})
 
 
 def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any) -> Run:

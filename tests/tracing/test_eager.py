@@ -1,0 +1,111 @@
+"""Eager execution: one look-up a call, programs shared between shapes, views without programs."""
+
+import numpy as np
+import pytest
+
+import tessera as ts
+from tessera import errors
+from tessera.ir.interpret_graph import interpret
+from tessera.tracing import eager, recorder
+from tessera.tracing.recorder import bind
+
+
+class Counting:
+    """A compiler that counts what it is asked for."""
+
+    def __init__(self):
+        self.programs = []
+
+    def compile(self, fn):
+        self.programs.append(fn)
+        return lambda arrays: interpret(fn, arrays)
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    c = Counting()
+    monkeypatch.setattr(eager, "COMPILER", c)
+    return c
+
+
+def test_one_program_for_every_size_of_one_pattern(compiler):
+    for n in (2, 3, 7, 100):
+        x = ts.ones(n)
+        assert (x + x).shape == (n,)
+    assert len(compiler.programs) == 1 and str(compiler.programs[0].args[0].type) == "f32[n0]"
+    for shape in [(2, 3), (4, 5, 6), (3, 3)]:
+        x = ts.ones(*shape)
+        assert np.array_equal(x + x, np.full(shape, 2.0))  # flattened: the same program
+    assert len(compiler.programs) == 1
+    for m, k, n in [(2, 3, 4), (5, 6, 7)]:
+        assert (ts.ones(m, k) @ ts.ones(k, n)).shape == (m, n)
+    assert len(compiler.programs) == 2
+    ts.ones(3, 3) @ ts.ones(3, 3)  # another pattern: all sizes are equal
+    assert len(compiler.programs) == 3
+
+
+def test_numbers_are_arguments_of_programs(compiler):
+    x = ts.ones(4)
+    assert [(x * s)[0].item() for s in (2.0, 3.0, 0.5)] == [2, 3, 0.5] and len(compiler.programs) == 1
+
+
+def test_functions_of_one_tensor_are_one_program(compiler):
+    x = ts.tensor([[1.0, -2.0], [3.0, 4.0]])
+    assert x.relu().tolist() == [[1, 0], [3, 4]] and len(compiler.programs) == 1
+    assert x.mean(dim=1).tolist() == [-0.5, 3.5] and x.mean(dim=0).tolist() == [2, 1] and len(compiler.programs) == 3
+    ts.ones(2, 2).mean(dim=1)
+    ts.relu(ts.ones(2, 2))
+    assert len(compiler.programs) == 3
+    i = ts.tensor([1, 5])
+    assert ts.clip(i, 2).dtype is ts.int64 and ts.clip(i, 2.0).dtype is ts.f32
+
+
+def test_views_need_no_program(compiler):
+    x = ts.arange(24).reshape(2, 3, 4)
+    for y in (x.T, x[1:], x[..., ::-1], x.expand(5, 2, 3, 4), x.unsqueeze(0), x.flip(0), x.transpose(0, 2), ts.split(x, 2, dim=2)[0],
+              x.reshape(6, 4), x.squeeze()):
+        assert np.shares_memory(y._p, x._p)
+    ts.full((3,), 1), ts.zeros(2), ts.eye(2)
+    assert not compiler.programs
+
+
+def test_errors_show_the_user_s_sizes(compiler):
+    with pytest.raises(errors.ShapeError, match="Cannot broadcast 3 with 4"):
+        ts.ones(3) + ts.ones(4)
+    with pytest.raises(errors.ShapeError, match="5"):
+        ts.softmax(ts.ones(3), axis=5)
+    assert not compiler.programs
+
+
+def test_an_executor_takes_over(monkeypatch):
+    calls = []
+
+    def execute(name, arrays, attrs):
+        calls.append(name)
+        return [np.exp(arrays[0])]
+
+    monkeypatch.setattr(recorder, "EXECUTOR", execute)
+    assert bind("exp", ts.zeros(2)).tolist() == [1, 1] and calls == ["exp"]
+
+
+def test_every_path_gives_the_same_bits(rng):
+    a = rng.normal(size=(5, 7)).astype(np.float32)
+    x = ts.tensor(a)
+    for f in (lambda x: x * 1.7 + x, lambda x: ts.softmax(x, -1), lambda x: x.mean(0), lambda x: ts.gelu(x) / 3, lambda x: x.sum(),
+              lambda x: ts.where(x > 0, x, 0.1 * x), lambda x: x.var(dim=1, keepdim=True), lambda x: x.T @ x):
+        assert np.asarray(f(x)).tobytes() == np.asarray(ts.jit(f)(x)).tobytes()
+
+
+def test_captured_and_static_values_inside_compiled_calls(compiler):
+    w = ts.ones(3)
+    f = ts.jit(lambda x, k: x * w + k)
+    assert f(ts.ones(3), 2).tolist() == [3, 3, 3] and f(ts.zeros(3), 5).tolist() == [5, 5, 5] and len(compiler.programs) == 1
+
+
+def test_mixing_arrays_and_lists():
+    x = ts.ones(2)
+    assert (x / np.sqrt(64)).dtype is ts.f32  # NumPy's float is a Python float, and as weak
+    assert (x + np.ones(2, np.float64)).dtype is ts.f64 and (x + np.float16(1)).dtype is ts.f32
+    assert (x + [1, 2]).tolist() == [2, 3] and ts.concat([x, [5.0]]).tolist() == [1, 1, 5]
+    assert ts.tensor([ts.tensor(1.0), 2.0]).tolist() == [1, 2]
+    assert ts.jit(lambda x: ts.tensor([x[0], 2.0, x[1]]))(x).tolist() == [1, 2, 1]
