@@ -118,10 +118,12 @@ def test_threads(memory):
     assert not wrong and memory.usage()["in_use"] == 0
 
 
-def test_more_than_the_machine_has():
+@pytest.mark.parametrize("n", [1 << 45, 1 << 60, (1 << 64) + 4096, 1 << 200])
+def test_more_than_the_machine_has(n):
     memory = Allocator(1 << 30)
     with pytest.raises(MemoryError):
-        memory.block(1 << 60)
+        memory.block(n)
+    assert memory.usage()["in_use"] == 0
 
 
 def test_a_forked_child_may_allocate(memory):

@@ -21,6 +21,7 @@ from ..settings import MEMORY_LIMIT
 
 LARGE = 1 << 16
 HUGE_PAGE = 2 << 20
+MOST = 1 << 46  # bytes; beyond any machine's memory, and far from where sizes wrap around
 _MADV_HUGEPAGE = 14
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,7 +67,13 @@ class Allocator:
         return np.ndarray(shape, dtype, self.block(nbytes))
 
     def block(self, nbytes: int) -> Any:
-        """A block of at least ``nbytes`` as a ctypes array; it returns to the cache when nobody refers to it."""
+        """A block of at least ``nbytes`` as a ctypes array; it returns to the cache when nobody refers to it.
+
+        Raises:
+            MemoryError: the system has no memory.
+        """
+        if nbytes > MOST:
+            raise MemoryError(f"no memory for {nbytes} bytes")
         size = size_class(nbytes)
         with self._lock:
             addresses = self._free.get(size)
