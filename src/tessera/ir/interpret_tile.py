@@ -294,6 +294,9 @@ class _Machine:
                 raise self.fail(op, f"race: two blocks write different values to an element of {memory.name}")
         writer[touched] = number
 
+    def op_prefetch(self, op: Op, operands: list[Any]) -> None:
+        """Means nothing."""
+
     def op_load(self, op: Op, operands: list[Any]) -> Array:
         memory, rank = operands[0], operands[0].data.ndim
         mask = operands[1 + rank] if op.attrs.get("masked") else None

@@ -25,6 +25,7 @@ Memory.  Offsets are int64 scalars, one for each axis of the buffer.  The tile's
     %t = load(%buf, %o0, %o1, %mask) {masked = true, …} : tile<f32[4, 16]>
     store(%buf, %o0, %o1, %t) {axes, check}          store(%buf, %o0, %o1, %t, %mask) {masked = true}
     %t = gather(%buf, %flat) : tile                 elements at row-major offsets (a tile of int64), ``masked`` and ``fill`` as above
+    prefetch(%buf, %o0, %o1)                          a hint: this element is read soon; it may lie outside
     scatter(%buf, %flat, %t)                          the reverse; equal offsets within one tile: the last lane wins
 
 A buffer starts out undefined if the block made it by ``alloc``: reading an element before it is written is an error.
@@ -384,6 +385,13 @@ def root(v: Value) -> Value:
     return v
 
 
+def _prefetch(op: Op) -> None:
+    buffer = _buffer(op)
+    _counts(op, 1 + buffer.rank, 0)
+    for k in range(buffer.rank):
+        _scalar(op, op.operands[1 + k], f"offset {k}", INDEX.dtype)
+
+
 def _check_op(op: Op) -> None:
     _counts(op, 2, 0)
     ok, value = op.operands[0].type, op.operands[1].type
@@ -416,7 +424,7 @@ def _size(op: Op) -> None:
 _PLAIN: dict[str, Callable[[Op], None]] = {
     "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "iota": _iota, "full": _constant,
     "constant": _constant, "splat": _splat, "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose,
-    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
+    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view, "prefetch": _prefetch,
     "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
 }
 STRUCTURE = frozenset({"for", "while", "if", "yield", "return"})

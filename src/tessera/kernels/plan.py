@@ -16,6 +16,7 @@ from ..types.dims import Dim, DimLike, ceildiv, dim_max, product
 from ..types.dtypes import DType, bf16
 from .fused import Point
 
+AHEAD = 8            # rows of a panel between the one that is multiplied and the one that is fetched
 UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
 SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
 UNIT_SCRATCH = 1400 << 10  # the same for a matrix unit, whose sums rest there
@@ -88,6 +89,7 @@ class Plan:
     def multiply(self, left: Buffer, right: Buffer, t: Any, k: Any, acc: TileValue) -> TileValue:
         """acc + left[:, k : k + step] @ panel t [k : k + step, :]."""
         if self.unit is None:
+            prefetch_row(right, (t, k + AHEAD), self.nr)
             return tile.dot(self.column(left, k), tile.load(right, (t, k, 0), (1, self.nr)), acc)
         pairs = tile.load(right, (t, k // 2, 0), (16, 2 * self.nr))
         rows = tile.reshape(tile.transpose(tile.reshape(pairs, (16, self.nr, 2)), (0, 2, 1)), (32, self.nr))
@@ -127,6 +129,12 @@ class Plan:
     @property
     def stream_step(self) -> int:
         return 8
+
+
+def prefetch_row(panel: Buffer, at: tuple[Any, ...], columns: int) -> None:
+    """Fetch the row of a panel that is multiplied ``AHEAD`` steps from now."""
+    for c in range(0, columns, max(1, 64 // panel.dtype.itemsize)):
+        tile.prefetch(panel, (*at, c))
 
 
 def guess(d: DimLike) -> int:

@@ -235,6 +235,12 @@ def store(buffer: Buffer, offsets: Any, value: Any, *, axes: Sequence[int] | Non
     current().emit("store", operands, None, attrs)
 
 
+def prefetch(buffer: Buffer, offsets: Any) -> None:
+    """A hint that the element at ``offsets`` is read soon; it may lie outside the buffer, and nothing depends on it."""
+    buffer = _buffer(buffer, "prefetch")
+    current().emit("prefetch", [buffer, *_offsets(buffer, offsets)])
+
+
 def gather(buffer: Buffer, flat: Any, *, mask: Any = None, fill: Any = 0) -> TileValue:
     """The elements at row-major offsets ``flat`` (an integer tile)."""
     buffer = _buffer(buffer, "gather")
@@ -545,7 +551,7 @@ _HOOKS.update(dot=dot, sum=sum, max=max, min=min, getitem=getitem)
 __all__ = [
     "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "bitcast", "broadcast_to", "build", "cdiv",
     "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "extract", "for_loop", "full", "gather", "iota",
-    "load", "max", "maximum", "min", "minimum", "prod", "program_id", "range", "reduce", "reshape", "scatter", "select", "size",
+    "load", "max", "maximum", "min", "minimum", "prefetch", "prod", "program_id", "range", "reduce", "reshape", "scatter", "select", "size",
     "slice", "splat", "static_range", "store", "sum", "tile_function", "tracing", "transpose", "view", "where", "while_loop", "zeros",
     *sorted(n for n in POINTWISE if n not in ("select", "convert", "bitcast", "minimum", "maximum")),
 ]

@@ -152,7 +152,7 @@ class TileProgram:
         return self.fn
 
 
-_EFFECTS = frozenset({"store", "scatter", "check", "yield", "return"})
+_EFFECTS = frozenset({"store", "scatter", "check", "prefetch", "yield", "return"})
 
 
 def remove_dead(block: Block) -> None:

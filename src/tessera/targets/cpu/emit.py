@@ -384,6 +384,11 @@ class _Kernel:
     def _view(self, op: Op) -> None:
         self.define(op, self.values[op.operands[0]])
 
+    def _prefetch(self, op: Op) -> None:
+        buffer = op.operands[0]
+        access = self._access(op, buffer, op.operands[1:], (), ())
+        self.w.line(f"call void @llvm.prefetch.p0(ptr {access.base}, i32 0, i32 3, i32 1)")
+
     def _access(self, op: Op, buffer: Value, offsets: Sequence[Value], shape: tuple[int, ...],
                 axes: Sequence[int]) -> Access:
         btype = check_buffer(buffer, op)
@@ -757,7 +762,8 @@ _HANDLERS: dict[str, Callable[[_Kernel, Op], None]] = {
     "constant": _Kernel._constant, "full": _Kernel._constant, "splat": _Kernel._splat, "iota": _Kernel._iota,
     "program_id": _Kernel._program_id, "size": _Kernel._size, "reshape": _Kernel._move, "transpose": _Kernel._move,
     "slice": _Kernel._move, "broadcast": _Kernel._move, "concat": _Kernel._move, "extract": _Kernel._extract,
-    "reduce": _Kernel._reduce, "dot": _Kernel._dot, "alloc": _Kernel._alloc, "view": _Kernel._view, "load": _Kernel._load,
+    "reduce": _Kernel._reduce, "dot": _Kernel._dot, "alloc": _Kernel._alloc, "view": _Kernel._view, "prefetch": _Kernel._prefetch,
+    "load": _Kernel._load,
     "store": _Kernel._store, "gather": _Kernel._gather, "scatter": _Kernel._scatter, "for": _Kernel._for,
     "while": _Kernel._while, "if": _Kernel._if, "check": _Kernel._check,
 }
