@@ -99,7 +99,7 @@ def _normalising(name: str) -> Fn:
             raise ShapeError(f"{name!r} over dimension {axis} of size 0", received=str(x.type))
         return bind(name, x, axis=axis)
 
-    return pw._name(function, name, f"``{name}`` along ``axis`` (the last).")
+    return pw.named(function, name, f"``{name}`` along ``axis`` (the last).")
 
 
 softmax, log_softmax = _normalising("softmax"), _normalising("log_softmax")

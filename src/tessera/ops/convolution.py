@@ -6,6 +6,7 @@ kernel is not flipped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -181,16 +182,19 @@ def _pads(padding: Any, n: int, sizes: Sequence[DimLike], window: Sequence[DimLi
             return ((0, 0),) * n
         if padding.lower() != "same":
             raise ValueError(f"padding is 'same', 'valid' or numbers, not {padding!r}")
-        out = []
-        for size, w, s, d in zip(sizes, window, strides, dilation, strict=True):
-            span = (w - 1) * d + 1
-            if not isinstance(size, int) and s != 1:
-                raise ShapeError("padding 'same' with a stride needs a known size", hints=["Give the padding as numbers"])
-            total = max((-(-size // s) - 1) * s + span - size, 0) if isinstance(size, int) else span - 1  # type: ignore[operator]
-            out.append((total // 2, total - total // 2))
-        return tuple(out)
+        return tuple(_same(*at) for at in zip(sizes, window, strides, dilation, strict=True))
     return tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in (
         (padding,) * n if isinstance(padding, int) else padding))
+
+
+def _same(size: DimLike, window: DimLike, stride: int, dilation: int) -> tuple[int, int]:
+    """Padding that makes the result's size the input's, divided by the stride and rounded up."""
+    if not isinstance(window, int) or not (isinstance(size, int) or stride == 1):
+        raise ShapeError("padding 'same' needs a known window, and with a stride a known size",
+                         hints=["Give the padding as numbers"])
+    span = (window - 1) * dilation + 1
+    total = max((-(-size // stride) - 1) * stride + span - size, 0) if isinstance(size, int) else span - 1
+    return total // 2, total - total // 2
 
 
 def conv(x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
@@ -290,7 +294,7 @@ def _pool_element(e: ElementBuilder, op: Op, index: Sequence[DimLike], r: int) -
 
 
 def _pool_terms(types: Types, attrs: Attrs) -> float:
-    return float(product(attrs["window"])) if attrs["combine"] == "add" else 0.0  # type: ignore[arg-type]
+    return float(math.prod(attrs["window"])) if attrs["combine"] == "add" else 0.0
 
 
 primitive("reduce_window", family="reduction", infer=_pool_infer, reference=_pool_reference, dtypes=REAL,
@@ -320,7 +324,7 @@ def avg_pool(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Any:
     x = as_tensor(x)
     wide = convert(x, dt.f32) if not x.dtype.is_float or x.dtype.bits < 32 else x
     total, sizes = _pool("avg_pool", wide, window, stride, padding, "add")
-    mean = pw.div(total, float(product(sizes)))  # type: ignore[arg-type]
+    mean = pw.div(total, float(math.prod(sizes)))
     return convert(mean, x.dtype) if x.dtype.is_float else mean
 
 

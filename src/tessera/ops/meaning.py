@@ -29,8 +29,8 @@ def mod(x: Array, y: Array) -> Array:
 def sign(x: Array) -> Array:
     one, zero = x.dtype.type(1), x.dtype.type(0)
     if x.dtype.kind == "u":
-        return np.where(x > 0, one, zero)
-    return np.where(x > 0, one, np.where(x < 0, -one, np.where(x == 0, zero, x))).astype(x.dtype)
+        return np.asarray(np.where(x > 0, one, zero))
+    return np.asarray(np.where(x > 0, one, np.where(x < 0, -one, np.where(x == 0, zero, x))), x.dtype)
 
 
 def copysign(x: Array, y: Array) -> Array:
@@ -44,14 +44,14 @@ def _bits(x: Array) -> int:
 
 def shift_left(x: Array, n: Array) -> Array:
     inside = (n >= 0) & (n < _bits(x))
-    return np.where(inside, np.left_shift(x, np.where(inside, n, 0).astype(x.dtype)), x.dtype.type(0))
+    return np.asarray(np.where(inside, np.left_shift(x, np.where(inside, n, 0).astype(x.dtype)), x.dtype.type(0)))
 
 
 def shift_right(x: Array, n: Array) -> Array:
     inside = (n >= 0) & (n < _bits(x))
     count = np.where(inside, n, _bits(x) - 1).astype(x.dtype)
     moved = np.right_shift(x, count)
-    return moved if x.dtype.kind == "i" else np.where(inside, moved, x.dtype.type(0))
+    return np.asarray(moved if x.dtype.kind == "i" else np.where(inside, moved, x.dtype.type(0)))
 
 
 def nextafter(x: Array, y: Array) -> Array:
@@ -220,20 +220,17 @@ def _wrap4(x: Array, dtype: DType) -> Array:
 
 
 def make_complex(re: Array, im: Array) -> Array:
-    out = np.empty(re.shape, {4: np.complex64, 8: np.complex128}.get(re.dtype.itemsize, np.clongdouble))
+    out: Array = np.empty(re.shape, {4: np.complex64, 8: np.complex128}.get(re.dtype.itemsize, np.clongdouble))
     out.real, out.imag = re, im
     return out
+
+
+_WIDER: dict[Any, Any] = {np.float32: np.float64, np.float64: np.longdouble, np.complex64: np.complex128,
+                          np.complex128: np.clongdouble}
 
 
 def widen(x: Any) -> Array:
     """The array in the precision in which the error of a compiled result is measured: f64, extended for f64."""
     x = np.asarray(x)
-    if x.dtype in LOW or x.dtype == np.float32:
-        return x.astype(np.float64)
-    if x.dtype == np.float64:
-        return x.astype(np.longdouble)
-    if x.dtype == np.complex64:
-        return x.astype(np.complex128)
-    if x.dtype == np.complex128:
-        return x.astype(np.clongdouble)
-    return x
+    wider = np.float64 if x.dtype in LOW else _WIDER.get(x.dtype.type)
+    return np.asarray(x if wider is None else x.astype(wider))

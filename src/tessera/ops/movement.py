@@ -13,9 +13,9 @@ import numpy as np
 from ..errors import DTypeError, ShapeError
 from ..ir.core import Op, TensorType, Value
 from ..types import dtypes as dt
-from ..types.dims import DimLike, ceildiv, dim_max, format_dim, known_less
+from ..types.dims import DimLike, ceildiv, dim_max, format_dim, known_less, product
 from ..types.dtypes import DType, as_dtype
-from ..types.shapes import Shape, contiguous_strides, format_shape, product
+from ..types.shapes import Shape, contiguous_strides, format_shape
 from .rules import COMPLEX, EVERY, INTS, Array, accept, check_axis, equal_sizes, expect_operands
 from .table import Attrs, ElementBuilder, primitive
 

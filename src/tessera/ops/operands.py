@@ -113,9 +113,8 @@ def convert(x: Tensor, dtype: DType, saturate: bool = False) -> Tensor:
     """``x`` in another dtype; the same tensor where nothing changes."""
     if x.dtype is dtype:
         return x
-    if saturate:
-        return bind("convert", x, dtype=dtype, saturate=True)
-    return bind("convert", x, dtype=dtype)
+    out: Tensor = bind("convert", x, dtype=dtype, saturate=True) if saturate else bind("convert", x, dtype=dtype)
+    return out
 
 
 def cast(x: Any, dtype: Any, saturate: bool = False) -> Tensor:
@@ -133,11 +132,12 @@ def broadcast_to(x: Any, shape: Sequence[Any]) -> Tensor:
     Raises:
         ShapeError: a size is neither equal nor 1.
     """
-    x = as_tensor(x)
+    t = as_tensor(x)
     wanted = shape_of((tuple(shape),))
-    if x.type.shape == wanted:
-        return x
-    return bind("broadcast_to", x, shape=wanted)
+    if t.type.shape == wanted:
+        return t
+    out: Tensor = bind("broadcast_to", t, shape=wanted)
+    return out
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
               facts={"domain": domain} if domain else {})
 
 
-def _name(fn: Any, name: str, doc: str) -> Any:
+def named(fn: Fn, name: str, doc: str) -> Fn:
+    """``fn`` under the name and with the documentation that users see."""
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = doc
     return fn
@@ -82,7 +83,7 @@ def unary(name: str, fn: Fn, dtypes: Sequence[DType], ulp: float = 0.0, *, ints:
                 x = convert(x, dt.f32)
         return bind(name, x)
 
-    return _name(function, name, facets.get("doc") or f"Elementwise ``{name}``; integers are converted to f32."
+    return named(function, name, facets.get("doc") or f"Elementwise ``{name}``; integers are converted to f32."
                  if ints == "f32" else facets.get("doc") or f"Elementwise ``{name}``.")
 
 
@@ -100,7 +101,7 @@ def binary(name: str, fn: Fn, dtypes: Sequence[DType], ulp: float = 0.0, *, ints
                 return bind(on_bool, x, y)
         return bind(name, x, y)
 
-    return _name(function, name, facets.get("doc") or f"Elementwise ``{name}`` with promotion and broadcasting.")
+    return named(function, name, facets.get("doc") or f"Elementwise ``{name}`` with promotion and broadcasting.")
 
 
 def compare(name: str, fn: Fn, dtypes: Sequence[DType]) -> Fn:
@@ -110,7 +111,7 @@ def compare(name: str, fn: Fn, dtypes: Sequence[DType]) -> Fn:
     def function(x: Any, y: Any) -> Any:
         return bind(name, *aligned(name, x, y))
 
-    return _name(function, name, f"Elementwise comparison ``{name}``; comparisons with NaN are false, ``ne`` is true.")
+    return named(function, name, f"Elementwise comparison ``{name}``; comparisons with NaN are false, ``ne`` is true.")
 
 
 def predicate(name: str, fn: Fn) -> Fn:
@@ -121,7 +122,7 @@ def predicate(name: str, fn: Fn) -> Fn:
         x = as_tensor(x)
         return bind(name, x if x.dtype.is_float else convert(x, dt.f32))
 
-    return _name(function, name, f"Elementwise ``{name}``.")
+    return named(function, name, f"Elementwise ``{name}``.")
 
 
 def logical(name: str, fn: Fn, arity: int) -> Fn:
@@ -133,7 +134,7 @@ def logical(name: str, fn: Fn, arity: int) -> Fn:
             raise TypeError(f"{name}() takes {arity} tensor{'s' * (arity > 1)}, not {len(xs)}")
         return bind(name, *spread(name, *[convert(as_tensor(x), dt.bool_) for x in xs]))
 
-    return _name(function, name, f"Elementwise ``{name}`` of truth values.")
+    return named(function, name, f"Elementwise ``{name}`` of truth values.")
 
 
 FP = FLOATS + FP8

@@ -203,7 +203,7 @@ def _extremum(name: str, on_bool: str) -> Fn:
         x, axes, keepdims = _arguments(name, x, axis, dim, keepdims, keepdim)
         return apply(on_bool if x.dtype is dt.bool_ else f"reduce_{name}", x, axes, keepdims)
 
-    return pw._name(function, name, f"The {name}imum over ``axis``; NaN wins.\n\n    Raises:\n        ShapeError: an axis "
+    return pw.named(function, name, f"The {name}imum over ``axis``; NaN wins.\n\n    Raises:\n        ShapeError: an axis "
                     "that is reduced has size 0.")
 
 
@@ -236,7 +236,7 @@ def _argument(name: str) -> Fn:
         out = bind(name, x, axis=axis)
         return keep(x, (axis,), out) if keepdims else out
 
-    return pw._name(function, name, f"int64 index of the first {name[3:]}imum along ``axis`` (None: in the flattened tensor).")
+    return pw.named(function, name, f"int64 index of the first {name[3:]}imum along ``axis`` (None: in the flattened tensor).")
 
 
 argmax, argmin = _argument("argmax"), _argument("argmin")
@@ -335,7 +335,7 @@ def _running(name: str, widens: bool) -> Fn:
         axis = axis_of(name, x, axis)
         return bind(name, x, axis=axis, reverse=True) if reverse else bind(name, x, axis=axis)
 
-    return pw._name(function, name, f"Running {name[3:]} along ``axis`` (None: of the flattened tensor), from the end with "
+    return pw.named(function, name, f"Running {name[3:]} along ``axis`` (None: of the flattened tensor), from the end with "
                     "``reverse``; " + ("integers accumulate in 64 bits." if widens else "NaN wins from where it stands."))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from ..errors import ShapeError
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
-from ..types.dims import DimLike, as_dim, format_dim
+from ..types.dims import DimLike, as_dim, format_dim, product
 from ..types.dtypes import as_dtype
-from ..types.shapes import format_shape, product
+from ..types.shapes import format_shape
 from .operands import as_tensor, axes_of, axis_of, broadcast_to, one_of, promoted, shape_of, spread
 
 
@@ -156,8 +156,9 @@ def flip(x: Any, axis: Any = None, *, dim: Any = None) -> Any:
 def slice_axis(x: Any, axis: int, start: DimLike, limit: DimLike, stride: int = 1) -> Any:
     """Elements ``start`` to ``limit`` along one axis, all of the others."""
     axis = axis_of("slice_axis", x, axis)
-    starts, limits, strides = [0] * len(x.type.shape), list(x.type.shape), [1] * len(x.type.shape)
-    starts[axis], limits[axis], strides[axis] = start, limit, stride  # type: ignore[call-overload]
+    starts: list[DimLike] = [0] * len(x.type.shape)
+    limits, strides = list(x.type.shape), [1] * len(x.type.shape)
+    starts[axis], limits[axis], strides[axis] = start, limit, stride
     return bind("slice", x, start=tuple(starts), limit=tuple(limits), stride=tuple(strides))
 
 
@@ -247,9 +248,9 @@ def chunk(x: Any, chunks: int, axis: int | None = None, *, dim: int | None = Non
 def tile(x: Any, *reps: Any) -> Any:
     """``x`` repeated as a whole ``reps`` times along each axis."""
     x = as_tensor(x)
-    times = list(shape_of(reps))
-    times = [1] * (len(x.type.shape) - len(times)) + times
-    shape = [1] * (len(times) - len(x.type.shape)) + list(x.type.shape)
+    times = shape_of(reps)
+    times = (1,) * (len(x.type.shape) - len(times)) + times
+    shape = (1,) * (len(times) - len(x.type.shape)) + x.type.shape
     paired = [n for t, s in zip(times, shape, strict=True) for n in (t, s)]
     spaced = [n for s in shape for n in (1, s)]
     return reshape(broadcast_to(reshape(x, spaced), paired), [t * s for t, s in zip(times, shape, strict=True)])

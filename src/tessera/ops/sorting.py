@@ -61,7 +61,7 @@ def _sorting(name: str) -> Callable[..., Any]:
         return bind(name, x, axis=axis, descending=True) if descending else bind(name, x, axis=axis)
 
     what = "Values sorted" if name == "sort" else "int64 indices that sort"
-    return pw._name(function, name, f"{what} along ``axis`` (the last); always stable, NaN counts as the greatest.")  # type: ignore[no-any-return]
+    return pw.named(function, name, f"{what} along ``axis`` (the last); always stable, NaN counts as the greatest.")
 
 
 sort, argsort = _sorting("sort"), _sorting("argsort")
@@ -93,8 +93,8 @@ def _search_infer(types: Types, attrs: Attrs) -> Types:
 
 
 def _search_reference(a: Array, v: Array, side: str) -> Array:
-    wide = [x.astype(np.float32) if x.dtype in LOW else x for x in (a, v)]
-    return np.asarray(np.searchsorted(wide[0], wide[1], side), np.int64)
+    wide: list[Any] = [x.astype(np.float32) if x.dtype in LOW else x for x in (a, v)]
+    return np.asarray(np.searchsorted(wide[0], wide[1], "right" if side == "right" else "left"), np.int64)
 
 
 def _search_expand(a: Any, v: Any, side: str) -> Any:
