@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import CompileError, UnsupportedError
 from ..ir.core import Block, BufferType, Function, Op, TensorType, Value, uses
 from ..ops.table import OPS
+from ..transforms.pipeline import USER_PASSES
 from ..types.dims import Dim, DimLike
 from .elements import buffer_of
 from .fusion import Fusion, Materialise, Plan
@@ -366,7 +367,19 @@ def schedule(fn: Function, machine: Any) -> Function:
     out = _schedule(fn, machine, sites)
     if sites:
         out.attrs["sites"] = tuple(message for _, message in sites)
+    for p in USER_PASSES:
+        if p.decide is not None:
+            _decide(out, p.decide)
     return out
+
+
+def _decide(fn: Function, decide: Callable[[Op], None]) -> None:
+    for f in fn.functions.values():
+        if f.level == "sched":
+            _decide(f, decide)
+    for op in fn.walk():
+        if op.name == "kernel":
+            decide(op)
 
 
 def _schedule(fn: Function, machine: Any, sites: Sites) -> Function:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.core import Block, Copier, Function, Op, TensorType, Value
-from ..ops.table import EXACT, OPS
+from ..ops.table import OPS
 from ..types.dims import Dim
 from .rewriting import everywhere, has_effects, key_of, mergeable, rebuild
 
@@ -86,9 +86,12 @@ def _fold(fn: Function) -> Function:
 
 def _foldable(op: Op) -> bool:
     rule = OPS.get(op.name)
-    if rule is None or rule.effects or len(op.results) != 1 or rule.bound != EXACT or op.name in _CHECKED:
+    if rule is None or rule.effects or len(op.results) != 1 or op.name in _CHECKED:
         return False
+    exact = rule.bound.ulp == 0 and (rule.pointwise or rule.family == "movement")
     t: TensorType = op.results[0].type
+    if not exact or any(v.type.dtype.is_complex for v in op.operands):
+        return False
     size = t.size
     return isinstance(size, int) and size <= FOLD_LIMIT and not _mentions_sizes(op.attrs)
 

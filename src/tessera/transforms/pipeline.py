@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..ir.core import Function
+from ..ir.core import Function, Op
 from .canonicalize import canonicalize
 from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpressions
 from .expand import expand_composites
@@ -16,11 +16,12 @@ GraphTransform = Callable[[Function], Function]
 
 
 class Pass(NamedTuple):
-    """One line of the pass list."""
+    """One line of the pass list.  ``decide``: changes the decisions on a Schedule kernel (passes of users alone)."""
 
     name: str
     run: GraphTransform
     reason: str
+    decide: Callable[[Op], None] | None = None
 
 
 GRAPH_PASSES: tuple[Pass, ...] = (
