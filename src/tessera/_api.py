@@ -85,6 +85,7 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 LAZY_MODULES = {
     "nn": "nn", "optim": "optim", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
     "effects": "effects", "kernels": "kernels", "runtime": "runtime", "machine": "machine", "transforms": "transforms",
+    "compiler": "compiler",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
     "targets": "targets",
 }
