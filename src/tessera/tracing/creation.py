@@ -247,11 +247,14 @@ def tensor(data: Any, dtype: Any = None) -> Tensor:
         a = as_array(data, want)
         return lift(a if a.size <= 1024 else a.copy())
     a = as_array(data, want)
-    return make(np.array(a, order="C", copy=True) if _shares(a, data) else np.ascontiguousarray(a).reshape(a.shape))
+    return make(a if isinstance(data, list | tuple | bool | int | float | complex) else copied(a))
 
 
-def _shares(a: np.ndarray[Any, Any], data: Any) -> bool:
-    return not isinstance(data, list | tuple | bool | int | float | complex) and (a is data or a.base is not None or True)
+def copied(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array, row-major in memory of its own."""
+    out = EMPTY(a.shape, a.dtype)
+    out[...] = a
+    return out
 
 
 def _holds_traced(x: Any) -> bool:

@@ -11,41 +11,59 @@ import numpy as np
 
 from ..errors import DonationError
 from ..errors.frames import user_frames
+from .indexing import owned
 from .tensor import Donated, Tensor
 
 
-def consume(tensors: Sequence[Any], function: str) -> Callable[[], None]:
-    """Check what is donated; the returned function marks it consumed after the call.
+def consume(leaves: Sequence[Any], donated: Sequence[int], captured: Sequence[Any],
+            function: str) -> tuple[dict[int, np.ndarray[Any, Any]], Callable[[], None]]:
+    """Check the donated leaves of a call.
 
-    Memory that others can see (NumPy, DLPack, views) is not given away: a warning says so.
+    Memory that others can see (NumPy, DLPack, views, another argument) is not given away: the program gets a copy, and a
+    warning says so.
+
+    Returns:
+        Copies to pass in place of leaves, by position, and a function that marks the donated tensors consumed.
 
     Raises:
         DonationError: one buffer is donated twice.
     """
     line = _line()
+    given: set[int] = set()
+    others = {_root(x._p) for i, x in enumerate(leaves) if isinstance(x, Tensor) and i not in donated}
+    others |= {_root(c._p) for c in captured if isinstance(c, Tensor)}
+    copies: dict[int, np.ndarray[Any, Any]] = {}
     taken: list[Tensor] = []
-    seen: dict[int, Any] = {}
-    for t in tensors:
-        if not isinstance(t, Tensor):
+    for i in donated:
+        x = leaves[i]
+        if not isinstance(x, Tensor):
             continue
-        a = t._concrete("a donated argument")
-        root = a if a.base is None else a.base
-        if id(root) in seen and a.size:
+        x._concrete("a donated argument")
+        root = _root(x._p)
+        if root in given and x.size:
             raise DonationError("one buffer is donated twice", received=f"two arguments of {function!r} that share memory",
                                 sentence="Each donated buffer can be reused once.",
                                 hints=["Donate one of the two arguments", "Copy one: x.clone()"])
-        seen[id(root)] = root
-        if isinstance(a.base, np.ndarray) or not a.flags.writeable or not a.flags.c_contiguous:
-            warnings.warn(f"a donated argument of {function!r} at {line} shares its memory with others; it is not reused",
+        given.add(root)
+        if root in others or not owned(x):
+            warnings.warn(f"a donated argument of {function!r} at {line} shares its memory with others; it is copied, not reused",
                           stacklevel=4)
-            continue
-        taken.append(t)
+            copies[i] = x._p.copy()
+        else:
+            taken.append(x)
 
     def release() -> None:
         for t in taken:
             t._p = Donated(function, line)
 
-    return release
+    return copies, release
+
+
+def _root(array: Any) -> int:
+    """The identity of the memory under an array."""
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return id(array)
 
 
 def _line() -> str:

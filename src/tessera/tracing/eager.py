@@ -24,7 +24,11 @@ Run = Callable[[list[Any]], Sequence[Any]]
 
 # -- registry, filled when the package is assembled -------------------------------------------------------------------
 COMPILER: Any = None
-"""``compile(fn: Function) -> executable``, and ``executable(arrays) -> arrays``; None: the interpreter of Graph IR."""
+"""``compile(fn: Function) -> executable``, and ``executable(arrays) -> arrays``; None: the interpreter of Graph IR.
+
+``reuses_donated = True`` on it says that its executables return results in the memory of donated parameters where the
+schedule lists them in ``aliases``; without it the Graph attribute ``donated`` is not written.
+"""
 
 LIMIT = 8192  # entries of the exact-shape table; it starts over when full
 

@@ -23,6 +23,7 @@ from ..types.dims import DimLike, substitute
 from ..types.dims import name as name_of
 from ..types.effects import as_effects, format_effects
 from ..types.shapes import Constraint
+from . import eager
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
 from .donation import consume
 from .program import (
@@ -135,7 +136,7 @@ class TracedFunction:
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if STATE.trace is None and not kwargs:
+        if self._simple and STATE.trace is None and not kwargs:
             try:
                 arrays = [a._p for a in args]
                 run = self._fast.get(tuple([(p.shape, p.dtype) for p in arrays]))
@@ -150,24 +151,28 @@ class TracedFunction:
             return self._inline(args, kwargs)
         call = self.take_apart(args, kwargs)
         key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy)
-        run = self._kinds.get(key)
-        if run is None:
+        known = self._kinds.get(key)
+        if known is not None:
+            run, program = known
+        else:
             program, env = self._program(call)
             check_sizes(program.constraints, env, self.__name__, {})
             run = program.entry()
             if len(self._kinds) > 4096:
                 self._kinds.clear()
                 self._fast.clear()
-            self._kinds[key] = run
+            self._kinds[key] = run, program
             if self._simple and not kwargs and STATE.policy is None and all(type(a) is Tensor for a in args):
                 self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = run
-        arrays = [_array(x, t) for x, t in zip(call.arrays, call.types, strict=True)]
         if not self.donated:
-            return run(arrays)
-        release = consume([x for x, o in zip(call.arrays, call.names, strict=True) if _first(o) in self.donated], self.__name__)
-        out = run(arrays)
+            return run([_array(x, t) for x, t in zip(call.arrays, call.types, strict=True)])
+        copies, release = consume(call.arrays, self._donated_leaves(call), program.captured, self.__name__)
+        out = run([copies[i] if i in copies else _array(x, t) for i, (x, t) in enumerate(zip(call.arrays, call.types, strict=True))])
         release()
         return out
+
+    def _donated_leaves(self, call: Call) -> list[int]:
+        return [i for i, n in enumerate(call.names) if (n or "").partition(".")[0] in self.donated]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
@@ -280,7 +285,10 @@ class TracedFunction:
             args, kwargs = call.rebuild(params)
             return self._body(args, kwargs, params, call.owners)
 
-        return record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed)
+        program = record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed)
+        if self.donated and getattr(eager.COMPILER, "reuses_donated", False):
+            program.graph.attrs["donated"] = tuple(self._donated_leaves(call))
+        return program
 
     def _body(self, args: list[Any], kwargs: dict[str, Any], params: Sequence[Tensor], owners: Sequence[str | None]) -> Any:
         from .parameters import owning
@@ -454,10 +462,6 @@ class TracedFunction:
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------
-def _first(name: str | None) -> str:
-    return (name or "").partition(".")[0]
-
-
 def _array(x: Any, t: TensorType) -> np.ndarray[Any, Any]:
     if type(x) is Tensor:
         return x._concrete("an argument")

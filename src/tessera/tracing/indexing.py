@@ -271,7 +271,7 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     x._concrete("assignment")
     host = _host_index(index)
     new = _fitting(x, value)._concrete("assignment")
-    if not _owned(x):
+    if not owned(x):
         x._p = x._p.copy()
     a = x._p
     try:
@@ -285,7 +285,7 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
                          sentence="The value broadcasts to the selected elements.") from None
 
 
-def _owned(x: Tensor) -> bool:
+def owned(x: Tensor) -> bool:
     """True when no other tensor or array can see the memory of ``x``."""
     a = x._p
     if not a.flags.writeable:
@@ -408,4 +408,4 @@ def install() -> None:
     Tensor.__setitem__ = setitem  # type: ignore[method-assign]
 
 
-__all__ = ["getitem", "install", "masked_select", "setitem"]
+__all__ = ["getitem", "install", "masked_select", "owned", "setitem"]

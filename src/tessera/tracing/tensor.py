@@ -273,7 +273,10 @@ class Tensor:
 
     def clone(self) -> Tensor:
         """The same value in memory of its own (a traced tensor: itself under another name)."""
-        return make(self._p if type(self._p) is Traced else self._concrete("clone()").copy())
+        if type(self._p) is Traced:
+            return make(self._p)
+        from .creation import copied
+        return make(copied(self._concrete("clone()")))
 
     def detach(self) -> Tensor:
         """The same value; derivatives are functions of functions here, so a tensor never holds any."""
