@@ -27,7 +27,7 @@ from ..tiling.vmath_tables import EXP2_F32, EXP2_F64
 from ..types.dims import DimLike, ceildiv
 from ..types.dtypes import DType, f32, f64, int32, int64
 from .fused import BlockRunner, Lanes, Point, load
-from .plan import register_tile
+from .plan import AHEAD, prefetch_row, register_tile
 from .programs import open_program
 
 LOWEST = float("-inf")
@@ -110,7 +110,7 @@ def attention(op: Op, machine: Any, name: str) -> Function:
         score -= machine.tile_lanes
     value = min(register_tile(machine, compute, mr, e if isinstance(e, int) else 64)[1], score * max(1, 28 // max(1, mr)))
     value = _fit(value, mr, score, machine)
-    together = next(n for n in (2, 3, 1) if mr % n == 0)
+    together = next(n for n in (7, 3, 2, 1) if mr % n == 0)
     rows, blocks = _rows(q, mr)
     shape = Shape(mr, score, value, rows, keys, together)
     batch = tuple(extent for _, extent in a["batch"])
@@ -266,6 +266,7 @@ def score_tile(p: Attention, state: State, q: Any, t0: Any, c: Any) -> None:
     s = p.shape
     acc = tile.zeros((s.mr, s.score), p.compute)
     for d in tile.range(0, p.d):
+        prefetch_row(state.key, (c, d + AHEAD), s.score)
         acc = tile.dot(tile.load(state.query, (0, d), (s.mr, 1)), tile.load(state.key, (c, d, 0), (1, s.score)), acc)
     t = t0 + c * s.score
     inside = t + s.score <= tile.size(p.t)
@@ -348,6 +349,7 @@ def weigh(p: Attention, state: State, r: Any, c: Any, count: Any) -> None:
     factor = tile.reshape(tile.load(state.factor, (0,), (s.mr,)), (s.mr, 1))
     acc = tile.load(state.out, (r, c * s.value), shape) * factor
     for t in tile.range(0, count):
+        prefetch_row(state.value, (c, t + AHEAD), s.value)
         acc = tile.dot(tile.load(state.scores, (0, t), (s.mr, 1)), tile.load(state.value, (c, t, 0), (1, s.value)), acc)
     tile.store(state.out, (r, c * s.value), acc)
 
