@@ -238,7 +238,7 @@ class Interpreter:
 
     def _index(self, op: Op, f: Frame, buffer: Array, dynamics: Sequence[Value]) -> tuple[Any, ...]:
         env = self._dynamic_env(op, f, dynamics)
-        out = []
+        out: list[Array] = []
         for e, extent in zip(op.attrs["index"], buffer.shape, strict=True):
             i = np.asarray(size_value(e, env))
             bad = (i < 0) | (i >= extent)

@@ -42,7 +42,7 @@ def _gathered(it: Interpreter, op: Op, role: str, position: int, arrays: list[Ar
         (v,) = it.body(body, frame)
         return np.broadcast_to(frame.values[v], shape).astype(wide.np)
     index = tuple(np.broadcast_to(size_value(e, env), shape) for e in op.attrs[role])
-    return arrays[position][index].astype(wide.np)
+    return np.asarray(arrays[position][index].astype(wide.np))
 
 
 def _store(it: Interpreter, op: Op, arrays: list[Array], loops: Loops, acc: Array) -> None:

@@ -65,6 +65,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..types.dims import Dim, DimLike
 from ..types.dtypes import bool_, int64
 from .core import Block, BufferType, Function, Op, ScalarType, Value
@@ -186,7 +188,7 @@ def _alloc(v: _Verifier, op: Op) -> None:
 @_top("constant")
 def _constant(v: _Verifier, op: Op) -> None:
     t, value = v.result(op), op.attrs.get("value")
-    require(hasattr(value, "dtype") and tuple(value.shape) == t.shape and value.dtype == t.dtype.np, op,
+    require(isinstance(value, np.ndarray) and value.shape == t.shape and value.dtype == t.dtype.np, op,
             f"the value does not have the type {t}")
 
 

@@ -201,7 +201,7 @@ class Tracer:
         loops = tuple((self.names.fresh("r"), e) for e in extents)
         with self.nested(loops) as body:
             made = make([dim_name(n) for n, _ in loops])
-            values = (made,)
+            values: tuple[Value, ...] = (made,)
             if combine in ("argmax", "argmin"):
                 values = (values[0], self.index(ravel([dim_name(n) for n, _ in loops], [e for _, e in loops])))
             body.ops.append(Op("yield", values))

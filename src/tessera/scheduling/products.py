@@ -243,7 +243,10 @@ class Roles:
         self.m = [self._loop("m", x.shape[i]) for i in free_x]
         self.n = [self._loop("n", y.shape[i]) for i in free_y]
         self.k = [self._loop("k", x.shape[i]) for i in a["lhs_contract"]]
-        place = (lambda axes, loops: {i: self._index(at) for i, at in zip(axes, loops, strict=True)})
+
+        def place(axes: Sequence[int], loops: Sequence[Loop]) -> dict[int, DimLike]:
+            return {i: self._index(at) for i, at in zip(axes, loops, strict=True)}
+
         left = {**place(a["lhs_batch"], self.batch), **place(free_x, self.m), **place(a["lhs_contract"], self.k)}
         right = {**place(a["rhs_batch"], self.batch), **place(free_y, self.n), **place(a["rhs_contract"], self.k)}
         self.lhs = tuple(left[i] for i in range(x.rank))
@@ -293,9 +296,7 @@ def dot_general(bs: BlockScheduler, op: Op) -> None:
         by_element(bs, op)
         return
     env = {**env_m, **env_n, **env_k}
-    index, lhs, rhs = (
-        tuple(replace(e, env, roles.ranges) for e in group)
-        for group in (roles.result, (lhs,), (rhs,)))
+    index, left, right = (tuple(replace(e, env, roles.ranges) for e in group) for group in (roles.result, (lhs,), (rhs,)))
     batch = [at for at in (*roles.batch, *m[:-1], *n[:-1]) if at[1] != 1]
     one = {r: (loops[-1] if loops else roles._loop(r, 1)) for r, loops in (("m", m), ("n", n), ("k", k))}
     if a is b:
@@ -306,7 +307,7 @@ def dot_general(bs: BlockScheduler, op: Op) -> None:
     chain = Epilogue(bs, op, op.result, index, dict((*batch, one["m"], one["n"])))
     operands, blocks, outs, value = chain.build((a, b), accumulate, roles.names)
     attrs: dict[str, Any] = {"template": "matmul", "name": bs.program.label("matmul"), "outs": outs,
-                             "blocks": ("epilogue",), "batch": tuple(batch), **one, "lhs": lhs, "rhs": rhs,
+                             "blocks": ("epilogue",), "batch": tuple(batch), **one, "lhs": left, "rhs": right,
                              "accumulate": accumulate}
     bs.append(Op("template", operands, (), attrs, blocks, op.loc), (value,), (bs.buffers[value],))
 

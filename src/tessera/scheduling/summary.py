@@ -11,7 +11,8 @@ import numpy as np
 
 from ..ir.core import Block, Op, ScalarType, Value
 from ..ops.table import OPS
-from ..types.dims import Dim, DimLike, bounds, known_less, known_nonnegative, name, product
+from ..types.dims import Dim, DimLike, bounds, known_less, known_nonnegative, product
+from ..types.dims import name as dim_name
 from ..types.dtypes import DType, bool_, int64
 from .indexing import Index, simplify
 
@@ -80,8 +81,8 @@ class _Probe:
             self.out.accesses.append(got)
         return self.scalar(self.op.operands[i].type.dtype)
 
-    def emit(self, opname: str, *values: Value, dtype: DType, **attrs: Any) -> Value:
-        self.out.cost += COST.get(opname, 1)
+    def emit(self, name: str, *values: Value, dtype: DType, **attrs: Any) -> Value:
+        self.out.cost += COST.get(name, 1)
         return self.scalar(dtype)
 
     def const(self, value: Any, dtype: DType) -> Value:
@@ -95,7 +96,7 @@ class _Probe:
         made = f"$g{len(self.dynamics)}"
         self.dynamics.add(made)
         self.ranges[made] = self.out.ranges[made] = extent
-        return name(made)
+        return dim_name(made)
 
     def inside(self, expr: DimLike, low: DimLike, high: DimLike) -> Value | None:
         expr = simplify(expr, self.ranges)
@@ -117,7 +118,7 @@ class _Probe:
         for k, e in enumerate(extents):
             n = f"$r{k}:{e}"
             self.ranges[n] = self.out.ranges[n] = e
-            loops.append(name(n))
+            loops.append(dim_name(n))
         self.reducing += 1
         made = make(loops)
         self.reducing -= 1
@@ -132,12 +133,12 @@ def summarize(op: Op) -> Summary:
     rule = OPS[op.name]
     if rule.element is None:
         shape = op.results[0].type.shape
-        index = tuple(name(axis_name(k)) if e != 1 else 0 for k, e in enumerate(shape))
+        index = tuple(dim_name(axis_name(k)) if e != 1 else 0 for k, e in enumerate(shape))
         return Summary([Access(i, index, False, False, False) for i in range(len(op.operands))], {},
                        COST.get(op.name, 1))
     probe = _Probe(op)
     for r, result in enumerate(op.results):
-        index = tuple(name(axis_name(k)) if e != 1 else 0 for k, e in enumerate(result.type.shape))
+        index = tuple(dim_name(axis_name(k)) if e != 1 else 0 for k, e in enumerate(result.type.shape))
         rule.element(probe, op, index, r)
     return probe.out
 
