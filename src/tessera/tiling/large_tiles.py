@@ -23,10 +23,14 @@ from .values import Buffer, TileProgram, TileValue, index_value, typed
 
 LIMIT = 256  # elements of a tile that stays in registers
 WORK = 16384  # multiplications of a product that is unrolled
-_CHEAP = frozenset(["add", "sub", "mul", "neg", "abs", "fma", "floor", "ceil", "round", "trunc", "minimum", "maximum", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "shift_left", "shift_right", "isnan", "isinf", "isfinite", "sign", "copysign", "select", "convert", "bitcast"])
+_CHEAP = frozenset({
+    "add", "sub", "mul", "neg", "abs", "fma", "floor", "ceil", "round", "trunc", "minimum", "maximum", "eq", "ne", "lt",
+    "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or",
+    "bitwise_xor", "bitwise_not", "shift_left", "shift_right", "isnan", "isinf", "isfinite", "sign", "copysign",
+    "select", "convert", "bitcast",
+})
 _MADE = frozenset({"full", "splat", "iota"})
 _MOVES = frozenset({"broadcast", "slice", "transpose"})
-_TILE_OPERANDS_OF = {"load": 1, "store": 1, "gather": 1, "scatter": 1}
 
 
 def fit_registers(fn: Function, limit: int = LIMIT) -> Function:
