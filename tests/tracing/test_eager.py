@@ -106,6 +106,6 @@ def test_mixing_arrays_and_lists():
     x = ts.ones(2)
     assert (x / np.sqrt(64)).dtype is ts.f32  # NumPy's float is a Python float, and as weak
     assert (x + np.ones(2, np.float64)).dtype is ts.f64 and (x + np.float16(1)).dtype is ts.f32
-    assert (x + [1, 2]).tolist() == [2, 3] and ts.concat([x, [5.0]]).tolist() == [1, 1, 5]
+    assert (x + [1, 2])  # noqa: RUF005.tolist() == [2, 3] and ts.concat([x, [5.0]]).tolist() == [1, 1, 5]
     assert ts.tensor([ts.tensor(1.0), 2.0]).tolist() == [1, 2]
     assert ts.jit(lambda x: ts.tensor([x[0], 2.0, x[1]]))(x).tolist() == [1, 2, 1]

@@ -2,6 +2,7 @@
 # ruff: noqa: F722, F821  (sizes in annotations)
 
 import math
+import sys  # noqa: F401  (in a condition of pytest)
 import threading
 import warnings
 from typing import Annotated, Optional
@@ -494,3 +495,35 @@ def test_implicit_parameters():
     assert ts.jit(lambda x: ts.linear(x, out_dim=3))(ts.ones(2, 4)).shape == (2, 3)
     with pytest.raises(errors.TracingError, match="implicit weight"):
         ts.linear(ts.ones(3, 4), 8)
+
+
+def test_a_parameter_may_state_a_constraint():
+    @ts.function
+    def dynamic_model(x: ts.Tensor["?", D], constraint: D % 8 == 0):
+        return x * 2
+
+    assert dynamic_model(ts.ones(3, 16)).shape == (3, 16)
+    with pytest.raises(errors.ConstraintError, match="D%8 == 0 does not hold"):
+        dynamic_model(ts.ones(3, 12))
+
+
+def test_declared_static_sizes_specialise():
+    @ts.function(static_sizes="D")
+    def f(x: ts.Tensor["B", "D"]):
+        return x.sum(dim=1) / x.shape[1]
+
+    for shape in [(2, 4), (3, 4), (5, 8)]:
+        assert f(ts.ones(*shape)).tolist() == [1] * shape[0]
+    assert [str(p.graph.args[0].type) for p in f.programs] == ["f32[B, 4]", "f32[B, 8]"]
+
+
+@pytest.mark.skipif("sys.version_info < (3, 12)")
+def test_type_parameters_are_sizes():
+    scope = {"ts": ts}
+    exec("from __future__ import annotations\n"
+         "@ts.function\n"
+         "def f[B, D: int](x: ts.Tensor[B, D], fact: D % 8 == 0) -> ts.Tensor[B, D]:\n"
+         "    return x\n", scope)
+    assert str(scope["f"].result_type) == "Tensor[B, D]"
+    with pytest.raises(errors.ConstraintError):
+        scope["f"](ts.ones(2, 12))

@@ -241,3 +241,15 @@ def test_memory_usage_and_spaces():
     assert ts.memory.get_memory_usage() >= 0
     with pytest.raises(errors.ArgumentError, match="did you mean 'shared'"):
         ts.memory("sharde")
+
+
+def test_memory_usage_follows_allocations():
+    before = ts.memory.get_memory_usage()
+    x = ts.zeros(10_000_000)
+    assert 0.039 < ts.memory.get_memory_usage() - before < 0.05
+    y = ts.tensor(np.ones(10_000_000, np.float32))
+    assert ts.memory.get_memory_usage() - before > 0.078
+    x[0] = 1
+    assert ts.memory.get_memory_usage() - before < 0.1  # in place: a block of the allocator belongs to its array
+    del x, y
+    assert ts.memory.get_memory_usage() - before < 0.001

@@ -8,6 +8,7 @@ needs no setting in a static type checker.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import re
 import sys
@@ -272,13 +273,11 @@ class _Names(dict[str, Any]):
         self.scopes = scopes
 
     def __missing__(self, key: str) -> Any:
-        for scope in self.scopes:
+        for scope in (*self.scopes, vars(builtins)):
             if key in scope:
-                return scope[key]
-        builtins_ = __import__("builtins").__dict__
-        if key in builtins_:
-            return builtins_[key]
-        return name(key)
+                value = scope[key]
+                return as_size(name(key), True) if type(value).__name__ == "TypeVar" else value
+        return as_size(name(key), True)
 
 
 @dataclass(frozen=True)
@@ -289,12 +288,13 @@ class Declared:
         params: parameter name to its :class:`TensorSpec` (tensor parameters only).
         result: the annotation of the result: a spec, a tuple/list/dict structure over specs, or None.
         where: constraints on sizes.
+        facts: parameters that only state a constraint (``def f(x: Tensor["B", D], fact: D % 8 == 0)``) and take no argument.
     """
 
     params: Mapping[str, TensorSpec]
     result: Any
     where: tuple[Constraint, ...]
-    annotated: bool
+    facts: frozenset[str] = frozenset()
 
 
 def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
@@ -308,17 +308,19 @@ def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
     params: dict[str, TensorSpec] = {}
     constraints = [_constraint(c) for c in where]
     result: Any = None
+    facts: set[str] = set()
     for key, annotation in raw.items():
         value = _evaluated(annotation, raw_names)
         if key == "return":
             result = value
         elif isinstance(value, Constraint):
             constraints.append(value)
+            facts.add(key)
         else:
             spec = spec_of(value)
             if spec is not None:
                 params[key] = spec
-    return Declared(params, result, tuple(constraints), bool(params))
+    return Declared(params, result, tuple(constraints), frozenset(facts))
 
 
 def _scopes(fn: Callable[..., Any]) -> Iterator[Mapping[str, Any]]:

@@ -108,7 +108,7 @@ class TracedFunction:
 
     def __init__(self, fn: Callable[..., Any], *, static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
                  donate_argnums: Sequence[int] = (), where: Sequence[Any] = (), effects: frozenset[str] | None = None,
-                 kind: str = "function"):
+                 static_sizes: Any = (), kind: str = "function"):
         functools.update_wrapper(self, fn)
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
         self.fn, self.kind = fn, kind
@@ -129,7 +129,7 @@ class TracedFunction:
         self._fast: dict[Any, Any] = {}
         self._kinds: dict[Any, Any] = {}
         self._by_types: dict[Any, list[Program]] = {}
-        self._static_sizes: set[str] = set()
+        self._static_sizes: set[str] = {str(n) for n in _listed(static_sizes)}
         self._simple = not self.static_names and not self.donated
         self._arity = (sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
                            for p in self._parameters_of_signature), len(names))
@@ -187,7 +187,7 @@ class TracedFunction:
             ArgumentError: unknown keywords (with a suggestion), missing or superfluous arguments.
         """
         try:
-            bound = self.signature.bind(*args, **kwargs)
+            bound = self._callable_signature.bind(*args, **kwargs)
         except TypeError as e:
             names = list(self.signature.parameters)
             for k in kwargs:
@@ -243,6 +243,15 @@ class TracedFunction:
         if self._declared is None:
             self._declared = read(self.fn, self._where)
         return self._declared
+
+    @functools.cached_property
+    def _callable_signature(self) -> inspect.Signature:
+        """The signature in which parameters that only state a constraint take no argument."""
+        facts = self.declared.facts
+        if not facts:
+            return self.signature
+        return self.signature.replace(parameters=[p.replace(default=None) if p.name in facts else p
+                                                  for p in self.signature.parameters.values()])
 
     def _program(self, call: Call, abstract: bool = False) -> tuple[Program, dict[str, int]]:
         """The program for these arguments (traced when there is none) and the values of the sizes."""
@@ -361,7 +370,7 @@ class TracedFunction:
             spec = self.declared.params.get(p.name)
             if spec is not None and spec.dims is not None and "..." not in [d for d in spec.dims if isinstance(d, str)]:
                 specs.append(spec)
-            elif p.default is p.empty:
+            elif p.default is p.empty and p.name not in self.declared.facts:
                 if self.programs:
                     return self.programs[-1]
                 raise TracingError(f"the parameter {p.name!r} of {self.__name__!r} has no full tensor type", hints=[
@@ -532,8 +541,15 @@ def _no_trace() -> Any:
 
 
 # -- public --------------------------------------------------------------------------------------------------------------
+def _listed(names: Any) -> list[Any]:
+    """``"D H"``, one size, or several."""
+    if isinstance(names, str):
+        return names.replace(",", " ").split()
+    return list(names) if isinstance(names, list | tuple | set | frozenset) else [names]
+
+
 def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effects: Any = None, where: Sequence[Any] = (),
-             static_argnums: Any = (), static_argnames: Any = ()) -> Any:
+             static_argnums: Any = (), static_argnames: Any = (), static_sizes: Any = ()) -> Any:
     """``@ts.function``: a checked, traced function.
 
     Args:
@@ -541,13 +557,14 @@ def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effect
         effects: the effects that the body may have (``"random"``, ``["random", "io"]``, ``"all"``); default: any.
         where: constraints on the declared sizes, e.g. ``[D % 8 == 0]`` or ``["D % 8 == 0"]``.
         static_argnums, static_argnames: arguments whose Python value the program depends on.
+        static_sizes: names of sizes (``"D H"``) that specialise the program; the others stay symbolic.
 
     Raises:
         ArgumentError, ConstraintError, EffectError: the decorator's own arguments are wrong.
     """
     if fn is None:
         return functools.partial(function, pure=pure, effects=effects, where=where, static_argnums=static_argnums,
-                                 static_argnames=static_argnames)
+                                 static_argnames=static_argnames, static_sizes=static_sizes)
     if isinstance(fn, TracedFunction):
         return fn
     allowed: frozenset[str] | None = frozenset() if pure else None
@@ -558,7 +575,8 @@ def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effect
             raise EffectError(str(e)) from None
     if not callable(fn):
         raise ArgumentError(f"@function decorates a function, not a {type(fn).__name__}")
-    return TracedFunction(fn, where=where, effects=allowed, static_argnums=static_argnums, static_argnames=static_argnames)
+    return TracedFunction(fn, where=where, effects=allowed, static_argnums=static_argnums, static_argnames=static_argnames,
+                          static_sizes=static_sizes)
 
 
 def jit(fn: Callable[..., Any] | None = None, *, static_argnums: Any = (), static_argnames: Any = (),
