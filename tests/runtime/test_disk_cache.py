@@ -150,7 +150,7 @@ def test_killed_while_writing(tmp_path):
 
 def test_manifest_round_trip():
     m = Manifest("f", [("f32", ["B", "768"])], [("f32", ["3*B"])], ["B"], "4*B+64", ["768*B"], ["index {value}"],
-                 [("cholesky", [("f64", ["N", "N"])], "{outs = (1,)}")], True, [("a_0", "a_12")], 9)
+                 [("cholesky", [("f64", ["N", "N"])], "{outs = (1,)}")], 100, True, [("a_0", "a_12")], 9)
     back, objects = unpack(pack(m, [b"one", b"", b"three"]))
     assert objects == [b"one", b"", b"three"]
     assert (back.name, back.sizes, back.arena, back.waits, back.operations) == ("f", ["B"], "4*B+64", True, 9)

@@ -13,8 +13,9 @@ import pytest
 import tessera as ts
 from tessera.errors import CompileError, DTypeError, ShapeError
 from tessera.ir.text import parse_function
-from tessera.runtime.compiler import Compiler, Exchange
+from tessera.runtime.compiler import Compiler
 from tessera.runtime.executable import Executable
+from tessera.runtime.stages import Exchange
 from tessera.targets.cpu import pool, program
 
 ts.Tensor  # noqa: B018  (assembles the package: the grammar of Graph IR is the op table)

@@ -1,73 +1,33 @@
-"""From a Graph function to an :class:`Executable`, stage by stage.
+"""From a Graph function to an :class:`Executable`.
 
-A program that the disk cache knows is loaded from there: nothing is lowered and LLVM is not started.  Otherwise each
-launch is lowered to a tile function, named by the hash of its text (equal launches share one kernel), looked up in the
-kernel tier of the cache, and else emitted and handed to an LLVM process at once, so that LLVM works while Python lowers
-the next one.
+A program that the disk cache knows is loaded from there: nothing is lowered, LLVM is not started, and what lowering
+takes is not even imported.  Otherwise ``build.py`` runs the stages.
 """
 
 from __future__ import annotations
 
-import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import CompileError
-from ..ir.core import Block, BufferType, Function, Loc, Op, rewrite
-from ..ir.text import _attrs, _Names, _print_ops, print_function
+from ..ir.core import Function, Loc
+from ..ir.text import print_function
 from ..machine import CpuMachine, host_cpu
-from ..settings import OVERRIDE, SETTINGS
+from ..settings import DUMP, OVERRIDE, SETTINGS
 from ..targets.cpu import pool
 from ..targets.cpu.pool_ir import pool_ir
-from ..targets.cpu.program import Kernel, arena_bytes, emit_program, external_calls, launch_work, reachable
-from ..types.dims import format_dim
-from .cache import DiskCache, digest, key_of, open_cache, source_hash
+from .cache import DiskCache, key_of, open_cache, source_hash
 from .executable import Executable
-from .manifest import Manifest, buffer_facts, pack, unpack
-from .stages import STAGES, Exchange, Stage, stage
+from .manifest import pack, unpack
 
 if TYPE_CHECKING:  # a warm start needs no worker processes, and none of what starting them takes
     from concurrent.futures import Future
 
+    from .build import Build
     from .llvm_workers import Request, Workers
-
-GRAPH, SCHED, TILE, LL, OBJECT = STAGES
-_LAUNCHES = ("kernel", "template", "launch")
-
-
-@dataclass
-class Build:
-    """One program on its way through the stages.
-
-    Attributes:
-        source: the Graph function as traced.
-        seconds: time in each stage; LLVM's is what was waited for it.
-        kernels: by symbol; ``launches`` says which op runs which.
-    """
-
-    source: Function
-    exchange: Exchange
-    seconds: dict[str, float] = field(default_factory=dict)
-    graph: Function | None = None
-    sched: Function | None = None
-    kernels: dict[str, Function] = field(default_factory=dict)
-    launches: dict[Op, Kernel] = field(default_factory=dict)
-    modules: dict[str, str] = field(default_factory=dict)
-    objects: dict[str, bytes] = field(default_factory=dict)
-    pending: dict[str, Future[bytes]] = field(default_factory=dict)
-    reused: int = 0
-
-    @contextmanager
-    def timed(self, s: Stage) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[s.name] = self.seconds.get(s.name, 0.0) + time.perf_counter() - start
+    from .stages import Exchange
 
 
 class Compiler:
@@ -117,29 +77,36 @@ class Compiler:
         """
         start = time.perf_counter()
         key = self.program_key(fn)
-        exchange = Exchange(f"{fn.name}-{key[:8]}", fn.name)
         origin = Origin(self, fn, key)
         self.programs += 1
-        if not exchange.active and not _user_passes():
-            payload = self.cache.get("programs", key)
-            if payload is not None:
-                try:
-                    manifest, objects = unpack(payload)
-                    executable = Executable(manifest, objects, self.native(), origin)
-                except (ValueError, CompileError):
-                    pass  # written by something else: compiled anew and replaced
-                else:
-                    self.cached_programs += 1
-                    origin.seconds = {"cache": time.perf_counter() - start}
-                    return executable
+        kept = DUMP.get() is None and OVERRIDE.get() is None and not _user_passes()
+        if kept:
+            found = self._from_cache(key, origin)
+            if found is not None:
+                origin.seconds = {"cache": time.perf_counter() - start}
+                return found
+        from .build import describe
+        from .stages import Exchange
         self._prepare_native()
-        build = self.build(fn, exchange)
-        manifest = describe(build)
-        objects = list(build.objects.values())
+        build = self.build(fn, Exchange(f"{fn.name}-{key[:8]}", fn.name))
+        manifest, objects = describe(build), list(build.objects.values())
         executable = Executable(manifest, objects, self.native(), origin)
-        if not exchange.active and not _user_passes():
+        if kept:
             self.cache.put("programs", key, pack(manifest, objects))
         origin.seconds = build.seconds
+        return executable
+
+    def _from_cache(self, key: str, origin: Origin) -> Executable | None:
+        """The program as an earlier process left it; None where there is none that can be used."""
+        payload = self.cache.get("programs", key)
+        if payload is None:
+            return None
+        try:
+            manifest, objects = unpack(payload)
+            executable = Executable(manifest, objects, self.native(), origin)
+        except (ValueError, CompileError):
+            return None  # written by something else: compiled anew and replaced
+        self.cached_programs += 1
         return executable
 
     def program_key(self, fn: Function) -> str:
@@ -149,117 +116,15 @@ class Compiler:
 
     def build(self, fn: Function, exchange: Exchange, until: str = "o") -> Build:
         """Run the stages up to ``until``."""
-        build = Build(fn, exchange)
-        steps = [(GRAPH, self._graph), (SCHED, self._schedule), (TILE, self._kernels), (OBJECT, self._finish)]
-        if until in ("o", "asm"):
-            self.llvm.start(1)
-        for s, step in steps:
-            if fn.level == "tile" and s in (GRAPH, SCHED):
-                continue
-            if s is OBJECT and until not in ("o", "asm"):
-                break
-            step(build, until)
-            if s.name == until:
-                break
-        return build
+        from .build import Lowering
+        return Lowering(self).run(fn, exchange, until)
 
-    def _graph(self, build: Build, wanted: str) -> None:
-        from ..transforms.pipeline import optimize
-        with build.timed(GRAPH):
-            build.exchange.verify(GRAPH, build.source)
-            made = build.exchange.override(GRAPH)
-            build.graph = made if made is not None else optimize(build.source, self.machine)
-            build.exchange.verify(GRAPH, build.graph)
-        build.exchange.dump(GRAPH, build.graph)
-
-    def _schedule(self, build: Build, wanted: str) -> None:
-        from ..scheduling import schedule
-        assert build.graph is not None
-        with build.timed(SCHED):
-            made = build.exchange.override(SCHED)
-            if made is None:
-                made = schedule(build.graph, self.machine)
-                number_checks(made)
-            build.sched = made
-            build.exchange.verify(SCHED, build.sched)
-        build.exchange.dump(SCHED, build.sched)
-
-    # -- kernels -------------------------------------------------------------------------------------------------------
-    def _kernels(self, build: Build, wanted: str) -> None:
-        """Lower every launch; emit each new kernel and hand it to LLVM."""
-        edited = build.exchange.override(TILE) or {}
-        modules = build.exchange.override(LL) or {}
-        if build.source.level == "tile":
-            build.sched = one_launch(build.source)
-        assert build.sched is not None
-        known: dict[str, Kernel] = {}
-        for f in reachable(build.sched):
-            sizes = tuple(f.attrs.get("sizes", ()))
-            for op in f.walk():
-                if op.name not in _LAUNCHES:
-                    continue
-                _forget_names(op)
-                text = _launch_text(op, sizes)
-                kernel = known.get(text)
-                if kernel is None:
-                    kernel = known[text] = self._lower(build, f, op, sizes, edited)
-                    if kernel.symbol not in build.kernels:
-                        build.kernels[kernel.symbol] = kernel.tile
-                        if wanted not in ("tile",):
-                            self._emit(build, kernel, modules, wanted)
-                build.launches[op] = kernel
-        build.exchange.dump(TILE, build.kernels)
-        if wanted == "tile":
-            return
-        with build.timed(LL):
-            text = modules.get("program") or emit_program(build.sched, build.launches)
-        build.modules["program"] = text
-        build.exchange.dump(LL, build.modules)
-        self._submit(build, "program", text, wanted)
-
-    def _lower(self, build: Build, fn: Function, op: Op, sizes: tuple[str, ...], edited: dict[str, Function]) -> Kernel:
-        with build.timed(TILE):
-            tile = lower_launch(fn, op, self.machine, sizes)
-            tile.name = "kernel"
-            for i, a in enumerate(tile.args):
-                if isinstance(a.type, BufferType):  # equal kernels have one hash, whatever their buffers were called
-                    a.name = f"b{i}"
-            symbol = f"{_stem(op)}_{digest(print_function(tile).encode()).hex()[:12]}"
-            tile = edited.get(symbol, tile)
-            tile.name = symbol
-            build.exchange.verify(TILE, tile)
-        return Kernel(symbol, tile)
-
-    def _emit(self, build: Build, kernel: Kernel, modules: dict[str, str], wanted: str) -> None:
-        from ..targets.cpu.emit import emit
-        active = build.exchange.active or wanted != "o"
-        key = key_of(source_hash(), self._target(), print_function(kernel.tile))
-        if not active:
-            found = self.cache.get("kernels", key)
-            if found is not None:
-                build.objects[kernel.symbol] = found
-                build.reused += 1
-                return
-        with build.timed(LL):
-            text = modules.get(kernel.symbol) or emit(kernel.tile, self.machine)
-        build.modules[kernel.symbol] = text
-        self._submit(build, kernel.symbol, text, wanted, None if active else key)
-
-    def _target(self) -> str:
+    # -- LLVM ----------------------------------------------------------------------------------------------------------
+    @property
+    def target(self) -> str:
+        """The target as part of cache keys."""
         m = self.machine
         return f"{m.triple} {m.cpu} {m.tune} {m.llvm_features}"
-
-    def _submit(self, build: Build, name: str, text: str, wanted: str, key: str | None = None) -> None:
-        if wanted not in ("o", "asm"):
-            return
-        future = self.llvm.submit(self.request(name, text, "asm" if wanted == "asm" else "obj"))
-        build.pending[name] = future
-        if key is not None:
-            future.add_done_callback(lambda f: self._keep(key, f))
-
-    def _keep(self, key: str, future: Future[bytes]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self.cache.put("kernels", key, future.result())
 
     def request(self, name: str, text: str, emit: str = "obj") -> Request:
         """A module for LLVM."""
@@ -267,13 +132,10 @@ class Compiler:
         m = self.machine
         return Request(text, m.triple, m.cpu, m.llvm_features, emit, name=name)
 
-    def _finish(self, build: Build, wanted: str) -> None:
-        with build.timed(OBJECT):
-            for name, future in build.pending.items():
-                build.objects[name] = future.result()
-        build.pending.clear()
-        if wanted == "o":
-            build.exchange.dump(OBJECT, build.objects)
+    def keep(self, key: str, future: Future[bytes]) -> None:
+        """Enter a finished object file into the kernel tier."""
+        if not future.cancelled() and future.exception() is None:
+            self.cache.put("kernels", key, future.result())
 
     # -- the pool's code -------------------------------------------------------------------------------------------------
     def native(self) -> pool.Native:
@@ -291,12 +153,12 @@ class Compiler:
         """The pool's object file, or LLVM at work on it."""
         machine = host_cpu()
         text = pool_ir(machine.triple.split("-")[0])
-        key = key_of(self._target(), text)
+        key = key_of(self.target, text)
         found = self.cache.get("kernels", key)
         if found is not None:
             return found
         future = self.llvm.submit(self.request("pool", text))
-        future.add_done_callback(lambda f: self._keep(key, f))
+        future.add_done_callback(lambda f: self.keep(key, f))
         return future
 
     def _prepare_native(self) -> None:
@@ -313,12 +175,12 @@ class Compiler:
         Raises:
             CompileError: there is no such stage, or compilation fails before it.
         """
+        from .stages import Exchange, stage
         exchange = Exchange(fn.name, fn.name)
         exchange.dump_to = None
-        until = {"ll": "ll", "asm": "asm"}.get(stage_name, stage_name)
         if stage_name != "asm":
             stage(stage_name)
-        build = self.build(fn, exchange, "ll" if until == "ll" else until)
+        build = self.build(fn, exchange, stage_name)
         if stage_name == "asm":
             return "\n".join(f"# ==== module {n}\n{code.decode()}" for n, code in build.objects.items())
         artefact = {"graph": build.graph, "sched": build.sched, "tile": build.kernels, "ll": build.modules}.get(stage_name)
@@ -342,6 +204,8 @@ class Origin:
 
     def location(self, site: int) -> Loc | None:
         """The user's line behind a check.  Locations are in no cache, so the program is scheduled again for it."""
+        from ..targets.cpu.program import reachable
+        from .stages import Exchange
         exchange = Exchange(self.fn.name, self.fn.name)
         exchange.dump_to = exchange.read_from = None
         functions = [self.fn]
@@ -357,122 +221,7 @@ class Origin:
         return None
 
 
-def one_launch(tile: Function) -> Function:
-    """A Schedule program of one launch; every buffer is an input, and what the launch writes changes in place."""
-    buffers = [a for a in tile.args if isinstance(a.type, BufferType)]
-    fn = Function(tile.name, "sched", Block([a.type for a in buffers], [a.name for a in buffers]))
-    fn.body.ops += [Op("launch", fn.args, (), {"callee": tile.name, "outs": tuple(tile.attrs["writes"])}), Op("return")]
-    fn.attrs = {"inputs": len(buffers), "outputs": 0, "sizes": tuple(tile.attrs["sizes"]), "arena": 0,
-                "sites": tuple(tile.attrs.get("sites", ()))}
-    fn.functions = {tile.name: tile}
-    return fn
-
-
 def _user_passes() -> bool:
     """Passes of the user's own have no hash: programs made with them are not kept on disk."""
-    import sys
     pipeline = sys.modules.get("tessera.transforms.pipeline")
     return bool(pipeline is not None and getattr(pipeline, "USER_PASSES", ()))
-
-
-def lower_launch(fn: Function, op: Op, machine: CpuMachine, sizes: tuple[str, ...]) -> Function:
-    """The tile function of one launch.
-
-    Raises:
-        CompileError: the template or tile function that it names does not exist.
-    """
-    from .. import kernels  # noqa: F401  (importing the room enters its templates)
-    from ..tiling.lower import lower_kernel
-    from ..tiling.templates import TEMPLATES
-    if op.name == "launch":
-        callee = fn.functions.get(op.attrs["callee"])
-        if callee is None or callee.level != "tile":
-            raise CompileError(f"the program launches {op.attrs['callee']!r}, which it does not define", loc=op.loc)
-        tile = rewrite(callee)  # it is the user's, and will be renamed
-    elif op.name == "template":
-        build = TEMPLATES.get(op.attrs["template"])
-        if build is None:
-            raise CompileError(f"no template is called {op.attrs['template']!r}", loc=op.loc)
-        tile = build(op, machine, "kernel")
-    else:
-        tile = lower_kernel(op, machine, "kernel", sizes)
-    return expand_math(tile, machine)
-
-
-def expand_math(tile: Function, machine: CpuMachine) -> Function:
-    """Transcendental ops as polynomials over basic ones."""
-    from ..tiling.vmath import expand
-    return expand(tile)
-
-
-_STEM = re.compile(r"[^A-Za-z0-9_]")
-
-
-def _stem(op: Op) -> str:
-    name = str(op.attrs.get("name") or op.attrs.get("callee") or op.name)
-    return _STEM.sub("_", re.sub(r"_\d+$", "", name)) or "kernel"
-
-
-def _forget_names(op: Op) -> None:
-    """Drop the names of the values inside a launch: the same layer with other weights is the same kernel."""
-    for b in op.blocks:
-        for a in b.args:
-            a.name = None
-        for inner in b.walk():
-            for v in (*inner.results, *(a for nested in inner.blocks for a in nested.args)):
-                v.name = None
-
-
-def _launch_text(op: Op, sizes: tuple[str, ...]) -> str:
-    """What a launch computes, whatever its buffers are called: equal texts are one kernel."""
-    names = _Names()
-    for v in op.operands:
-        if v not in names.of:
-            names.define(v)
-    attrs = {k: v for k, v in op.attrs.items() if k != "name"}
-    stem = _stem(op)
-    blocks = []
-    for b in op.blocks:
-        inner = _Names()
-        inner.of.update((a, f"b{i}") for i, a in enumerate(b.args))
-        args = ", ".join(str(a.type) for a in b.args)
-        blocks.append(f"({args}) " + "\n".join(_print_ops(b, inner, 0, False)))
-    same = [op.operands.index(v) for v in op.operands]
-    types = ", ".join(str(v.type) for v in op.operands)
-    return f"{stem} {op.name} {sizes} {same} {types} {_attrs(attrs)} {' '.join(blocks)}"
-
-
-def number_checks(fn: Function) -> None:
-    """Give every check of the program and its callees a number of its own, and ``fn`` all the messages."""
-    messages: list[str] = []
-    for f in reachable(fn):
-        base = len(messages)
-        own = tuple(f.attrs.get("sites", ()))
-        if base and own:
-            for op in f.walk():
-                if op.name == "check":
-                    op.attrs["site"] = op.attrs["site"] + base
-        messages += own
-    if messages:
-        fn.attrs["sites"] = tuple(messages)
-
-
-def describe(build: Build) -> Manifest:
-    """The manifest of a finished build."""
-    fn = build.sched
-    assert fn is not None
-    inputs = fn.attrs["inputs"]
-    facts = [buffer_facts(a.type) for a in fn.args if isinstance(a.type, BufferType)]
-    externals = []
-    for op in external_calls(fn):
-        attrs = {k: v for k, v in op.attrs.items() if k not in ("function", "op", "name", "tile")}
-        externals.append((str(op.attrs["op"]), [buffer_facts(v.type) for v in op.operands], _attrs(attrs).strip()))
-    loops = any(op.name == "while" for f in reachable(fn) for op in f.walk())
-    launches = [(str(op.attrs.get("name", op.name)), k.symbol) for op, k in build.launches.items()]
-    return Manifest(build.source.name, facts[:inputs], facts[inputs:], list(fn.attrs.get("sizes", ())),
-                    format_dim(arena_bytes(fn)), [format_dim(w) for w in launch_work(fn, build.launches)],
-                    list(fn.attrs.get("sites", ())), externals, loops or bool(externals), launches,
-                    sum(1 for _ in (build.graph or build.source).walk()))
-
-
-__all__ = ["OVERRIDE", "Build", "Compiler", "Origin", "lower_launch"]

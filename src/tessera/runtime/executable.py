@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import CompileError, DTypeError, ShapeError
 from ..ir.core import BufferType
 from ..ops.table import OPS
-from ..targets.cpu import abi, frame, pool, program
+from ..targets.cpu import abi, frame, pool
 from ..targets.cpu.loader import Image, load
 from ..targets.cpu.pool import Native, aligned_bytes
 from ..types.dims import DimLike, evaluate
@@ -98,7 +98,7 @@ class Plan:
         self.sizes = (ctypes.c_int64 * max(1, len(m.sizes)))(*[env[n] for n in m.sizes])
         self.arena = evaluate(exe.arena, env)
         work = [evaluate(w, env) for w in exe.work]
-        self.parallel = int(any(w >= program.SERIAL_WORK for w in work))
+        self.parallel = int(any(w >= m.serial for w in work))
         self.program = exe.image.symbols["program"]
         self.shapes = [(ctypes.c_int64 * max(1, len(s)))(*s) for _, s in self.arrays]
         self.expect = (ctypes.c_int64 * (4 * max(1, len(self.arrays))))()

@@ -14,7 +14,7 @@ from ..ir.core import BufferType
 from ..types.dims import DimLike, format_dim, parse_dim
 from ..types.dtypes import as_dtype
 
-VERSION = 1
+VERSION = 2
 _LENGTH = struct.Struct("<I")
 
 
@@ -29,9 +29,10 @@ class Manifest:
         work: element operations of the launches, sizes.
         checks: the messages of the run-time checks, by site.
         externals: host routines: function, (dtype, sizes) of each operand, attributes as text.
+        serial: element operations below which the program does not share a launch out.
         waits: True when native code calls back into Python (host routines, or looks for an interrupt).
         launches: the name of each launch and the kernel that runs it.
-        fused: how many graph operations the launches stand for.
+        operations: how many graph operations the launches stand for.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Manifest:
     work: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     externals: list[tuple[str, list[tuple[str, list[str]]], str]] = field(default_factory=list)
+    serial: int = 0
     waits: bool = False
     launches: list[tuple[str, str]] = field(default_factory=list)
     operations: int = 0
