@@ -422,19 +422,19 @@ def _cross_entropy_infer(types: Types, attrs: Attrs) -> Types:
     return (logits.with_shape(targets.shape),)
 
 
-def _cross_entropy_reference(x: Array, t: Array) -> Array:
+def _cross_entropy_reference(x: Array, t: Array, checked: bool = True) -> Array:
     wide = x.astype(np.float32) if x.dtype in LOW else x
     at = np.clip(t.astype(np.int64), 0, max(x.shape[-1] - 1, 0))[..., None]
     return np.asarray(-np.take_along_axis(_log_softmax_reference(wide, -1), at, -1)[..., 0]).astype(x.dtype)
 
 
-def _cross_entropy_expand(x: Any, t: Any) -> Any:
-    chosen = bind("take_along_axis", x, sh.unsqueeze(t, -1), axis=len(x.type.shape) - 1)
+def _cross_entropy_expand(x: Any, t: Any, checked: bool = True) -> Any:
+    chosen = bind("take_along_axis", x, sh.unsqueeze(t, -1), axis=len(x.type.shape) - 1, checked=checked)
     return pw.sub(rd.logsumexp(x, -1), sh.squeeze(chosen, -1))
 
 
 primitive("cross_entropy", family="composite", infer=_cross_entropy_infer, reference=_cross_entropy_reference, dtypes=FLOATS,
-          expand=_in_wide(_cross_entropy_expand), bound=Bound(8, _axis_terms), facts={"mixed": ("T", "int")},
+          expand=_in_wide(_cross_entropy_expand), bound=Bound(8, _axis_terms), facts={"mixed": ("T", "int"), "attrs": ("checked",)},
           doc="-log_softmax(logits)[target] over the last axis of the logits, one value a target.")
 
 

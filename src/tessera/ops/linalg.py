@@ -249,8 +249,9 @@ triangular_solve = solve_triangular
 
 
 def _same_lead(a: Any, b: Any) -> tuple[Any, Any]:
-    """Two stacks of matrices with their leading axes broadcast."""
+    """Two stacks of matrices of equally many rows with their leading axes broadcast."""
     la, lb = a.type.shape[:-2], b.type.shape[:-2]
+    equal_sizes("solve", a.type.shape[-2:-1], b.type.shape[-2:-1], str(a.type), str(b.type))
     if la == lb:
         return a, b
     lead = broadcast_shapes("solve", [a.type.with_shape(la), b.type.with_shape(lb)])
@@ -278,8 +279,7 @@ def solve(a: Any, b: Any) -> Any:
     b = sh.unsqueeze(b, -1) if vector else b
     a, b = _same_lead(a, b)
     packed, perm, _ = bind("lu", a)
-    rows = ix.take_along_axis(b, sh.unsqueeze(perm, -1), -2) if b.type.shape[-1] == 1 else \
-        ix.take_along_axis(b, broadcast_to(sh.unsqueeze(perm, -1), b.type.shape), -2)
+    rows = bind("take_along_axis", b, broadcast_to(sh.unsqueeze(perm, -1), b.type.shape), axis=len(b.type.shape) - 2, checked=False)
     y = bind("triangular_solve", packed, rows, lower=True, transpose=False, unit=True)
     x = bind("triangular_solve", packed, y, lower=False, transpose=False, unit=False)
     return sh.squeeze(x, -1) if vector else x

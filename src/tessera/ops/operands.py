@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DTypeError, ShapeError
+from ..errors import DTypeError, IndexOutOfRangeError, ShapeError
 from ..tracing import recorder
 from ..tracing.recorder import bind
 from ..tracing.tensor import Tensor, Traced, make
@@ -156,24 +156,27 @@ def axis_of(name: str, x: Tensor, axis: int) -> int:
     """A non-negative axis of ``x``.
 
     Raises:
-        ShapeError: there is no such axis.
+        IndexOutOfRangeError: there is no such axis.
     """
     try:
         return normalize_axis(int(axis), len(x.shape))
     except IndexError as e:
-        raise ShapeError(str(e), received=str(x.type), sentence=f"In {name!r}.") from None
+        raise IndexOutOfRangeError(str(e), received=str(x.type), sentence=f"In {name!r}.") from None
 
 
 def axes_of(name: str, x: Tensor, axes: Any) -> tuple[int, ...]:
     """Sorted non-negative axes of ``x``; None means all.
 
     Raises:
-        ShapeError: an axis does not exist or is named twice.
+        IndexOutOfRangeError: there is no such axis.
+        ShapeError: an axis is named twice.
     """
     try:
         return normalize_axes(axes if axes is None or isinstance(axes, int) else tuple(axes), len(x.shape))
-    except (IndexError, ValueError) as e:
-        raise ShapeError(str(e), sentence=f"In {name!r}.") from None
+    except IndexError as e:
+        raise IndexOutOfRangeError(str(e), received=str(x.type), sentence=f"In {name!r}.") from None
+    except ValueError as e:
+        raise ShapeError(str(e), received=str(x.type), sentence=f"In {name!r}.") from None
 
 
 def shape_of(dims: Sequence[Any]) -> tuple[DimLike, ...]:

@@ -42,11 +42,11 @@ Fn = Callable[..., Any]
 
 def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: DType | None = None, ulp: float = 0.0,
              domain: tuple[float, float] | None = None, doc: str = "", reference: Fn | None = None,
-             cancels: float = 0.0) -> None:
+             cancels: float = 0.0, checked: bool = False) -> None:
     """Enter a pointwise op on operands of one dtype.
 
     ``result`` is its dtype where that differs; ``cancels`` bounds the error by so many epsilons of the operands' magnitude
-    (products and quotients of complex numbers cancel too).
+    (products and quotients of complex numbers cancel too); ``checked``: it has a run-time check that can be left out.
     """
 
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
@@ -60,7 +60,7 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
 
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
               bound=Bound(ulp, terms), pointwise=True, doc=doc or f"Elementwise {name}.",
-              facts={"domain": domain} if domain else {})
+              facts={**({"domain": domain} if domain else {}), **({"attrs": ("checked",)} if checked else {})})
 
 
 def named(fn: Fn, name: str, doc: str) -> Fn:
@@ -146,8 +146,10 @@ add = binary("add", np.add, NUMBERS, on_bool="logical_or", doc="Elementwise sum;
 sub = binary("sub", np.subtract, NUMBERS, doc="Elementwise difference; integers wrap around.")
 mul = binary("mul", np.multiply, NUMBERS, on_bool="logical_and", doc="Elementwise product; integers wrap around.")
 div = binary("div", np.divide, FP + COMPLEX, ints="f32", doc="True division; integers are converted to f32.")
-floor_div = binary("floor_div", m.floor_div, REAL, doc="Quotient rounded down; an integer divisor 0 is a run-time error.")
-mod = binary("mod", m.mod, REAL, doc="Remainder with the divisor's sign; an integer divisor 0 is a run-time error.")
+floor_div = binary("floor_div", m.floor_div, REAL, checked=True,
+                   doc="Quotient rounded down; an integer divisor 0 is a run-time error.")
+mod = binary("mod", m.mod, REAL, checked=True,
+             doc="Remainder with the divisor's sign; an integer divisor 0 is a run-time error.")
 neg = unary("neg", np.negative, NUMBERS, doc="Elementwise negation; integers wrap around.")
 _abs = unary("abs", np.abs, REAL)
 sign = unary("sign", m.sign, REAL, doc="-1, 0 or 1; NaN stays NaN.")

@@ -27,7 +27,7 @@ from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
 from . import sorting as so
-from .operands import as_tensor, convert, shape_of
+from .operands import as_tensor, axis_of, convert, shape_of
 from .rules import Array, expect_operands
 from .table import Attrs, ElementBuilder, primitive
 
@@ -248,9 +248,9 @@ def permutation(key: Any, site: int, n: Any) -> Any:
 
 def shuffle(key: Any, site: int, x: Any, axis: int = 0) -> Any:
     """``x`` with its slices along ``axis`` in random order."""
-    from .indexing import take
     x = as_tensor(x)
-    return take(x, permutation(key, site, x.type.shape[axis]), axis)
+    axis = axis_of("shuffle", x, axis)
+    return bind("gather", x, permutation(key, site, x.type.shape[axis]), axes=(axis,), checked=False)
 
 
 def truncated_normal(key: Any, site: int, shape: Sequence[Any], dtype: Any = dt.f32, low: float = -2.0, high: float = 2.0) -> Any:

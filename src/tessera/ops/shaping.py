@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ShapeError
+from ..errors import IndexOutOfRangeError, ShapeError
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import DimLike, as_dim, format_dim, product
@@ -30,8 +30,9 @@ def reshape(x: Any, *shape: Any) -> Any:
         known = product(n for n in wanted if n != -1)
         total = product(x.type.shape)
         if known == 0 or (total % known) != 0:
-            raise ShapeError(f"Cannot reshape {format_shape(x.type.shape)} to {format_shape(wanted)}: {format_dim(total)} elements "
-                             f"are not a multiple of {format_dim(known)}")
+            text = ", ".join("-1" if n == -1 else format_dim(n) for n in wanted)
+            raise ShapeError(f"Cannot reshape {format_shape(x.type.shape)} to [{text}]: {format_dim(total)} elements are not a "
+                             f"multiple of {format_dim(known)}", received=str(x.type))
         wanted[free[0]] = total // known
     if tuple(wanted) == tuple(x.type.shape):
         return x
@@ -106,7 +107,7 @@ def unsqueeze(x: Any, axis: Any = None, *, dim: Any = None) -> Any:
     places = [axis] if isinstance(axis, int) else list(axis)
     rank = len(x.type.shape) + len(places)
     if any_outside := [a for a in places if not -rank <= a < rank]:
-        raise ShapeError(f"axis {any_outside[0]} does not exist in a result of rank {rank}")
+        raise IndexOutOfRangeError(f"axis {any_outside[0]} does not exist in a result of rank {rank}", received=str(x.type))
     where = {a % rank for a in places}
     if len(where) != len(places):
         raise ShapeError(f"an axis is named twice in {tuple(places)}")

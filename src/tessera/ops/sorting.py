@@ -79,7 +79,7 @@ def topk(x: Any, k: int, axis: int | None = None, largest: bool = True, *, dim: 
     if isinstance(n, int) and not 0 <= k <= n:
         raise ShapeError(f"topk asks for {k} of {n} elements", received=str(x.type))
     i = sh.slice_axis(argsort(x, axis, largest), axis, 0, k)
-    return ix.take_along_axis(x, i, axis), i
+    return bind("take_along_axis", x, i, axis=axis, checked=False), i
 
 
 # -- search --------------------------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def _search_expand(a: Any, v: Any, side: str) -> Any:
     size = scalar(n, dt.int64) if isinstance(n, int) else as_tensor(n)
     for bit in reversed(range(n.bit_length() if isinstance(n, int) else 48)):
         probe = pw.add(at, (1 << bit) - 1)
-        found = bind("gather", a, pw.minimum(probe, pw.sub(size, 1)), axes=(0,))
+        found = bind("gather", a, pw.minimum(probe, pw.sub(size, 1)), axes=(0,), checked=False)
         at = pw.where(pw.logical_and(pw.lt(probe, size), below(found, v)), pw.add(at, 1 << bit), at)
     return at
 
@@ -208,7 +208,7 @@ def unique(x: Any, size: Any = None, fill_value: Any = None, return_counts: bool
     if n == 0:
         raise ShapeError("unique with size= needs at least one element", received=str(x.type))
     perm = argsort(flat)
-    ordered = ix.take(flat, perm, 0)
+    ordered = bind("gather", flat, perm, axes=(0,), checked=False)
     new = pw.ne(ordered, sh.roll(ordered, 1, 0))
     new = pw.logical_or(new, pw.eq(bind("iota", shape=(n,), axis=0, dtype=dt.int64), 0))
     rank = pw.sub(rd.cumsum(new, 0), 1)
