@@ -72,7 +72,7 @@ def test_views_need_no_program(compiler):
 def test_errors_show_the_user_s_sizes(compiler):
     with pytest.raises(errors.ShapeError, match="Cannot broadcast 3 with 4"):
         ts.ones(3) + ts.ones(4)
-    with pytest.raises(errors.ShapeError, match="5"):
+    with pytest.raises(errors.IndexOutOfRangeError, match="axis 5"):
         ts.softmax(ts.ones(3), axis=5)
     assert not compiler.programs
 
@@ -106,6 +106,7 @@ def test_mixing_arrays_and_lists():
     x = ts.ones(2)
     assert (x / np.sqrt(64)).dtype is ts.f32  # NumPy's float is a Python float, and as weak
     assert (x + np.ones(2, np.float64)).dtype is ts.f64 and (x + np.float16(1)).dtype is ts.f32
-    assert (x + [1, 2])  # noqa: RUF005.tolist() == [2, 3] and ts.concat([x, [5.0]]).tolist() == [1, 1, 5]
+    assert (x + [1, 2]).tolist() == [2, 3]  # noqa: RUF005
+    assert ts.concat([x, [5.0]]).tolist() == [1, 1, 5]
     assert ts.tensor([ts.tensor(1.0), 2.0]).tolist() == [1, 2]
     assert ts.jit(lambda x: ts.tensor([x[0], 2.0, x[1]]))(x).tolist() == [1, 2, 1]
