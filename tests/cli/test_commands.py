@@ -22,6 +22,14 @@ def affine(x: ts.Tensor["B", 16], y: ts.Tensor[16]) -> ts.Tensor["B", 16]:
 def free(x):
     return ts.exp(x)
 
+@ts.kernel
+def add(A: ts.Tile["N", ts.f32], B: ts.Tile["N", ts.f32], C: ts.Tile["N", ts.f32]):
+    ts.tile.store(C, A + B)
+
+@ts.kernel
+def open_add(A: ts.Tile, B: ts.Tile, C: ts.Tile):
+    ts.tile.store(C, A + B)
+
 if __name__ == "__main__":
     raise SystemExit("the file was run")
 '''
@@ -65,6 +73,15 @@ def test_show(file, stage, capsys):
     assert "\x1b" not in out.out
 
 
+def test_show_a_kernel(file, capsys):
+    assert main(["show", f"{file}:add"]) == 0
+    assert capsys.readouterr().out.startswith("tile @add")
+    assert main(["show", f"{file}:open_add", "--args", "f64[N], f64[N], f64[N]", "--stage", "asm", "--target", "avx2"]) == 0
+    assert "vaddpd" in capsys.readouterr().out
+    assert main(["show", f"{file}:open_add"]) == 1
+    assert "--args" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("target", "instruction"), [("avx2", "ymm"), ("avx512", "zmm"), ("neon", "fmul\tv")])
 def test_show_for_other_machines(file, capsys, target, instruction):
     assert main(["show", f"{file}:affine", "--stage", "asm", "--target", target]) == 0
@@ -104,7 +121,8 @@ def test_check_finds_errors_without_running(tmp_path, capsys):
     assert main(["check", str(path)]) == 1
     out = capsys.readouterr().out
     assert "affine: ok (f32[B, 16], f32[16]) -> f32[B, 16]" in out
-    assert "free: skipped" in out
+    assert "free: skipped" in out and "open_add: skipped" in out
+    assert "add: ok kernel of buf<f32[N]>" in out
     assert "Cannot broadcast 16 with 15" in out and "# ← Error here" in out
     assert "Cannot implicitly convert between int32 and uint64" in out
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import TesseraError, TracingError
-from .load import LoadFailed, load_file, say_error, traced_functions
+from ..errors import TesseraError
+from .load import LoadFailed, functions_of, is_kernel, kernel_types, load_file, say_error
 
 
 def add_parser(sub: Any) -> None:
@@ -22,13 +22,13 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     for file in args.files:
         try:
-            functions = traced_functions(load_file(file))
+            functions = functions_of(load_file(file))
         except LoadFailed as e:
             say_error(str(e))
             failed += 1
             continue
         if not functions:
-            out.print(f"{file}: no traced functions", markup=False)
+            out.print(f"{file}: no traced functions or kernels", markup=False)
         for name, fn in functions.items():
             verdict, text = check(fn)
             if verdict == "error":
@@ -45,9 +45,10 @@ def check(fn: Any) -> tuple[str, str]:
     if not annotated(fn):
         return "skipped", "(its parameters have no full tensor types)"
     try:
+        if is_kernel(fn):
+            built = fn.build(kernel_types(fn))
+            return "ok", f"kernel of {', '.join(str(a.type) for a in built.function.args[:len(built.names)])}"
         graph = fn.trace()
-    except TracingError as e:
-        return "error", str(e)
     except (TesseraError, TypeError, ValueError) as e:
         return "error", str(e)
     results = ", ".join(str(t) for t in graph.result_types)
@@ -56,6 +57,8 @@ def check(fn: Any) -> tuple[str, str]:
 
 def annotated(fn: Any) -> bool:
     """True when every parameter without a default has a tensor type with known rank."""
+    if is_kernel(fn):
+        return kernel_types(fn) is not None
     for p in fn.signature.parameters.values():
         spec = fn.declared.params.get(p.name)
         full = spec is not None and spec.dims is not None and "..." not in [d for d in spec.dims if isinstance(d, str)]

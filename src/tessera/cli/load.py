@@ -44,13 +44,32 @@ def load_file(path: str) -> ModuleType:
     return module
 
 
-def traced_functions(module: ModuleType) -> dict[str, Any]:
-    """The traced functions that the file itself defines, by name, in order."""
+def functions_of(module: ModuleType) -> dict[str, Any]:
+    """The traced functions and kernels that the file itself defines, by name, in order."""
+    from ..tiling.frontend import Kernel
     from ..tracing.function import TracedFunction
+    return {name: value for name, value in vars(module).items()
+            if isinstance(value, TracedFunction | Kernel) and getattr(value, "__module__", module.__name__) == module.__name__}
+
+
+def is_kernel(fn: Any) -> bool:
+    """True for a ``@ts.kernel``."""
+    from ..tiling.frontend import Kernel
+    return isinstance(fn, Kernel)
+
+
+def kernel_types(kernel: Any) -> dict[str, Any] | None:
+    """The parameters' tensor types as a kernel declares them; None where some are open."""
+    from ..ir.core import TensorType
+    from ..types.shapes import as_shape
     out = {}
-    for name, value in vars(module).items():
-        if isinstance(value, TracedFunction) and getattr(value, "__module__", module.__name__) == module.__name__:
-            out[name] = value
+    for name, p in kernel.declared.signature.parameters.items():
+        spec = kernel.declared.specs.get(name)
+        if spec is None and p.default is not p.empty:
+            continue
+        if spec is None or spec.dims is None or spec.dtype is None or any(d in ("?", "...") for d in spec.dims if isinstance(d, str)):
+            return None
+        out[name] = TensorType(spec.dtype, as_shape(spec.dims))
     return out
 
 

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..errors import TesseraError, suggest
-from .load import LoadFailed, load_file, say_error, traced_functions
+from .load import LoadFailed, functions_of, is_kernel, kernel_types, load_file, say_error
 
 STAGES = ("graph", "sched", "tile", "ll", "asm")
 _LANGUAGE = {"ll": "llvm", "asm": "nasm"}
@@ -22,7 +22,7 @@ def targets() -> dict[str, Any]:
 
 def add_parser(sub: Any) -> None:
     p: argparse.ArgumentParser = sub.add_parser("show", help="print a function at a stage of its compilation")
-    p.add_argument("what", metavar="FILE:FUNCTION", help="a traced function in a Python file")
+    p.add_argument("what", metavar="FILE:FUNCTION", help="a traced function or a kernel in a Python file")
     p.add_argument("--stage", choices=STAGES, default="graph", help="what to print (default: graph)")
     p.add_argument("--target", default="host", metavar="NAME",
                    help="the machine to compile for: host, avx2, avx512, amx, neon (default: host)")
@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
         say_error(f"there is no target {args.target!r}{suggest(args.target, machines)}; the targets are {', '.join(machines)}")
         return 2
     try:
-        functions = traced_functions(load_file(file))
+        functions = functions_of(load_file(file))
         if name not in functions:
             known = ", ".join(functions) or "none"
-            say_error(f"{file!r} defines no traced function {name!r}{suggest(name, functions)} (it defines: {known})")
+            say_error(f"{file!r} defines no traced function or kernel {name!r}{suggest(name, functions)} (it defines: {known})")
             return 1
         text = stage_text(functions[name], args.stage, machines[args.target], args.args)
     except LoadFailed as e:
@@ -59,15 +59,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stage_text(fn: Any, stage: str, machine: Any, types: str | None) -> str:
-    """The text of a traced function at a stage.
+    """The text of a traced function at a stage; a kernel begins at ``tile``.
 
     Raises:
         TesseraError: the function cannot be traced or compiled.
         ValueError: ``types`` are not tensor types.
     """
     from ..runtime.compiler import Compiler
+    if is_kernel(fn):
+        return Compiler(machine).show(_tile_function(fn, types), "tile" if stage == "graph" else stage)
     graph = fn.trace(*parse_types(types)) if types is not None else fn.trace()
     return Compiler(machine).show(graph, stage)
+
+
+def _tile_function(kernel: Any, types: str | None) -> Any:
+    """A kernel for the given types, else for the declared ones."""
+    args = kernel_types(kernel) if types is None else dict(zip(kernel.declared.names, parse_types(types), strict=False))
+    if args is None:
+        raise ValueError("some parameters have no full tile type: give the argument types with --args")
+    return kernel.build(args).function
 
 
 def parse_types(text: str) -> list[Any]:
