@@ -84,7 +84,7 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
     "nn": "nn", "optim": "optim", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
-    "effects": "effects", "kernels": "kernels", "runtime": "runtime", "machine": "machine", "transforms": "transforms",
+    "effects": "effects", "numerics": "numerics", "kernels": "kernels", "runtime": "runtime", "machine": "machine", "transforms": "transforms",
     "compiler": "compiler",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
     "targets": "targets",
@@ -94,7 +94,8 @@ LAZY_NAMES = {
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
     "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
-    "pure": ("effects", "pure"), "log_message": ("effects", "log_message"),
+    "pure": ("effects", "pure"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
+    "InferencePolicy": ("numerics", "InferencePolicy"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"),
     "grad": ("transforms", "grad"), "value_and_grad": ("transforms", "value_and_grad"), "vmap": ("transforms", "vmap"),
     "jvp": ("transforms", "jvp"), "vjp": ("transforms", "vjp"), "checkpoint": ("transforms", "checkpoint"),
@@ -126,6 +127,14 @@ def _assemble() -> None:
     def is_block(base: Any) -> bool:
         return isinstance(base, ctypes.Array) and type(base) is allocator._types.get(len(base))
 
+    def expand_tile(fn: Any) -> Any:
+        return importlib.import_module("tessera.tiling.vmath").expand(fn)
+
+    def run_tile(fn: Any, buffers: list[Any]) -> None:
+        importlib.import_module("tessera.ir.interpret_tile").interpret(fn, buffers)
+
+    importlib.import_module("tessera.ir").EXPAND_TILE = expand_tile
+    importlib.import_module("tessera.ir.interpret_graph").KERNEL = run_tile
     creation.EMPTY = empty_array
     indexing.is_block = is_block
 
@@ -172,7 +181,7 @@ _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float"
 def star_names() -> list[str]:
     """What ``from tessera import *`` brings: everything that hides no Python builtin (but ``sum``)."""
     available = [n for n in public_names() if n not in _BUILTIN and n not in LAZY_MODULES]
-    return [n for n in available if n not in LAZY_NAMES or _available(n)] + ["random", "memory", "nn", "effects"]
+    return [n for n in available if n not in LAZY_NAMES or _available(n)] + ["random", "memory", "nn", "effects", "numerics"]
 
 
 def _available(name: str) -> bool:

@@ -8,7 +8,6 @@ other's writes.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import ir as registry
 from ..types.dims import evaluate
 from ..types.dtypes import DType, f32
 from ..types.shapes import unify
@@ -24,11 +24,6 @@ from .pointwise_numpy import convert, fma, pointwise
 from .tile import POINTWISE, shape_of, tile_axes
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-# Applied to a program before it runs: the expansion of transcendental ops (tiling/vmath.py), set when the package is
-# assembled.  None: they evaluate in f64 and round, which is close to compiled code but not equal to it.
-EXPAND: Callable[[Function], Function] | None = None
-
 
 class TileError(RuntimeError):
     """A program did what Tile IR forbids at run time; the message names the op and its line."""
@@ -89,8 +84,8 @@ def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None 
         TileError: a lane outside its buffer, uninitialised scratch, a race, an endless loop.
         ValueError: buffers or sizes do not match the parameters.
     """
-    if EXPAND is not None:
-        fn = EXPAND(fn)
+    if registry.EXPAND_TILE is not None:  # else such ops evaluate in f64 and round: close to compiled code, not equal to it
+        fn = registry.EXPAND_TILE(fn)
     env = dict(sizes or {})
     params = [a for a in fn.args if isinstance(a.type, BufferType)]
     if len(buffers) != len(params):
@@ -106,6 +101,7 @@ def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None 
         state.env[p] = np.array(env[str(p.name)], np.int64)
     order = list(enumerate(product(*(range(g) for g in grid))))
     if seed is not None:
+        import random
         random.Random(seed).shuffle(order)
     machine = _Machine(state, limit)
     for number, at in order:
@@ -366,6 +362,8 @@ class _Machine:
     def op_dot(self, op: Op, operands: list[Any]) -> Array:
         if op.attrs.get("unit") == "amx_bf16":
             return dot_in_pairs(*operands)
+        if op.attrs.get("unit") == "dpbf16":
+            return dot_pair_by_pair(*operands)
         return dot_chain(*operands, op.results[0].type.dtype)
 
     def op_check(self, op: Op, operands: list[Any]) -> None:
@@ -406,6 +404,15 @@ def dot_in_pairs(a: Any, b: Any, acc: Any) -> Array:
                 total = _flushed(fma(*np.broadcast_arrays(x[:, k, None], y[None, k, :]), total))
             sums.append(total)
         acc = _flushed(acc + _flushed(sums[0] + sums[1]))
+    return acc
+
+
+def dot_pair_by_pair(a: Any, b: Any, acc: Any) -> Array:
+    """AVX-512's order: pair after pair, of each the odd k first, by fma, with subnormals flushed."""
+    x, y, acc = _flushed(convert(a, f32)), _flushed(convert(b, f32)), _flushed(np.asarray(acc))
+    for k in range(0, x.shape[1], 2):
+        for j in (k + 1, k):
+            acc = _flushed(fma(*np.broadcast_arrays(x[:, j, None], y[None, j, :]), acc))
     return acc
 
 
