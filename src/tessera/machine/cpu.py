@@ -35,7 +35,7 @@ class MatrixInstruction:
         return (self.lhs, self.rhs, self.accumulate) == (lhs, rhs, accumulate)
 
 
-_PAIRS = "the products of a pair (k even, then odd) are added one after the other to the sum by fma, flushing subnormals"
+_PAIRS = "the products of a pair (odd k, then even) are added one after the other to the sum by fma"
 _TWO_SUMS = "even and odd k have a sum each inside one instruction, by fma from zero; acc + (even + odd)"
 _EXACT = "exact: products and sums of integers"
 
@@ -111,6 +111,16 @@ class CpuMachine:
     def matrix_instruction(self, name: str) -> MatrixInstruction | None:
         """The matrix instruction called ``name``, where this CPU has it."""
         return next((m for m in self.matrix_instructions if m.name == name), None)
+
+    def product_instruction(self, lhs: DType, rhs: DType, accumulate: DType) -> MatrixInstruction | None:
+        """The matrix instruction that multiplies these dtypes faster than fma in f32 does, where there is one.
+
+        Intel's cores run ``dpbf16`` at half rate, so that it gains nothing there; AMD's run it at full rate.
+        """
+        for m in self.matrix_instructions:
+            if m.accepts(lhs, rhs, accumulate) and (m.m > 1 or self.tune.startswith("znver")):
+                return m
+        return None
 
     # -- numeric parameters: they fix the bits of a result, so they depend on dtype and target alone -------------------
     def vector_lanes(self, dtype: DType) -> int:

@@ -205,6 +205,39 @@ def test_dot(m: int, n: int, k: int, a: str, b: str, c: str) -> None:
     check(text, [make(a, m, 24), make(a, 24, m), make(b, 24, n), make(c, m, n)])
 
 
+@pytest.mark.parametrize("form", ["memory", "registers"])
+def test_products_by_pairs(form: str) -> None:
+    if host_cpu().matrix_instruction("dpbf16") is None:
+        pytest.skip("the host has no vdpbf16ps")
+    change = form == "registers"
+    text = f"""tile @pairs(%a: buf<bf16[5, 40]>, %b: buf<bf16[20, 64]>, %d: buf<bf16[4, 32]>, %o: buf<f32[5, 32]>)
+      with {{grid = (), sizes = (), writes = (3,)}} {{
+      %z = constant() {{value = 0}} : int64
+      %k = constant() {{value = 4}} : int64
+      %two = constant() {{value = 2}} : int64
+      %hi = constant() {{value = 40}} : int64
+      %start = load(%o, %z, %z) : tile<f32[5, 32]>
+      %s = for(%z, %hi, %k, %start) do(%i: int64, %acc: tile<f32[5, 32]>) {{
+        %x0 = load(%a, %z, %i) : tile<bf16[5, 4]>
+        %x = {"neg" if change else "abs"}(%x0) : tile<bf16[5, 4]>
+        %h = floor_div(%i, %two) : int64
+        %p0 = load(%b, %h, %z) : tile<bf16[2, 64]>
+        %p = reshape(%p0) : tile<bf16[2, 32, 2]>
+        %q = transpose(%p) {{perm = (0, 2, 1)}} : tile<bf16[2, 2, 32]>
+        %y0 = reshape(%q) : tile<bf16[4, 32]>
+        %y1 = load(%d, %z, %z) : tile<bf16[4, 32]>
+        %c = dot(%{"x" if change else "x0"}, %y0, %acc) {{unit = "dpbf16"}} : tile<f32[5, 32]>
+        %e = dot(%x, %y1, %c) {{unit = "dpbf16"}} : tile<f32[5, 32]>
+        yield(%e)
+      }} : tile<f32[5, 32]>
+      store(%o, %z, %z, %s)
+      return()
+    }}"""
+    from tessera.types.dtypes import as_dtype
+    narrow = as_dtype("bf16").np
+    check(text, [f32(5, 40).astype(narrow), f32(20, 64).astype(narrow), f32(4, 32).astype(narrow), f32(5, 32)])
+
+
 def test_control_flow() -> None:
     text = """tile @flow(%x: buf<f32[N]>, %o: buf<f32[N]>, %c: buf<int64[4]>, %N: int64)
       with {grid = (4,), sizes = ("N",), writes = (1, 2)} {

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import BufferType, Op, ScalarType, TileType, Value
-from ...types.dims import DimLike
+from ...types.dims import DimLike, known_nonnegative
 from ...types.dtypes import DType
 from ...types.shapes import contiguous_strides
 from .emit_convert import normalize
@@ -28,8 +28,10 @@ def nonnegative(v: Value, depth: int = 8) -> bool:
         return v in _LOOP_INDICES
     if depth == 0:
         return False
-    if op.name in ("program_id", "size"):
+    if op.name == "program_id":
         return True
+    if op.name == "size":
+        return known_nonnegative(op.attrs["value"])
     if op.name in ("constant", "full"):
         return bool(np.asarray(op.attrs["value"]).item() >= 0) if np.ndim(op.attrs["value"]) == 0 else False
     if op.name in ("add", "mul", "minimum", "floor_div", "mod"):
