@@ -174,7 +174,8 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     """Cut ``op`` up for ``machine``."""
     accumulate: DType = op.attrs["accumulate"]
     unit = _matrix_unit(op, machine, m, n)
-    mr, nr = (32, 32) if unit else register_tile(machine, accumulate, m, n)
+    in_tiles = unit is not None and machine.matrix_instruction(unit).m > 1
+    mr, nr = (32, 32) if in_tiles else register_tile(machine, accumulate, m, n)
     dtype = bf16 if unit else accumulate
     size = dtype.itemsize
     scratch = UNIT_SCRATCH if unit else SCRATCH
@@ -201,10 +202,8 @@ def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
     if (isinstance(m, int) and m < 16) or (isinstance(n, int) and n < 16) or op.attrs["k"][1] == 1:
         return None
     dtypes = [_dtype(op, role) for role in ("lhs", "rhs")]
-    for instruction in machine.matrix_instructions:
-        if instruction.m > 1 and instruction.lhs is bf16 and instruction.accepts(dtypes[0], dtypes[1], op.attrs["accumulate"]):
-            return str(instruction.name)
-    return None
+    instruction = machine.product_instruction(dtypes[0], dtypes[1], op.attrs["accumulate"])
+    return str(instruction.name) if instruction is not None and instruction.lhs is bf16 else None
 
 
 def _dtype(op: Op, role: str) -> DType:
