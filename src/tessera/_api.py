@@ -84,7 +84,8 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
     "nn": "nn", "optim": "optim", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
-    "effects": "effects", "numerics": "numerics", "kernels": "kernels", "runtime": "runtime", "machine": "machine", "transforms": "transforms",
+    "effects": "effects", "numerics": "numerics", "kernels": "kernels", "runtime": "runtime", "machine": "machine",
+    "transforms": "transforms",
     "compiler": "compiler",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
     "targets": "targets",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ArgumentError, ConstraintError, DTypeError, ShapeError
+from ..errors import ConstraintError, DTypeError, ShapeError
 from ..ir.core import TensorType
 from ..types.constraints import Size, SizeConstraint, as_size
 from ..types.dims import Dim, DimLike, as_dim, format_dim, name, substitute
@@ -25,6 +25,7 @@ from ..types.dtypes import ALIASES, DType, as_dtype
 from ..types.policy import NumericalPolicy
 from ..types.promotion import widens
 from ..types.shapes import Constraint, parse_constraint
+from .recorder import STATE
 from .tensor import Tensor
 
 ANY = "?"
@@ -201,13 +202,15 @@ def _solve(d: Dim, x: str, n: DimLike, env: Mapping[str, DimLike]) -> DimLike | 
     return q if substitute(d, {**known, x: q}) == n else None
 
 
-def check_dtype(spec: TensorSpec, t: TensorType, what: str, function: str, declare: Any = None) -> None:
+def check_dtype(spec: TensorSpec, t: TensorType, what: str, function: str) -> None:
     """Refuse an element type that does not widen to the declared one.
 
     Raises:
         DTypeError: "Cannot implicitly convert from bf16 to fp8_e4m3".
     """
     want = spec.dtype
+    if STATE.policy is not None and want is not None and want.is_float and t.dtype.is_float:
+        return  # inside ``with ts.precision(...)`` declared conversions are made
     if want is None or want is t.dtype or (widens(t.dtype, want) and want.is_float and t.dtype.is_float):
         return
     raise DTypeError(
@@ -414,11 +417,6 @@ def check_sizes(where: Sequence[Constraint], env: Mapping[str, int], function: s
                 sentence=f"The function {function!r} requires {shown}.",
                 origins=[f"{n} = {env[n]} from {origins[n]}" for n in names if n in origins and n in env],
                 hints=["Pad or slice the input so that the constraint holds", "Relax the constraint in where=[…]"])
-
-
-def arguments(names: Sequence[str]) -> ArgumentError:
-    """The error for annotations that name unknown parameters."""
-    return ArgumentError(f"no parameter is called {', '.join(names)}")
 
 
 __all__ = ["ANY", "REST", "Declared", "Size", "TensorSpec", "bind_sizes", "check_dtype", "check_sizes", "expand", "flat_specs",

@@ -136,7 +136,7 @@ class TracedFunction:
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._simple and STATE.trace is None and not kwargs:
+        if self._simple and STATE.trace is None and not kwargs and STATE.policy is None:
             try:
                 arrays = [a._p for a in args]
                 run = self._fast.get(tuple([(p.shape, p.dtype) for p in arrays]))

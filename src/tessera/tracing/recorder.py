@@ -253,9 +253,32 @@ def bind(name: str, *operands: Any, **attrs: Any) -> Any:
     trace = STATE.trace
     if STATE.unchecked and name in CHECKED:
         attrs.setdefault("checked", False)
+    if STATE.policy is not None and name in CONTRACTIONS:
+        return _under_policy(STATE.policy, name, operands, attrs)
     if trace is not None:
         return trace.bind(name, operands, attrs)
     return eager.dispatch(name, operands, attrs)
+
+
+CONTRACTIONS = frozenset({"dot_general", "conv"})
+
+
+def _under_policy(policy: Any, name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """A contraction over floats in the formats of ``policy``; the result's dtype is what it is without one."""
+    tensors = [lift(t) for t in operands]
+    kind, compute = tensors[0].dtype, policy.compute
+    STATE.policy = None
+    try:
+        if not kind.is_float or not compute.is_float:
+            return bind(name, *tensors, **attrs)
+        extra = {"saturate": True} if policy.saturate else {}
+        tensors = [t if t.dtype is compute else bind("convert", t, dtype=compute, **extra) for t in tensors]
+        if name == "dot_general":
+            return bind(name, *tensors, **{"accumulate": policy.accumulate, "dtype": kind} | attrs)
+        out = bind(name, *tensors, **attrs)
+        return out if out.dtype is kind else bind("convert", out, dtype=kind)
+    finally:
+        STATE.policy = policy
 
 
 def lift(x: Any) -> Tensor:
