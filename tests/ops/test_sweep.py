@@ -6,11 +6,16 @@ import importlib
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import sweep
 
+from tessera.ir import interpret_sched
 from tessera.ir.graph import verify
 from tessera.ir.interpret_graph import interpret
+from tessera.machine import host_cpu
+from tessera.scheduling import schedule
+from tessera.transforms.pipeline import optimize
 
 CASES = sweep.cases()
 BATCHES = list(sweep.batches(CASES, 200))
@@ -40,10 +45,10 @@ def test_every_case_is_its_own_oracle() -> None:
     for c in CASES[::7]:
         good = [r.astype(t.dtype.np) for r, t in zip(c.reference(c.arrays), sweep.OPS[c.op].infer(c.types, c.attrs), strict=True)]
         assert c.check(good) is None, c.check(good)
-        moved = [sweep.np.where(r == 0, r + r.dtype.type(1), -r) if r.dtype.kind in "fi" and r.dtype not in sweep.LOW else None
+        moved = [np.where(r == 0, r + r.dtype.type(1), -r) if r.dtype.kind in "fi" and r.dtype not in sweep.LOW else None
                  for r in good]
         for i, bad in enumerate(moved):
-            if bad is not None and bad.size and not sweep.np.isnan(bad).all() and (good[i] != bad).any():
+            if bad is not None and bad.size and not np.isnan(bad).all() and (good[i] != bad).any():
                 assert c.check([*good[:i], bad.astype(good[i].dtype), *good[i + 1:]]) is not None, c.id
 
 
@@ -72,8 +77,6 @@ def compiler() -> Any:
 
 def test_guards_inside_guards() -> None:
     """A uniform guard inside one that depends on lanes: its loads are masked, so its value has lanes too."""
-    import numpy as np
-
     import tessera as ts
 
     @ts.jit
@@ -82,3 +85,14 @@ def test_guards_inside_guards() -> None:
 
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.testing.assert_array_equal(twice(x).numpy(), np.stack([np.concatenate([x, x]), np.pad(x, [(2, 0), (0, 0)], constant_values=1)], -1))
+
+
+@pytest.mark.parametrize("group", BATCHES, ids=lambda g: f"{g[0].op}..{g[-1].op}")
+def test_schedule_interpreter(group: Any) -> None:
+    """After the Graph passes and the scheduler, before any code is generated."""
+    machine = host_cpu()
+    fn, arrays = sweep.program(group)
+    program = schedule(optimize(fn, machine), machine)
+    results = [np.zeros(t.shape, t.dtype.np) for t in fn.result_types]
+    interpret_sched.interpret(program, [np.ascontiguousarray(a).reshape(a.shape) for a in arrays] + results)
+    assert not sweep.failures(group, results)

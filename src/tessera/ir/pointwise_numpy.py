@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..types.dtypes import DType, as_dtype, bool_, f32, f64
+from .interpret_graph import REFERENCES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -283,7 +284,6 @@ _REFERENCE: dict[str, Callable[..., Any]] = {
     "cbrt": np.cbrt, "pow": np.power, "hypot": np.hypot, "logaddexp": np.logaddexp,
     "rsqrt": lambda x: 1.0 / np.sqrt(x), "reciprocal": lambda x: 1.0 / x, "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
     "erf": _each(math.erf, otypes=[np.float64]), "erfc": _each(math.erfc, otypes=[np.float64]),
-    "lgamma": _each(lambda x: math.inf if x <= 0 and x == math.floor(x) else math.lgamma(x), otypes=[np.float64]),
 }
 
 
@@ -291,6 +291,8 @@ def _transcendental(name: str, arrays: Sequence[Array], dtype: DType) -> Array:
     if name == "nextafter":
         return np.asarray(np.nextafter(*arrays))
     fn = _REFERENCE.get(name)
+    if fn is None and name in REFERENCES:  # the stanza's own
+        return np.asarray(REFERENCES[name](*arrays)).astype(dtype.np)
     if fn is None:
         raise KeyError(f"{name} has no numpy meaning here on {arrays[0].dtype}; expand the program (tiling.vmath) first")
     wide = [a if a.dtype.kind == "c" else a.astype(np.float64) for a in arrays]

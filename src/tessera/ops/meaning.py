@@ -189,6 +189,8 @@ def convert(x: Array, dtype: DType, saturate: bool = False) -> Array:
     with np.errstate(all="ignore"):
         if x.dtype == target:
             return x.copy()
+        if x.dtype.kind == "V":  # the formats of ml_dtypes do not convert into each other directly
+            x = x.astype(np.float32 if x.dtype in LOW else np.int8)
         if dtype.kind == "bool":
             return np.asarray(x.astype(np.float32) != 0 if x.dtype in LOW else x != 0)
         if x.dtype.kind == "c" and not dtype.is_complex:
