@@ -84,7 +84,8 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
     "nn": "nn", "optim": "optim", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
-    "effects": "effects", "numerics": "numerics", "kernels": "kernels", "runtime": "runtime", "machine": "machine",
+    "effects": "effects", "numerics": "numerics", "functional": "functional", "kernels": "kernels",
+    "runtime": "runtime", "machine": "machine",
     "transforms": "transforms",
     "compiler": "compiler",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
@@ -95,7 +96,9 @@ LAZY_NAMES = {
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
     "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
-    "pure": ("effects", "pure"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
+    "maybe": ("functional", "maybe"), "memoize": ("functional", "memoize"), "Maybe": ("functional", "Maybe"),
+    "Just": ("functional", "Just"), "Nothing": ("functional", "Nothing"), "pure": ("effects", "pure"),
+    "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
     "InferencePolicy": ("numerics", "InferencePolicy"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"),
     "grad": ("transforms", "grad"), "value_and_grad": ("transforms", "value_and_grad"), "vmap": ("transforms", "vmap"),

@@ -227,7 +227,7 @@ def bernoulli(p: Any = 0.5, shape: Any = None, *, key: Any = None) -> Tensor:
     if isinstance(p, int | float) and not 0 <= p <= 1:
         raise ArgumentError(f"a probability lies in [0, 1], and {p} does not")
     sizes = shape_from((shape,) if isinstance(shape, list | tuple) else ((shape,),), "bernoulli")
-    return _draw("uniform", sizes, key, dt.f32, called="bernoulli") < p
+    return _draw("uniform", sizes, key, dt.f32, called="bernoulli") < p  # type: ignore[no-any-return]
 
 
 def exponential(*shape: Any, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:

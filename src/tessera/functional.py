@@ -1,0 +1,206 @@
+"""Functions of functions: composition, partial application, optional values, memoisation."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import optree
+
+from .errors import ArgumentError, TesseraError
+from .tracing.function import TracedFunction
+from .tracing.recorder import STATE
+from .tracing.tensor import Tensor
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+# -- composition -----------------------------------------------------------------------------------------------------------
+def _callables(fs: tuple[Any, ...], what: str) -> None:
+    for f in fs:
+        if not callable(f):
+            raise ArgumentError(f"{what}() takes functions, not a {type(f).__name__}", received=repr(f)[:80])
+
+
+def compose(*fs: Callable[..., Any]) -> Callable[..., Any]:
+    """``compose(f, g)(x) == f(g(x))``: the last function takes the arguments."""
+    _callables(fs, "compose")
+    return pipe(*reversed(fs))
+
+
+def pipe(*fs: Callable[..., Any]) -> Callable[..., Any]:
+    """``pipe(f, g)(x) == g(f(x))``: the first function takes the arguments; without functions, the identity."""
+    _callables(fs, "pipe")
+
+    def piped(*args: Any, **kwargs: Any) -> Any:
+        if not fs:
+            if len(args) != 1 or kwargs:
+                raise ArgumentError("an empty composition takes one argument")
+            return args[0]
+        out = fs[0](*args, **kwargs)
+        for f in fs[1:]:
+            out = f(out)
+        return out
+
+    piped.__name__ = "_then_".join(getattr(f, "__name__", type(f).__name__).strip("<>") for f in fs) or "identity"
+    return piped
+
+
+def curry(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+    """``f`` with some arguments fixed; its signature shows the remaining ones."""
+    _callables((f,), "curry")
+    return functools.partial(f.fn if isinstance(f, TracedFunction) and STATE.trace is not None else f, *args, **kwargs)
+
+
+# -- optional values -------------------------------------------------------------------------------------------------------
+class Maybe(Generic[T]):
+    """A value that may be missing: :class:`Just` or :class:`Nothing`."""
+
+    def map(self, f: Callable[[T], U]) -> Maybe[U]:
+        """``f`` of the value; nothing stays nothing."""
+        raise TypeError("Maybe has no value of its own: use Just or Nothing")
+
+    def and_then(self, f: Callable[[T], Maybe[U]]) -> Maybe[U]:
+        """``f`` of the value, which may give nothing."""
+        raise TypeError("Maybe has no value of its own: use Just or Nothing")
+
+    def unwrap_or(self, default: T) -> T:
+        """The value, or ``default``."""
+        raise TypeError("Maybe has no value of its own: use Just or Nothing")
+
+
+class Just(Maybe[T]):
+    """A value that is there."""
+
+    __match_args__ = ("value",)
+
+    def __init__(self, value: T):
+        self.value = value
+
+    def map(self, f: Callable[[T], U]) -> Maybe[U]:
+        return Just(f(self.value))
+
+    def and_then(self, f: Callable[[T], Maybe[U]]) -> Maybe[U]:
+        return f(self.value)
+
+    def unwrap_or(self, default: T) -> T:
+        return self.value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Just):
+            return False
+        a, b = self.value, other.value
+        return bool(np.array_equal(np.asarray(a), np.asarray(b))) if isinstance(a, Tensor) or isinstance(b, Tensor) else bool(a == b)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Just({self.value!r})"
+
+
+class Nothing(Maybe[Any]):
+    """No value."""
+
+    def map(self, f: Callable[[Any], U]) -> Maybe[U]:
+        return self
+
+    def and_then(self, f: Callable[[Any], Maybe[U]]) -> Maybe[U]:
+        return self
+
+    def unwrap_or(self, default: Any) -> Any:
+        return default
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Nothing)
+
+    def __hash__(self) -> int:
+        return hash(Nothing)
+
+    def __repr__(self) -> str:
+        return "Nothing()"
+
+
+def maybe(f: Callable[..., Any] | None = None, *, catch: tuple[type[BaseException], ...] = (ArithmeticError, LookupError)) -> Any:
+    """A function whose result is a :class:`Maybe`: plain results become ``Just``, exceptions of ``catch`` become ``Nothing``.
+
+    Mistakes in the program (shapes, dtypes, tracing) are never caught.
+    """
+    if f is None:
+        return functools.partial(maybe, catch=catch)
+
+    @functools.wraps(f)
+    def optional(*args: Any, **kwargs: Any) -> Maybe[Any]:
+        try:
+            out = f(*args, **kwargs)
+        except catch as e:
+            if isinstance(e, TesseraError) and not isinstance(e, ArithmeticError):
+                raise
+            return Nothing()
+        return out if isinstance(out, Maybe) else Just(out)
+
+    return optional
+
+
+# -- memoisation -----------------------------------------------------------------------------------------------------------
+def memoize(f: Callable[..., Any] | None = None, *, maxsize: int | None = 128, typed: bool = False) -> Any:
+    """Keep results by the *content* of the arguments (tensors by their bytes); the least recently used are dropped.
+
+    Args:
+        maxsize: how many results are kept; None: all.
+        typed: arguments of different dtypes or types are different even where they compare equal.
+
+    The result has ``cache_clear()`` and ``cache_info()`` (hits, misses, maxsize, size).
+    """
+    if f is None:
+        return functools.partial(memoize, maxsize=maxsize, typed=typed)
+    kept: OrderedDict[Any, Any] = OrderedDict()
+    counts = [0, 0]
+    lock = threading.Lock()
+
+    @functools.wraps(f)
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        if STATE.trace is not None:
+            return f(*args, **kwargs)
+        key = _content((args, kwargs), typed)
+        with lock:
+            if key in kept:
+                counts[0] += 1
+                kept.move_to_end(key)
+                return kept[key]
+            counts[1] += 1
+        out = f(*args, **kwargs)
+        with lock:
+            kept[key] = out
+            while maxsize is not None and len(kept) > maxsize:
+                kept.popitem(last=False)
+        return out
+
+    def cache_info() -> dict[str, Any]:
+        return {"hits": counts[0], "misses": counts[1], "maxsize": maxsize, "size": len(kept)}
+
+    remembered.cache_clear = kept.clear  # type: ignore[attr-defined]
+    remembered.cache_info = cache_info  # type: ignore[attr-defined]
+    return remembered
+
+
+def _content(tree: Any, typed: bool) -> Any:
+    leaves, structure = optree.tree_flatten(tree)
+    return structure, tuple(_leaf(x, typed) for x in leaves)
+
+
+def _leaf(x: Any, typed: bool) -> Any:
+    if isinstance(x, Tensor | np.ndarray):
+        a = np.ascontiguousarray(x)
+        if not typed and a.dtype.kind in "iufb":
+            a = a.astype(np.float64) if a.dtype.kind == "f" else a
+        return "tensor", a.shape, str(a.dtype) if typed else "", hashlib.sha256(a.tobytes()).digest()
+    return (type(x), x) if typed else x
+
+
+__all__ = ["Just", "Maybe", "Nothing", "compose", "curry", "maybe", "memoize", "pipe"]
