@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf, log, nan, pi
 
 from ..types.dtypes import f32, f64, int8, int16, int32, int64
@@ -156,12 +157,11 @@ def _remainder(v: V, a: E, b: E) -> E:
     f = FORMATS[a.dtype]
     most = 2.0 ** (f.mantissa - 1)
 
-    def far(state: object) -> E:
-        r, d = state[0], state[1]  # type: ignore[index]
-        return r >= d
+    def far(state: Sequence[E]) -> E:
+        return state[0] >= state[1]
 
-    def step(state: object) -> tuple[E, E]:
-        r, d = state[0], state[1]  # type: ignore[index]
+    def step(state: Sequence[E]) -> tuple[E, E]:
+        r, d = state
         # Scale d by a power of two until the quotient is a whole number that the format holds.
         ratio = v.emit("trunc", (r / d,), r.dtype)
         scale = v.select(ratio < most, v.const(1.0, r.dtype), _power_below(v, ratio * (1.0 / most)))

@@ -499,10 +499,10 @@ class _Kernel:
                             emit_memory.piece_masks(w, lanes, i, piece, bounds), made)
             else:
                 pointers, piece, within = access.strided(i)
-                own = emit_memory.piece_masks(w, lanes, i, piece, within)
-                assert own is not None
-                if piece.valid < piece.width or own != within or access.checked or lanes is not None:
-                    scatter_piece(w, btype.dtype, pointers, piece.width, own, made)
+                mask_ = emit_memory.piece_masks(w, lanes, i, piece, within)
+                assert mask_ is not None
+                if piece.valid < piece.width or mask_ != within or access.checked or lanes is not None:
+                    scatter_piece(w, btype.dtype, pointers, piece.width, mask_, made)
                 else:
                     self._store_lanes(access, i, made)
 
