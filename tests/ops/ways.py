@@ -38,9 +38,13 @@ def interpreted(fn: Callable[..., Any], *arrays: Any, shapes: Any = None) -> Any
     return optree.tree_unflatten(form, interpret(graph, arrays))
 
 
+def host_compiler() -> Any:
+    return importlib.import_module("tessera.runtime").host_compiler()
+
+
 def compiled(fn: Callable[..., Any], *arrays: Any, shapes: Any = None) -> Any:
     graph, form = traced(fn, arrays, shapes)
-    run = importlib.import_module("tessera.runtime").host_compiler().compile(graph)
+    run = host_compiler().compile(graph)
     return optree.tree_unflatten(form, [np.asarray(a) for a in run(list(arrays))])
 
 
