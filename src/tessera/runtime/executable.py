@@ -30,6 +30,7 @@ from .manifest import Manifest, buffer_type, size
 Array = np.ndarray[Any, Any]
 
 QUICK_WORK = 1 << 15  # element operations below which the interpreter's lock is not worth releasing
+MOST_PATIENCE = 1 << 14  # pauses: how long a call waits for a thread to wake up, about half of the work's own time
 KEPT_ARENA = 1 << 20  # bytes of temporaries that a resting frame may hold
 MAX_PLANS = 1024
 
@@ -54,6 +55,7 @@ class Frame:
         put(frame.PROGRAM, plan.program)
         put(frame.POOL_CELL, pool.cell_address())
         put(frame.PARALLEL, plan.parallel)
+        put(frame.PATIENCE, plan.patience)
         put(frame.COUNT, len(plan.arrays))
         put(frame.EXPECT, ctypes.addressof(plan.expect))
         put(frame.ARRAY_TYPE, id(np.ndarray))
@@ -84,6 +86,7 @@ class Plan:
         env: the sizes.
         arrays: (dtype, shape) of every array, inputs then outputs.
         outputs: (shape, numpy dtype, bytes) of each output.
+        patience: how long the caller waits for the pool's threads to wake up before it goes on without them.
         parallel: 1 where some launch is worth sharing out.
         frames: prepared frames that no call is using.
     """
@@ -99,6 +102,7 @@ class Plan:
         self.arena = evaluate(exe.arena, env)
         work = [evaluate(w, env) for w in exe.work]
         self.parallel = int(any(w >= m.serial for w in work))
+        self.patience = min(sum(work) >> 13, MOST_PATIENCE)
         self.program = exe.image.symbols["program"]
         self.shapes = [(ctypes.c_int64 * max(1, len(s)))(*s) for _, s in self.arrays]
         self.expect = (ctypes.c_int64 * (4 * max(1, len(self.arrays))))()

@@ -57,7 +57,7 @@ out:
 class Native:
     """A loaded program that runs on numpy arrays."""
 
-    def __init__(self, sched_text, kernels, *, parallel=1):
+    def __init__(self, sched_text, kernels, *, parallel=1, patience=1 << 20):
         self.native = native()
         self.fn = parse_function(sched_text)
         found = {}
@@ -70,7 +70,7 @@ class Native:
         self.ir = emit_program(self.fn, found)
         objects = [compile_ir(self.ir, "program"), *[compile_ir(ll, n) for n, (_, ll) in kernels.items()]]
         self.image = load(objects, self.native.symbols)
-        self.parallel = parallel
+        self.parallel, self.patience = parallel, patience
         self.host = None
         self.stop = 0
 
@@ -90,6 +90,7 @@ class Native:
         put(frame.PROGRAM, self.image.symbols["program"])
         put(frame.POOL_CELL, pool.cell_address())
         put(frame.PARALLEL, self.parallel)
+        put(frame.PATIENCE, self.patience)
         if self.host is not None:
             put(frame.HOST, ctypes.cast(self.host, ctypes.c_void_p).value)
         pool.ensure_started()

@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -273,3 +274,19 @@ def test_malformed_programs(change, message):
                if op.name == "kernel" and op.attrs["name"] in KERNELS}
     with pytest.raises(CompileError, match=message):
         emit_program(fn, kernels)
+
+
+@pytest.mark.parametrize("patience", [0, 10, 1 << 20])
+def test_threads_that_come_late_or_never(monkeypatch, patience):
+    """A call does not wait for threads that have not joined, and is right whoever joins when."""
+    monkeypatch.setattr(program, "SERIAL_WORK", 0)
+    pool.set_num_threads(24)
+    run = Native(CHAIN, KERNELS, patience=patience)
+    x, y = floats(3200), np.empty(3200, np.float32)
+    want = ((x + 1) + x * 2 + 1) * 2
+    for i in range(400):
+        y[:] = np.nan
+        run(x, y, sizes={"N": 3200}.items())
+        np.testing.assert_array_equal(y, want)
+        if i % 50 == 0:
+            time.sleep(0.002)  # let them fall asleep

@@ -34,7 +34,8 @@ EXPECT = PROGRAM + 32  # ptr: an Expect for each array
 ARRAY_TYPE = PROGRAM + 40  # ptr: numpy.ndarray
 MISMATCH = PROGRAM + 48  # i64: the first array that is not as expected
 ERROR = PROGRAM + 56  # 3 ptr: the exception that a signal handler raised (type, value, traceback)
-FRAME_BYTES = PROGRAM + 96
+PATIENCE = PROGRAM + 80  # i64: how many pauses the caller waits at its first meeting for threads that have not joined
+FRAME_BYTES = PROGRAM + 128
 
 # values of STOP
 INTERRUPTED, IN_HOST, HOST_FAILED = 1, 2, 3

@@ -2,7 +2,7 @@
 
 ============================================================  ==========================================================
 ``worker(pool, tid)``                                         what a pool thread sits in until the pool is stopped
-``barrier(ctx, threads)``                                     all threads of the call meet; the work counters restart at 0
+``barrier(ctx, tid, threads)``                                all threads of the call meet; the work counters restart at 0
 ``claim(ctx, tid, threads, slot, n, chunk, last) -> {b, e}``  the next blocks for this thread; ``b >= e``: none are left
 ``poll(ctx)``                                                 lets Python run its signal handlers
 ``run(frame) -> code``                                        runs the frame's program, with the pool if it is free
@@ -14,6 +14,11 @@ Symbols are prefixed ``ts_``.  A thread first takes blocks from its own share of
 launches the same core works on the same rows), then from the shares of the others.  Who runs a block never changes its
 result.  Waiting is spinning with ``pause``, then a futex.  One call owns the pool; a caller that finds it owned runs
 alone.
+
+A call never waits for a thread that has not shown up.  Workers *join* a job while it is open; the caller closes it at its first
+meeting (after waiting a little where the work is worth it) or at its end, and only those who joined are waited for.  Until
+then nothing has been overwritten, so a worker that comes late simply walks through the same launches and finds what is
+left of them.
 """
 
 from __future__ import annotations
@@ -24,13 +29,14 @@ from . import abi, frame
 GENERATION, SLEEPERS = 0, 4  # u32: jobs started | workers asleep
 OWNER = 64  # u32: 1 while a call uses the pool, and for ever once it is stopped
 FUNCTION, CONTEXT, QUIT, THREADS = 128, 136, 144, 152  # the job; u32; i64 threads, the caller included
-REMAINING = 192  # u32: workers that have not finished the job
-FINISHED, FINISH_SLEEPERS = 256, 260  # u32: jobs that every worker has finished | callers asleep
+JOIN = 192  # u64: job number << 32 | CLOSED | threads that take part
+FINISHED, FINISH_SLEEPERS, LEFT = 256, 260, 264  # u32: changes whenever a worker leaves a job | callers asleep | how many left
 ARRIVED = 320  # u32: threads at the barrier
 MEETINGS, MEETING_SLEEPERS = 384, 388  # u32: barriers passed | threads asleep there
 COUNTERS = 448  # i64 [SLOTS][threads], one line each: blocks taken from a thread's share
 SLOTS = 8
 LINE = 64
+CLOSED = 1 << 31
 
 
 def pool_bytes(threads: int) -> int:
@@ -180,7 +186,37 @@ loop:
 out:
   ret void
 }
-define void @ts_barrier(ptr %ctx, i64 %threads) nounwind {
+; Let nobody else join; gives how many take part.
+define internal i32 @close(ptr %pool) nounwind {
+entry:
+  %p = getelementptr i8, ptr %pool, i64 $JOIN$
+  %old = atomicrmw or ptr %p, i64 $CLOSED$ acq_rel
+  %low = trunc i64 %old to i32
+  %n = and i32 %low, 65535
+  ret i32 %n
+}
+; Wait, but not for long, until all threads have joined.
+define internal void @be_patient(ptr %pool, i64 %patience, i64 %threads) nounwind {
+entry:
+  %p = getelementptr i8, ptr %pool, i64 $JOIN$
+  br label %look
+look:
+  %k = phi i64 [0, %entry], [%k1, %again]
+  %v = load atomic i64, ptr %p monotonic, align 8
+  %n = and i64 %v, 65535
+  %all = icmp uge i64 %n, %threads
+  %tired = icmp uge i64 %k, %patience
+  %stop = or i1 %all, %tired
+  br i1 %stop, label %out, label %again
+again:
+  $pause$
+  %k1 = add i64 %k, 1
+  br label %look
+out:
+  ret void
+}
+; The caller (thread 0) closes the job before it arrives, so whoever arrives last sees how many were expected.
+define void @ts_barrier(ptr %ctx, i64 %tid, i64 %threads) nounwind {
 entry:
   %alone = icmp eq i64 %threads, 1
   br i1 %alone, label %out, label %meet
@@ -190,13 +226,32 @@ meet:
   %word = getelementptr i8, ptr %team, i64 $MEETINGS$
   %sleepers = getelementptr i8, ptr %team, i64 $MEETING_SLEEPERS$
   %count = getelementptr i8, ptr %team, i64 $ARRIVED$
+  %join = getelementptr i8, ptr %team, i64 $JOIN$
   %g = load atomic i32, ptr %word acquire, align 4
+  %j0 = load atomic i64, ptr %join acquire, align 8
+  %closed.bit = and i64 %j0, $CLOSED$
+  %open = icmp eq i64 %closed.bit, 0
+  %zero = icmp eq i64 %tid, 0
+  %first = and i1 %open, %zero
+  br i1 %first, label %shut, label %arrive
+shut:
+  %patience.p = getelementptr i8, ptr %ctx, i64 $frame.PATIENCE$
+  %patience = load i64, ptr %patience.p
+  call void @be_patient(ptr %team, i64 %patience, i64 %threads)
+  %joined = call i32 @close(ptr %team)
+  br label %arrive
+arrive:
   %a = atomicrmw add ptr %count, i32 1 acq_rel
   %a1 = add i32 %a, 1
-  %t = trunc i64 %threads to i32
-  %last = icmp eq i32 %a1, %t
-  br i1 %last, label %open, label %wait
-open:
+  %j = load atomic i64, ptr %join acquire, align 8
+  %j.closed = and i64 %j, $CLOSED$
+  %is.closed = icmp ne i64 %j.closed, 0
+  %j32 = trunc i64 %j to i32
+  %t = and i32 %j32, 65535
+  %full = icmp eq i32 %a1, %t
+  %last = and i1 %full, %is.closed
+  br i1 %last, label %open.all, label %wait
+open.all:
   store atomic i32 0, ptr %count monotonic, align 4
   call void @clear_counters(ptr %team, i64 %threads)
   call void @announce(ptr %word, ptr %sleepers)
@@ -216,25 +271,43 @@ entry:
   %quit.p = getelementptr i8, ptr %pool, i64 $QUIT$
   %fn.p = getelementptr i8, ptr %pool, i64 $FUNCTION$
   %ctx.p = getelementptr i8, ptr %pool, i64 $CONTEXT$
-  %remaining = getelementptr i8, ptr %pool, i64 $REMAINING$
+  %join = getelementptr i8, ptr %pool, i64 $JOIN$
+  %left = getelementptr i8, ptr %pool, i64 $LEFT$
   %finished = getelementptr i8, ptr %pool, i64 $FINISHED$
   %finish.sleepers = getelementptr i8, ptr %pool, i64 $FINISH_SLEEPERS$
   br label %idle
-idle:
+idle:                                              ; %g: the generation seen last; %job: the job looked at last
   %g = phi i32 [%first, %entry], [%g1, %rest]
+  %job = phi i64 [0, %entry], [%number, %rest]
   call void @await_change(ptr %pool, i32 %g, ptr %sleepers)
-  %g1 = add i32 %g, 1
+  %g1 = load atomic i32, ptr %pool acquire, align 4
   %q = load atomic i32, ptr %quit.p acquire, align 4
   %stop = icmp ne i32 %q, 0
-  br i1 %stop, label %out, label %work
+  br i1 %stop, label %out, label %look
+look:
+  %j = load atomic i64, ptr %join acquire, align 8
+  br label %try
+try:
+  %v = phi i64 [%j, %look], [%seen, %retry]
+  %number = lshr i64 %v, 32
+  %same = icmp eq i64 %number, %job
+  %closed.bit = and i64 %v, $CLOSED$
+  %closed = icmp ne i64 %closed.bit, 0
+  %no = or i1 %same, %closed
+  br i1 %no, label %rest, label %enter
+enter:
+  %v1 = add i64 %v, 1
+  %x = cmpxchg ptr %join, i64 %v, i64 %v1 acq_rel acquire
+  %seen = extractvalue {i64, i1} %x, 0
+  %in = extractvalue {i64, i1} %x, 1
+  br i1 %in, label %work, label %retry
+retry:
+  br label %try
 work:
   %fn = load ptr, ptr %fn.p
   %ctx = load ptr, ptr %ctx.p
   call void %fn(ptr %ctx, i64 %tid)
-  %before = atomicrmw sub ptr %remaining, i32 1 acq_rel
-  %last = icmp eq i32 %before, 1
-  br i1 %last, label %tell, label %rest
-tell:
+  %before = atomicrmw add ptr %left, i32 1 acq_rel
   call void @announce(ptr %finished, ptr %finish.sleepers)
   br label %rest
 rest:
@@ -333,17 +406,32 @@ together:
   store ptr %fn, ptr %job.fn
   %job.ctx = getelementptr i8, ptr %pool, i64 $CONTEXT$
   store ptr %frame, ptr %job.ctx
-  %others0 = sub i64 %threads, 1
-  %others = trunc i64 %others0 to i32
-  %remaining = getelementptr i8, ptr %pool, i64 $REMAINING$
-  store atomic i32 %others, ptr %remaining release, align 4
-  %finished = getelementptr i8, ptr %pool, i64 $FINISHED$
-  %finish.sleepers = getelementptr i8, ptr %pool, i64 $FINISH_SLEEPERS$
-  %f = load atomic i32, ptr %finished acquire, align 4
+  %left = getelementptr i8, ptr %pool, i64 $LEFT$
+  store atomic i32 0, ptr %left monotonic, align 4
+  %join = getelementptr i8, ptr %pool, i64 $JOIN$
+  %j = load atomic i64, ptr %join monotonic, align 8
+  %number = lshr i64 %j, 32
+  %number1 = add i64 %number, 1
+  %high = shl i64 %number1, 32
+  %open = or i64 %high, 1
+  store atomic i64 %open, ptr %join release, align 8
   %sleepers = getelementptr i8, ptr %pool, i64 $SLEEPERS$
   call void @announce(ptr %pool, ptr %sleepers)
   call void %fn(ptr %frame, i64 0)
+  %joined = call i32 @close(ptr %pool)
+  %others = sub i32 %joined, 1
+  %finished = getelementptr i8, ptr %pool, i64 $FINISHED$
+  %finish.sleepers = getelementptr i8, ptr %pool, i64 $FINISH_SLEEPERS$
+  br label %gather
+gather:
+  %f = load atomic i32, ptr %finished acquire, align 4
+  %gone = load atomic i32, ptr %left acquire, align 4
+  %all = icmp eq i32 %gone, %others
+  br i1 %all, label %over, label %wait
+wait:
   call void @await_change(ptr %finished, i32 %f, ptr %finish.sleepers)
+  br label %gather
+over:
   store atomic i32 0, ptr %owner release, align 4
   %r1 = call i32 @verdict(ptr %frame)
   ret i32 %r1

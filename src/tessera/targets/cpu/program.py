@@ -135,7 +135,7 @@ def emit_program(fn: Function, kernels: Mapping[Op, Kernel], name: str = "progra
 
 
 _PREAMBLE = """declare {i64, i64} @ts_claim(ptr, i64, i64, i64, i64, i64, i64) nounwind
-declare void @ts_barrier(ptr, i64) nounwind
+declare void @ts_barrier(ptr, i64, i64) nounwind
 declare void @ts_poll(ptr) nounwind"""
 
 
@@ -318,7 +318,7 @@ class _Emitter:
             self.group, self.slot = Accesses(), 0
 
     def _barrier(self) -> None:
-        self.line("call void @ts_barrier(ptr %ctx, i64 %threads)")
+        self.line("call void @ts_barrier(ptr %ctx, i64 %tid, i64 %threads)")
         self.line("store i1 false, ptr %dirty")
         self.line("store i1 false, ptr %pending")
 
