@@ -110,7 +110,7 @@ def attention(op: Op, machine: Any, name: str) -> Function:
         score -= machine.tile_lanes
     value = min(register_tile(machine, compute, mr, e if isinstance(e, int) else 64)[1], score * max(1, 28 // max(1, mr)))
     value = _fit(value, mr, score, machine)
-    together = next(n for n in (7, 3, 2, 1) if mr % n == 0)
+    together = next(n for n in (2, 3, 1) if mr % n == 0)
     rows, blocks = _rows(q, mr)
     shape = Shape(mr, score, value, rows, keys, together)
     batch = tuple(extent for _, extent in a["batch"])
@@ -206,7 +206,7 @@ def copy_keys(p: Attention, state: State, t0: Any, count: Any) -> None:
 
 @tile_function
 def _copy_key_panel(p: Attention, state: State, c: Any, t: Any, ragged: bool) -> None:
-    step = 16 if p.along("key", p.d_name) else 4
+    step = 1 if ragged else 16 if p.along("key", p.d_name) else 4   # at the edge, which is rare, code is kept small
     whole = p.d - p.d % step
     for d in tile.range(0, whole, step):
         _copy_key(p, state, c, t, d, step, ragged)
@@ -268,31 +268,46 @@ def score_tile(p: Attention, state: State, q: Any, t0: Any, c: Any) -> None:
     for d in tile.range(0, p.d):
         prefetch_row(state.key, (c, d + AHEAD), s.score)
         acc = tile.dot(tile.load(state.query, (0, d), (s.mr, 1)), tile.load(state.key, (c, d, 0), (1, s.score)), acc)
+    tile.store(state.scores, (0, c * s.score), acc)
     t = t0 + c * s.score
     inside = t + s.score <= tile.size(p.t)
     if p.causal:
         inside = inside & (t + (s.score - 1) <= q + tile.size(p.offset))
     if p.score is not None:
         inside = inside & (q + s.mr <= tile.size(p.q))
-    if inside:
-        tile.store(state.scores, (0, c * s.score), _masked(p, acc, q, t, False))
-    else:
-        tile.store(state.scores, (0, c * s.score), _masked(p, acc, q, t, True))
+        if inside:
+            change_scores(p, state, q, t, c, False)
+        else:
+            change_scores(p, state, q, t, c, True)
+    elif tile.logical_not(inside):
+        change_scores(p, state, q, t, c, True)
 
 
-def _masked(p: Attention, acc: TileValue, q: Any, t: Any, edge: bool) -> TileValue:
-    """Scores after the user's block; at an edge, -inf for keys that do not exist or lie beyond the diagonal."""
-    s = p.shape
-    point = Point(p.env, (p.queries(q, s.mr, edge), p.keys(t, s.score, edge)))
+@tile_function
+def change_scores(p: Attention, state: State, q: Any, t: Any, c: Any, edge: bool) -> None:
+    """The user's block on the scores, row by row; at an edge, -inf for keys that do not exist or lie beyond the diagonal."""
+    for i in tile.range(0, p.shape.mr):
+        score = tile.load(state.scores, (i, c * p.shape.score), (1, p.shape.score))
+        tile.store(state.scores, (i, c * p.shape.score), _changed_row(p, score, q + i, t, edge))
+
+
+def _changed_row(p: Attention, score: TileValue, q: Any, t: Any, edge: bool) -> TileValue:
+    width = p.shape.score
+    point = Point(p.env, (Lanes(p.q_name, q, 1, p.q), p.keys(t, width, edge)))
     if p.score is not None:
-        acc = tile.broadcast_to(p.score.run(point, acc)[0], (s.mr, s.score))
+        score = tile.cond(q < tile.size(p.q), lambda: _changed(p, point, score), lambda: score) if edge else _changed(p, point, score)
     if not edge:
-        return acc
-    key = point.number(p.t_name)
-    allowed = tile.lt(key, tile.size(p.t))
+        return score
+    end = tile.size(p.t)
     if p.causal:
-        allowed = allowed & tile.le(key, point.number(p.q_name) + tile.size(p.offset))
-    return tile.where(allowed, acc, tile.constant(LOWEST, p.compute))
+        end = tile.minimum(end, q + tile.size(p.offset) + 1)
+    left = tile.convert(tile.minimum(tile.maximum(end - t, 0), width), int32)
+    return tile.where(tile.iota((1, width), 1).to(int32) < left, score, tile.constant(LOWEST, p.compute))
+
+
+def _changed(p: Attention, point: Point, score: TileValue) -> TileValue:
+    assert p.score is not None
+    return tile.broadcast_to(p.score.run(point, score)[0], score.shape)
 
 
 @tile_function
