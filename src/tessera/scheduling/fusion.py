@@ -28,6 +28,7 @@ from .indexing import Index, injective, replace, typical
 from .summary import EXPENSIVE, Summaries, Summary, axis_name
 
 MAX_BUFFERS = 14  # operands of one kernel
+REPEATED = 3  # cycles of an operand of a contraction that are worth a buffer
 MAX_VISITS = 400  # (value, index) pairs of one kernel
 
 
@@ -182,16 +183,18 @@ class Fusion:
             below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic)
             source = v.op.operands[a.operand]
             if below.reduced or below.guarded or below.dynamic:
-                below = replaced(below, path=(*c.path, source))
+                below = replaced(below, path=(*c.path, source), contracted=c.contracted or v.op.name == "dot_general")
             at = tuple(replace(e, env, p.ranges) for e in a.index)
             self._visit(p, source, at, below)
 
     def _cut(self, p: Plan, v: Value, c: Context) -> Value:
-        """Which value to put into memory where a reduction ``v`` stands inside a loop or guard: the smallest between, and of
-        these the outermost, so that what follows the reduction comes along."""
+        """Which value to put into memory where a reduction ``v`` stands inside a loop or guard: the smallest between; of these
+        the outermost, so that what follows the reduction comes along, or the outermost that others need too."""
         between = [u for u in c.path if u not in p.roots and u.op is not None and not self.ready(u)
                    and not self.summaries[u.op].movement]
-        return min(between, key=lambda u: typical(u.type.size), default=v)
+        least = min((typical(u.type.size) for u in between), default=0)
+        small = [u for u in between if typical(u.type.size) == least]
+        return next((u for u in small if len(set(self.users.get(u, ()))) > 1), small[0] if small else v)
 
     def _deepest_shared(self, p: Plan, v: Value) -> Value:
         """Where to cut a kernel that grows too large: a value that many places use, else the one just met."""
@@ -246,6 +249,7 @@ class Fusion:
         return {n for e in index if isinstance(e, Dim) for n in e.names if n.startswith("$r")}
 
     def _check_costs(self, p: Plan) -> None:
+        self._check_repeats(p)
         for v, indices in p.visits.items():
             if v in p.roots or v.op is None or self.summaries[v.op].reduces or self.weight(v)[1] < EXPENSIVE:
                 continue
@@ -259,6 +263,16 @@ class Fusion:
                 if points is None:
                     points = product(p.shape[k] for k in p.grid)
                 if points != v.type.size and not (indices[i].guarded and injective(i, p.ranges, self._loops(p, i))):
+                    raise Materialise(v)
+
+    def _check_repeats(self, p: Plan) -> None:
+        """Arithmetic inside a contraction is done once for each point of the grid: too often, if it is more than one op."""
+        for v, indices in p.visits.items():
+            if v in p.roots or v.op is None or self.ready(v) or self.summaries[v.op].reduces or self.weight(v)[1] < REPEATED:
+                continue
+            for i, c in indices.items():
+                points = self._space(p, i, v) if self._inner_names(i) else None
+                if points is not None and c.contracted and not c.guarded and typical(points) >= 8 * typical(v.type.size):
                     raise Materialise(v)
 
     def _own_cost(self, v: Value) -> int:
@@ -321,6 +335,7 @@ class Context:
     reduced: bool = False
     guarded: bool = False
     dynamic: bool = False
+    contracted: bool = False  # inside a product computed element by element
     path: tuple[Value, ...] = ()
 
 
