@@ -82,6 +82,8 @@ def common_dtype(name: str, xs: Sequence[Any]) -> DType:
 
 def promoted(name: str, *xs: Any) -> list[Tensor]:
     """All operands as tensors of their common dtype."""
+    if all(type(x) is Tensor for x in xs) and all(x.dtype is xs[0].dtype for x in xs):  # the eager path, kept short
+        return list(xs)
     items = [x if isinstance(x, (Tensor, *SCALARS)) else as_tensor(x) for x in xs]
     kind = common_dtype(name, items)
     return [scalar(x, kind) if isinstance(x, SCALARS) else convert(x, kind) for x in items]
