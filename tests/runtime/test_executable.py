@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import tessera as ts
 from tessera.errors import CompileError, DTypeError, ShapeError
 from tessera.ir.text import parse_function
+from tessera.ops.table import OPS
 from tessera.runtime.compiler import Compiler
 from tessera.runtime.executable import Executable
 from tessera.runtime.stages import Exchange
@@ -474,3 +476,37 @@ tile @rising(%x: buf<f32[N]>, %y: buf<f32[N]>, %N: int64) with {grid = (<(N+15)/
     again = Compiler(cache=compiler.cache)
     again.compile(tile)([x, y])
     assert again.cached_programs == 1
+
+
+def test_host_routines(compiler):
+    text = """
+graph @factor(%x: f64[N, N]) with {effects = (), sizes = ("N",), captured = 0, constraints = ()} {
+  %0 = add(%x, %x) : f64[N, N]
+  %1, %2 = qr(%0) {complete = false} : f64[N, N], f64[N, N]
+  %3 = neg(%2) : f64[N, N]
+  return(%1, %3)
+}"""
+    run = compiler.compile(parse_function(text))
+    for n in (3, 8, 40):
+        x = np.random.default_rng(n).standard_normal((n, n))
+        q, r = run([x])
+        np.testing.assert_allclose(q @ -r, 2 * x, atol=1e-12)
+
+
+def test_a_host_routine_that_gives_up(compiler, monkeypatch):
+    text = """
+graph @singular(%x: f64[4, 4]) with {effects = (), sizes = (), captured = 0, constraints = ()} {
+  %0, %1, %2 = svd(%x) {full = true} : f64[4, 4], f64[4], f64[4, 4]
+  return(%1)
+}"""
+    run = compiler.compile(parse_function(text))
+    good = OPS["svd"]
+    for error, expected in ((np.linalg.LinAlgError("no convergence"), ts.NumericalError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        def fail(*_args, error=error, **_attrs):
+            raise error
+
+        monkeypatch.setitem(OPS, "svd", replace(good, reference=fail))
+        with pytest.raises(expected):
+            run([np.eye(4)])
+    monkeypatch.setitem(OPS, "svd", good)
+    np.testing.assert_allclose(run([np.eye(4)])[0], np.ones(4))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CompileError, DTypeError, ShapeError
+from ..errors import CompileError, DTypeError, NumericalError, ShapeError
 from ..ir.core import BufferType
 from ..ops.table import OPS
 from ..targets.cpu import abi, frame, pool
@@ -262,14 +262,21 @@ class Executable:
 
     # -- host routines ---------------------------------------------------------------------------------------------------
     def run_external(self, call: int, plan: Plan, pointers: int) -> None:
-        """Run host routine number ``call`` on the buffers at ``pointers``."""
+        """Run host routine number ``call`` on the buffers at ``pointers``.
+
+        Raises:
+            NumericalError: the routine gives up, such as an iteration that does not converge.
+        """
         op, types, attrs = self._externals[call]
         addresses = (ctypes.c_uint64 * len(types)).from_address(pointers)
         arrays = [_array_at(address, t.dtype, tuple(evaluate(d, plan.env) for d in t.shape))
                   for address, t in zip(addresses, types, strict=True)]
         values = _attributes(attrs, plan.env)
         outs = values.pop("outs")
-        got = OPS[op].reference(*[a for i, a in enumerate(arrays) if i not in outs], **values)
+        try:
+            got = OPS[op].reference(*[a for i, a in enumerate(arrays) if i not in outs], **values)
+        except np.linalg.LinAlgError as e:
+            raise NumericalError(f"{op}: {e}") from None
         for i, result in zip(outs, got if isinstance(got, tuple) else (got,), strict=True):
             arrays[i][...] = result
 
