@@ -344,6 +344,21 @@ def test_methods():
     other = Model()
     other.w = ts.ones(2) * 3
     assert other.forward(ts.ones(2)).tolist() == [3, 3]
+    assert "mul" in m.forward.graph_ir and "mul" in str(m.forward.trace(ts.ones(2))) and len(m.forward.programs) == 2
+
+
+def test_callable_objects_and_any_number_of_arguments():
+    class Scale:
+        def __init__(self):
+            self.w = ts.ones(2) * 3
+
+        def __call__(self, *xs, **named):
+            return sum(xs, named.get("start", 0)) * self.w
+
+    f = ts.jit(Scale())
+    assert f(ts.ones(2), ts.ones(2)).tolist() == [6, 6] and f(ts.ones(2), start=ts.ones(2)).tolist() == [6, 6]
+    f(ts.zeros(2), ts.ones(2))
+    assert len(f.programs) == 2
 
 
 # -- captured tensors --------------------------------------------------------------------------------------------------------

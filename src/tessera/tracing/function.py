@@ -131,8 +131,6 @@ class TracedFunction:
         self._by_types: dict[Any, list[Program]] = {}
         self._static_sizes: set[str] = {str(n) for n in _listed(static_sizes)}
         self._simple = not self.static_names and not self.donated
-        self._arity = (sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-                           for p in self._parameters_of_signature), len(names))
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -177,7 +175,7 @@ class TracedFunction:
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
-        return functools.partial(self, instance)
+        return BoundFunction(self, instance)
 
     # -- arguments -----------------------------------------------------------------------------------------------------
     def bind_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> inspect.BoundArguments:
@@ -468,6 +466,23 @@ class TracedFunction:
 
     def __repr__(self) -> str:
         return f"<tessera {self.kind} {self.__name__}{self.signature}>"
+
+
+class BoundFunction:
+    """A traced function as a method: calls pass the object first; everything else is the function's."""
+
+    def __init__(self, function: TracedFunction, instance: Any):
+        self.__func__, self.__self__ = function, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__(self.__self__, *args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Function:
+        """The Graph function for these arguments."""
+        return self.__func__.trace(self.__self__, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__, name)
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------
