@@ -22,6 +22,7 @@ from . import dsl
 from .values import Buffer, TileProgram, TileValue, index_value, typed
 
 LIMIT = 256  # elements of a tile that stays in registers
+PIECE = 128  # elements of a piece of a larger one
 WORK = 16384  # multiplications of a product that is unrolled
 _CHEAP = frozenset({
     "add", "sub", "mul", "neg", "abs", "fma", "floor", "ceil", "round", "trunc", "minimum", "maximum", "eq", "ne", "lt",
@@ -58,11 +59,11 @@ def _divisor(n: int, most: int) -> int:
     return n if best * 4 < min(n, most) and n <= 512 else best
 
 
-def _pieces(shape: Sequence[int], most: int = 128) -> tuple[int, ...]:
-    """The shape of the pieces in which a tile is walked."""
+def _pieces(shape: Sequence[int], most: int) -> tuple[int, ...]:
+    """The shape of the pieces of at most about ``most`` elements in which a tile is walked."""
     if not shape:
         return ()
-    last = _divisor(shape[-1], 64)
+    last = _divisor(shape[-1], min(64, most))
     rest = [1] * (len(shape) - 1)
     if rest:
         rest[-1] = _divisor(shape[-2], max(1, most // last))
@@ -79,7 +80,7 @@ class _Fitter:
     """
 
     def __init__(self, fn: Function, limit: int):
-        self.fn, self.limit = fn, limit
+        self.fn, self.limit, self.most = fn, limit, min(limit, PIECE)
         params = [(a.name or f"b{i}", a.type) for i, a in enumerate(fn.args) if isinstance(a.type, BufferType)]
         self.prog = TileProgram(fn.name, params, fn.attrs["sizes"], fn.attrs["grid"], fn.attrs["writes"])
         self.ssa: dict[Value, Any] = {}
@@ -218,7 +219,7 @@ class _Fitter:
             dsl.store(to, None, self.ssa[v])
         else:
             shape = v.type.shape
-            piece = _pieces(shape)
+            piece = _pieces(shape, self.most)
             self.over(shape, piece, lambda at: dsl.store(to, at, self.piece(v, at, piece)))
         return to
 
@@ -260,7 +261,7 @@ class _Fitter:
         """Evaluate an elementwise op into memory of its own."""
         v = op.result
         to = self.alloc(v.type)
-        piece = _pieces(v.type.shape)
+        piece = _pieces(v.type.shape, self.most)
 
         def body(at: list[Any]) -> None:
             parts = [self.piece(o, at, piece) for o in op.operands]
@@ -280,7 +281,7 @@ class _Fitter:
         axes = tile_axes(op)
         buffer = self.ssa[op.operands[0]]
         offsets = [self.ssa[v] for v in op.operands[1:1 + buffer.rank]]
-        piece = _pieces(shape)
+        piece = _pieces(shape, self.most)
 
         def body(at: list[Any]) -> None:
             moved = list(offsets)
@@ -312,7 +313,7 @@ class _Fitter:
         buffer, flat = self.ssa[op.operands[0]], op.operands[1]
         mask = op.operands[2] if op.attrs.get("masked") else None
         to, shape = self.alloc(op.result.type), op.result.type.shape
-        piece = _pieces(shape)
+        piece = _pieces(shape, self.most)
         self.over(shape, piece, lambda at: dsl.store(to, at, dsl.gather(
             buffer, self.piece(flat, at, piece), mask=None if mask is None else self.piece(mask, at, piece), fill=op.attrs.get("fill", 0))))
         self.result(op.result, to)
@@ -321,14 +322,14 @@ class _Fitter:
         buffer, flat, value = self.ssa[op.operands[0]], op.operands[1], op.operands[2]
         mask = op.operands[3] if op.attrs.get("masked") else None
         shape = flat.type.shape
-        piece = (*[1] * (len(shape) - 1), _divisor(shape[-1], 64))  # in row-major order: of equal places the last wins
+        piece = (*[1] * (len(shape) - 1), _divisor(shape[-1], min(64, self.most)))  # in row-major order: of equal places the last wins
         self.over(shape, piece, lambda at: dsl.scatter(
             buffer, self.piece(flat, at, piece), self.piece(value, at, piece), mask=None if mask is None else self.piece(mask, at, piece)))
 
     def op_check(self, op: Op) -> None:
         ok, value = op.operands
         shape = ok.type.shape
-        piece = (*[1] * (len(shape) - 1), _divisor(shape[-1], 64))
+        piece = (*[1] * (len(shape) - 1), _divisor(shape[-1], min(64, self.most)))
         self.over(shape, piece, lambda at: dsl.check(self.piece(ok, at, piece), self.piece(value, at, piece), op.attrs.get("site", 0)))
 
     def op_dot(self, op: Op) -> None:
@@ -355,7 +356,7 @@ class _Fitter:
         piece = [1] * len(shape)
         piece[axis] = shape[axis]
         free = len(shape) - 1 if axis != len(shape) - 1 else len(shape) - 2
-        piece[free] = _divisor(shape[free], 16 if free == len(shape) - 1 else max(1, 512 // shape[axis]))
+        piece[free] = _divisor(shape[free], 16 if free == len(shape) - 1 else max(1, 4 * self.most // shape[axis]))
         to = self.alloc(TileType(op.result.type.dtype, op.result.type.shape))
         self.over(shape, piece, lambda at: dsl.store(
             to, [o for i, o in enumerate(at) if i != axis], dsl.reduce(self.piece(x, at, piece), axis, combine)))
@@ -369,7 +370,7 @@ class _Fitter:
     def op_concat(self, op: Op) -> None:
         axis, start, to = op.attrs.get("axis", 0), 0, self.alloc(op.result.type)
         for v in op.operands:
-            piece = _pieces(v.type.shape)
+            piece = _pieces(v.type.shape, self.most)
 
             def body(at: list[Any], v: Value = v, piece: tuple[int, ...] = piece, start: int = start) -> None:
                 dsl.store(to, [o + start if k == axis else o for k, o in enumerate(at)], self.piece(v, at, piece))
@@ -383,7 +384,7 @@ class _Fitter:
             return
         source, to = self.in_memory(op.operands[0]), self.alloc(op.result.type)
         shape = op.result.type.shape
-        piece = _pieces(shape)
+        piece = _pieces(shape, self.most)
 
         def body(at: list[Any]) -> None:
             flat: Any = 0
