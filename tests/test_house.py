@@ -22,7 +22,7 @@ def imported_rooms(path: Path):
         if isinstance(node, ast.ImportFrom):
             base = package[:len(package) - node.level + 1] if node.level else []
             target = base + (node.module.split(".") if node.module else [])
-            names = [target + [a.name] for a in node.names] if target == ["tessera"] else [target]
+            names = [[*target, a.name] for a in node.names] if target == ["tessera"] else [target]
         elif isinstance(node, ast.Import):
             names = [a.name.split(".") for a in node.names]
         else:

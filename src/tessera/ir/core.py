@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..types.dims import DimLike, format_dim
+from ..types.dims import DimLike, format_dim, product
 from ..types.dtypes import DType, int64
-from ..types.shapes import Shape, is_static, product
+from ..types.shapes import Shape, is_static
 
 
 # -- types -----------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Loc:
             return None
         for i, pos in enumerate(self.code.co_positions()):
             if i == self.instruction // 2:
-                return pos if all(p is not None for p in pos) else None  # type: ignore[return-value]
+                return pos if all(p is not None for p in pos) else None
         return None
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ def format_attr(v: Any) -> str:
     if isinstance(v, float | np.floating):
         return _format_float(float(v))
     if isinstance(v, complex | np.complexfloating):
-        return f"complex({_format_float(v.real)}, {_format_float(v.imag)})"
+        return f"complex({_format_float(float(v.real))}, {_format_float(float(v.imag))})"
     if isinstance(v, str):
         escaped = v.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         return f'"{escaped}"'
@@ -157,6 +157,7 @@ _WS = re.compile(r"(?:\s+|//[^\n]*)*")
 _IDENT = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _VALUE = re.compile(r"%([A-Za-z0-9_.']+)")
 _NUMBER = re.compile(r"-?(?:inf\b|nan\b|\d+\.?\d*(?:e[-+]?\d+)?)")
+_DO = re.compile(r"do\s*\(")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -284,11 +285,11 @@ class _Parser:
             self.expect(">")
             return d
         if self.accept("dense<"):
-            d, s = self.dtype(), self.shape()
+            dtype, shape = self.dtype(), self.shape()
             self.expect(":")
             data = bytes.fromhex(self.match(re.compile(r"[0-9a-f]*"), "hex bytes").group())
             self.expect(">")
-            return np.frombuffer(data, d.np).reshape(s)  # type: ignore[arg-type]
+            return np.frombuffer(data, dtype.np).reshape([int(n) for n in shape])
         if self.accept("complex("):
             re_, im = self.comma_list(")", self.attr_value)
             return complex(re_, im)
@@ -355,7 +356,7 @@ class _Parser:
         operands = self.comma_list(")", self.use)
         attrs = self.attrs()
         blocks = []
-        while re.compile(r"do\s*\(").match(self.text, (self.skip(), self.pos)[1]):
+        while self.peek("do") and _DO.match(self.text, self.pos):
             self.pos += 2
             blocks.append(self.block())
         types: list[Type] = []

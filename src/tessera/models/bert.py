@@ -6,7 +6,7 @@ pooling as in Reimers and Gurevych, "Sentence-BERT" (2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,12 @@ class BertConfig:
         return cls(**{k: config[k] for k in cls.__dataclass_fields__ if k in config})
 
 
-_ACTIVATIONS = {"gelu": lambda x: ts.gelu(x), "gelu_new": lambda x: ts.gelu(x, approximate="tanh"), "relu": lambda x: ts.relu(x)}
+B, S, D = ts.sym("B S D")
+_ACTIVATIONS: dict[str, Callable[[ts.Tensor], ts.Tensor]] = {
+    "gelu": lambda x: ts.gelu(x),
+    "gelu_new": lambda x: ts.gelu(x, approximate="tanh"),
+    "relu": lambda x: ts.relu(x),
+}
 
 
 class SelfAttention(nn.Module):
@@ -149,7 +154,7 @@ class SentenceEncoder:
         self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
 
         @ts.jit
-        def embed(ids: ts.Tensor[B, S, ts.int64], mask: ts.Tensor[B, S, ts.int64]) -> ts.Tensor[B, D, ts.f32]:  # noqa: F821
+        def embed(ids: ts.Tensor[B, S, ts.int64], mask: ts.Tensor[B, S, ts.int64]) -> ts.Tensor[B, D, ts.f32]:
             states = model(ids, mask)
             weight = mask.to(ts.f32)[:, :, None]
             mean = (states * weight).sum(dim=1) / ts.maximum(weight.sum(dim=1), 1e-9)

@@ -45,6 +45,7 @@ class GPT2Config:
         return self.n_inner or 4 * self.n_embd
 
 
+B, S = ts.sym("B S")
 KV = tuple[ts.Tensor, ts.Tensor]
 
 
@@ -64,7 +65,7 @@ class Block(nn.Module):
         """q, k, v as [B, heads, S, D] from the normed input [B, S, width]."""
         B, S, D = x.shape
         q, k, v = ts.split(self.qkv(x), dim=-1, sections=3)
-        return tuple(t.reshape(B, S, self.heads, D // self.heads).transpose(1, 2) for t in (q, k, v))  # type: ignore[return-value]
+        return tuple(t.reshape(B, S, self.heads, D // self.heads).transpose(1, 2) for t in (q, k, v))
 
     def finish(self, x: ts.Tensor, attended: ts.Tensor) -> ts.Tensor:
         """Project the heads, add the residual, apply the feed-forward network."""
@@ -146,7 +147,7 @@ class GPT2Model(nn.Module):
     def _compiled(self) -> tuple[Any, Any]:
         if "_programs" not in self.__dict__:
             @ts.jit
-            def prefill(ids: ts.Tensor[B, S, ts.int64]) -> Any:  # noqa: F821
+            def prefill(ids: ts.Tensor[B, S, ts.int64]) -> Any:
                 x, kept = self.states(ids)
                 return self.logits(x[:, -1:])[:, -1], kept
 

@@ -243,12 +243,13 @@ def bounds(p: DimLike, ranges: Ranges) -> tuple[DimLike | None, DimLike | None]:
         t_lo: DimLike = 1
         t_hi: DimLike = 1
         for a, power in m:
+            a_lo: DimLike = 0
             if isinstance(a, str) and a in ranges:
-                a_lo, a_hi = 0, ranges[a] - 1
+                a_hi: DimLike = ranges[a] - 1
             elif isinstance(a, str):
                 a_lo = a_hi = name(a)
             elif a[0] == "mod" and ((isinstance(a[2], int) and a[2] > 0) or isinstance(a[2], Dim)):
-                a_lo, a_hi = 0, a[2] - 1
+                a_hi = a[2] - 1
             elif a[0] == "floordiv":
                 n_lo, n_hi = bounds(a[1], ranges)
                 if n_lo is None or n_hi is None:
@@ -546,5 +547,5 @@ def as_dim(x: object) -> DimLike:
     if isinstance(x, str):
         return parse_dim(x)
     if hasattr(x, "__index__"):
-        return int(x)  # type: ignore[call-overload, no-any-return]
+        return int(x)
     raise TypeError(f"a size is an integer, a name or an expression over names, not {type(x).__name__}")

@@ -57,12 +57,12 @@ class DType:
     @cached_property
     def finfo(self) -> Any:
         """Machine limits of a float format (``eps``, ``max``, ``tiny`` …)."""
-        return ml_dtypes.finfo(self.np)
+        return ml_dtypes.finfo(self.np)  # type: ignore[no-untyped-call]
 
     @cached_property
     def iinfo(self) -> Any:
         """Limits of an integer format (``min``, ``max``)."""
-        return ml_dtypes.iinfo(self.np)
+        return ml_dtypes.iinfo(self.np)  # type: ignore[no-untyped-call]
 
     @property
     def min(self) -> Any:

@@ -87,7 +87,7 @@ class NumericalPolicy:
         put(self, "storage", store)
         put(self, "compute", store if compute is None else as_dtype(compute))
         put(self, "accumulate", (f64 if store is f64 else f32) if accumulate is None else as_dtype(accumulate))
-        put(self, "rounding", RoundingMode(rounding))
+        put(self, "rounding", RoundingMode(str(rounding)))
         put(self, "saturate", bool(saturate))
         put(self, "denorm_mode", denorm_mode)
 
