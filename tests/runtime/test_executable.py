@@ -14,6 +14,7 @@ import pytest
 import tessera as ts
 from tessera.errors import CompileError, DTypeError, ShapeError
 from tessera.ir.text import parse_function
+from tessera.machine import X86_AVX2, host_cpu
 from tessera.ops.table import OPS
 from tessera.runtime.compiler import Compiler
 from tessera.runtime.executable import Executable
@@ -150,6 +151,16 @@ def test_the_error_names_the_users_line():
     with pytest.raises(ts.NumericalError) as e:
         ratio(ts.tensor([1, 2]), ts.tensor([1, 0]))
     assert "return a // b  # ← Error here" in str(e.value)
+
+
+@pytest.mark.skipif(not host_cpu().triple.startswith("x86_64"), reason="x86 descriptions")
+def test_a_lesser_machine_has_a_cache_of_its_own(disk):
+    fn, x = parse_function(AFFINE), floats(5, 16)
+    for machine in (X86_AVX2, host_cpu(), X86_AVX2):
+        c = Compiler(machine, disk)
+        np.testing.assert_array_equal(c.compile(fn)([x, Y])[0], (x + Y) ** 2)
+    assert c.cached_programs == 1
+    assert Compiler(X86_AVX2, disk).program_key(fn) != Compiler(cache=disk).program_key(fn)
 
 
 # -- the disk cache ------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import CompileError
@@ -130,10 +131,15 @@ class _Process:
             self.popen.wait()
 
 
+@lru_cache(maxsize=1)
+def _failed_directory() -> Path:
+    """A directory of this process's own, that stays."""
+    return Path(tempfile.mkdtemp(prefix="tessera-failed-"))
+
+
 def keep_offending_ir(request: Request, directory: Path | None = None) -> Path:
     """Write the IR that LLVM could not compile to a file that stays, and return its path."""
-    where = directory or Path(tempfile.gettempdir()) / f"tessera-failed-{os.getuid()}"
-    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    where = directory or _failed_directory()
     digest = hashlib.blake2b(request.text.encode(), digest_size=6).hexdigest()
     path = where / f"{request.name}-{digest}.ll"
     path.write_text(f"; triple {request.triple}, cpu {request.cpu}, features {request.features}\n{request.text}")

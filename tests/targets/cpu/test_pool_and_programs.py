@@ -10,7 +10,8 @@ from native_harness import Native, elementwise, floats
 
 from tessera.errors import CompileError
 from tessera.ir.text import parse_function
-from tessera.targets.cpu import frame, pool, program
+from tessera.runtime.llvm_workers import Request, workers
+from tessera.targets.cpu import elf, frame, pool, pool_ir, program
 from tessera.targets.cpu.hazards import Accesses
 from tessera.targets.cpu.program import arena_bytes, emit_program
 
@@ -237,6 +238,14 @@ def test_changing_the_number_of_threads_between_calls(monkeypatch):
 def test_wrong_numbers_of_threads(n):
     with pytest.raises(ValueError, match="number of threads"):
         pool.set_num_threads(n)
+
+
+@pytest.mark.parametrize(("triple", "cpu", "features"), [("x86_64-unknown-linux-gnu", "x86-64-v3", ""),
+                                                         ("aarch64-unknown-linux-gnu", "generic", "+neon,+lse")])
+def test_the_pool_for_every_architecture(triple, cpu, features):
+    code = workers().compile(Request(pool_ir.pool_ir(triple.split("-")[0]), triple, cpu, features))
+    names = {s.name for s in elf.parse(code).symbols}
+    assert {"ts_worker", "ts_claim", "ts_barrier", "ts_poll", "ts_run", "ts_call", "ts_stop"} <= names
 
 
 def launch(fn, i):
