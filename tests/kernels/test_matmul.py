@@ -156,3 +156,32 @@ def test_bf16_in_blocks(m, n, k, lhs_t, rhs_t):
     got = check(matmul_function(m, n, k, dtype=bf16, lhs_t=lhs_t, rhs_t=rhs_t), [a, b, np.zeros(m * n, bf16.np)])[2]
     want = reference(a, b, m, n, k, lhs_t, rhs_t)
     assert np.abs(got.astype(np.float64).reshape(m, n) - want).max() <= 1e-2 * np.abs(want).max()
+
+
+def _shifted(builder, operands, acc):
+    bias = builder.value("load", (operands[2],), ScalarType(f32), {"index": (name("n"),)})
+    return builder.value("add", (acc, bias), acc.type)
+
+
+def test_sums_rest_in_the_result_under_an_epilogue():
+    """The epilogue changes the sum, so it may run only after the last depth, wherever the sums rested before."""
+    m, n, k = 31, 45, 600
+    a, b, bias = arrays(np.random.default_rng(10), f32, (m, k), (k, n), (n,))
+    fn = matmul_function(m, n, k, extra=[BufferType(f32, (n,))], epilogue=_shifted)
+    got = check(fn, [a, b, bias, np.zeros(m * n, np.float32)])[3].reshape(m, n)
+    plain = check(matmul_function(m, n, k), [a, b, np.zeros(m * n, np.float32)])[2].reshape(m, n)
+    assert np.array_equal(got, plain + bias)
+
+
+def test_a_residual_may_be_the_result_s_own_memory():
+    """A memory plan may put the result where an operand of the epilogue was: partial sums must not rest there."""
+    m, n, k = 20, 33, 300
+    a, b, rest = arrays(np.random.default_rng(11), f32, (m, k), (k, n), (m, n))
+
+    def add(builder, operands, acc):
+        old = builder.value("load", (operands[2],), ScalarType(f32), {"index": (name("m") * n + name("n"),)})
+        return builder.value("add", (acc, old), acc.type)
+
+    out = rest.copy()
+    Compiled(matmul_function(m, n, k, extra=[BufferType(f32, (m * n,))], epilogue=add))([a, b, out, out])
+    assert np.abs(out.reshape(m, n) - reference(a, b, m, n, k) - rest.reshape(m, n)).max() <= 1e-3

@@ -6,7 +6,7 @@ which of the two forms below computed it (products through matrix instructions h
 *blocked*   A block of the result is ``rows x columns``.  For each ``depth`` of k, the part of ``rhs`` is copied to panels
             ``[depth, nr]`` that stay in L2, and each strip of ``mr`` rows of ``lhs`` to a strip in L1; then every
             ``mr x nr`` tile of the result lives in registers while k runs.  Between depths the partial sums rest in the
-            result itself, where it has the accumulator's dtype and the epilogue only stores, else in scratch.
+            result itself, where it has the accumulator's dtype and the epilogue does not read it, else in scratch.
 *streaming* For a few rows, ``rhs`` is used once, so it is read in place, in the order in which it lies in memory.
 """
 
@@ -21,8 +21,8 @@ from ..tiling.dsl import Buffer, TileValue, tile_function
 from ..tiling.templates import register
 from ..types.dims import DimLike
 from ..types.dtypes import DType
-from .fused import BlockRunner, Lanes, Point, load
-from .plan import Plan, plan_product
+from .fused import BlockRunner, Lanes, Point, load, store
+from .plan import Plan, plan_product, resting_store
 from .programs import open_program
 
 STREAMED_ROWS = 4  # so many rows of lhs, or fewer, do not pay for a copy of rhs
@@ -79,13 +79,9 @@ class Product:
         self.env = {name: tile.program_id(i) if extent != 1 else 0 for i, (name, extent) in enumerate(self.batch)}
 
     def resting_place(self) -> tuple[Buffer, tuple[DimLike, ...]] | None:
-        """Where partial sums may rest: the result, where the epilogue stores the sum as it is and reads nothing of it."""
-        body = self.epilogue.block
-        if not is_plain_store(self.op) or any(o.name == "convert" for o in body.ops):
-            return None
-        target = next(o for o in body.ops if o.name == "store")
-        buffer = self.epilogue.buffers[target.operands[0]]
-        return (buffer, target.attrs["index"]) if buffer.dtype is self.accumulate else None
+        """Where partial sums may rest between depths: the result, or None."""
+        target = resting_store(self.op)
+        return None if target is None else (self.epilogue.buffers[target.operands[0]], target.attrs["index"])
 
     def rows(self, at: Any, extent: int, ragged: bool) -> Lanes:
         return Lanes(self.m_name, at, extent, self.m, ragged)
@@ -231,6 +227,7 @@ class Sums:
         if not plan.single_depth and self.place is None:
             self.scratch = tile.alloc((plan.rows_padded, plan.columns + 16), p.accumulate)
         self.plain = is_plain_store(p.op) and plan.unit is None
+        self.converts = any(o.name == "convert" for o in p.epilogue.block.ops)
         self.stage = None if self.plain else tile.alloc((plan.mr, plan.nr), p.accumulate)
 
     def _point(self, i: Any, j: Any, ragged: bool) -> Point:
@@ -268,13 +265,18 @@ class Sums:
         return self._either(i, j, lambda ragged: tile.broadcast_to(load(buffer, index, self._point(i, j, ragged)), shape))  # type: ignore[no-any-return]
 
     def finish(self, acc: TileValue, k0: Any, i: Any, j: Any) -> None:
-        if self.plan.single_depth or self.place is not None:
-            self._epilogue(acc, i, j)
+        if self.plan.single_depth or (self.plain and self.place is not None and not self.converts):
+            self._epilogue(acc, i, j)                    # it stores the sum as it is: the same for every depth
             return
-        assert self.scratch is not None
-        scratch = self.scratch
-        tile.cond(k0 + self.plan.depth >= tile.size(self.p.k), lambda: self._epilogue(acc, i, j),
-                  lambda: tile.store(scratch, (i - self.i0, j - self.j0), acc))
+        tile.cond(k0 + self.plan.depth >= tile.size(self.p.k), lambda: self._epilogue(acc, i, j), lambda: self._rest(acc, i, j))
+
+    def _rest(self, acc: TileValue, i: Any, j: Any) -> None:
+        if self.scratch is not None:
+            tile.store(self.scratch, (i - self.i0, j - self.j0), acc)
+            return
+        assert self.place is not None
+        buffer, index = self.place
+        self._either(i, j, lambda ragged: store(buffer, index, acc, self._point(i, j, ragged)))
 
     def _epilogue(self, acc: TileValue, i: Any, j: Any) -> None:
         if self.plain:

@@ -181,7 +181,7 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     scratch = UNIT_SCRATCH if unit else SCRATCH
     depth = max(64, min(256, 1024 // accumulate.itemsize, _round_up(guess(k), 32) if isinstance(k, int) else 1 << 30))
     single = isinstance(k, int) and k <= depth
-    resting = single or (not unit and _rests_in_result(op, accumulate))
+    resting = single or (not unit and resting_store(op) is not None)
     widest = max(1, scratch // (depth * size) // nr) * nr
     if not resting:
         widest = max(nr, min(widest, 512 // nr * nr))
@@ -218,13 +218,29 @@ def _round_up(n: int, to: int) -> int:
     return -(-max(n, 1) // to) * to
 
 
-def _rests_in_result(op: Op, accumulate: DType) -> bool:
-    from ..scheduling.templates import block, is_plain_store
+def resting_store(op: Op) -> Op | None:
+    """The store of the epilogue whose place may hold partial sums until the last depth; None where there is none.
+
+    It holds the accumulator's dtype, and the epilogue reads neither that buffer nor one that may be the same memory: a memory
+    plan puts a result into the place of an operand of its own type.
+    """
+    from ..scheduling.templates import block
     epilogue = block(op, "epilogue")
-    if epilogue is None or not is_plain_store(op) or any(o.name == "convert" for o in epilogue.ops):
-        return False
-    target = next(o for o in epilogue.ops if o.name == "store")
-    return bool(target.operands[0].type.dtype is accumulate)
+    assert epilogue is not None
+    stores = [o for o in epilogue.walk() if o.name == "store"]
+    if len(stores) != 1 or stores[0] not in epilogue.ops or stores[0].attrs.get("dyn"):
+        return None
+    target = stores[0].operands[0]
+    if target.type.dtype is not op.attrs["accumulate"]:
+        return None
+    for o in epilogue.walk():
+        if o.name == "load" and (o.operands[0] is target or _alike(o.operands[0].type, target.type)):
+            return None
+    return stores[0]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return bool(a.dtype.itemsize == b.dtype.itemsize and a.size == b.size)
 
 
 def _along_k(op: Op, role: str) -> bool:
