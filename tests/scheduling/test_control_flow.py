@@ -117,7 +117,7 @@ def test_an_update_of_a_donated_cache_writes_the_piece_alone() -> None:
 def test_a_donated_cache_that_is_read_again_is_not_overwritten() -> None:
     text = CACHE.replace("ATTRS", "with {donated = (0,)} ").replace("return(%r, %e)", "%z = neg(%cache) : f32[2, 8, 4]\n  return(%r, %z)")
     fn = check(text)
-    assert "aliases" not in fn.attrs
+    assert fn.attrs["aliases"] == ((1, 0),)  # the second result may lie there: it is made last
 
 
 def test_a_cache_carried_by_a_scan_is_updated_in_place() -> None:
@@ -148,3 +148,30 @@ def test_calls() -> None:
     }""", {"B": 5})
     assert launches(fn) == ["call", "call"]
     assert all(op.attrs.get("offset") is not None for op in fn.body.ops if op.name == "call")
+
+
+def test_a_donated_state_is_updated_in_its_own_memory() -> None:
+    text = """graph @step(%p: f32[8], %m: f32[8], %g: f32[8]) with {donated = (0, 1)} {
+      %k = full() {shape = (8,), value = 0.5, dtype = f32} : f32[8]
+      %a = mul(%m, %k) : f32[8]
+      %n = add(%a, %g) : f32[8]
+      %s = mul(%n, %k) : f32[8]
+      %q = sub(%p, %s) : f32[8]
+      return(%q, %n)
+    }"""
+    fn = lower(text)
+    assert launches(fn) == ["kernel"] and fn.attrs["aliases"] == ((0, 0), (1, 1))
+    p, m, g = arguments(parse_function(text), {})
+    n = m * np.float32(0.5) + g
+    q = p - n * np.float32(0.5)
+    interpret(fn, [p, m, g, np.zeros_like(p), np.zeros_like(p)])
+    assert np.array_equal(p, q) and np.array_equal(m, n)
+
+
+def test_a_donated_parameter_that_is_read_at_other_places_is_not_reused() -> None:
+    text = """graph @f(%x: f32[8]) with {donated = (0,)} {
+      %r = flip(%x) {axes = (0,)} : f32[8]
+      %y = add(%x, %r) : f32[8]
+      return(%y)
+    }"""
+    assert "aliases" not in check(text).attrs

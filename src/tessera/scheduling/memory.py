@@ -202,6 +202,47 @@ def _blocks(block: Block) -> Iterator[Block]:
             yield from _blocks(b)
 
 
+# -- donated parameters ------------------------------------------------------------------------------------------------------
+def reuse_donated(fn: Function, donated: Sequence[int]) -> None:
+    """Let results take the memory of donated parameters that die where the result is made; extends ``aliases``.
+
+    The result's own buffer then does not occur in the program any more.
+    """
+    inputs = fn.attrs["inputs"]
+    pairs: list[tuple[int, int]] = list(fn.attrs.get("aliases", ()))
+    for i in donated:
+        if i in [p for _, p in pairs]:
+            continue
+        for k in range(fn.attrs["outputs"]):
+            if k not in [r for r, _ in pairs] and fn.args[inputs + k].type == fn.args[i].type \
+                    and _takes_over(fn, fn.args[i], fn.args[inputs + k]):
+                pairs.append((k, i))
+                break
+    if pairs:
+        fn.attrs["aliases"] = tuple(sorted(pairs))
+
+
+def _takes_over(fn: Function, old: Value, new: Value) -> bool:
+    """Replace ``new`` by ``old`` where one launch outside all loops makes ``new`` and nothing reads ``old`` afterwards."""
+    every = list(_launches(fn.body, ()))
+    writes = [k for k, (op, _) in enumerate(every) if any(base(op.operands[i]) is new for i in op.attrs.get("outs", ()))]
+    reads = [k for k, (op, _) in enumerate(every) if any(base(v) is old for v in op.operands)]
+    if len(writes) != 1 or (reads and reads[-1] > writes[0]):
+        return False
+    op, loops = every[writes[0]]
+    if loops or op not in fn.body.ops or op.name not in ("kernel", "template"):
+        return False
+    into = next(i for i in op.attrs["outs"] if base(op.operands[i]) is new)
+    source = [i for i, v in enumerate(op.operands) if base(v) is old]
+    if len(source) > 1 or sum(base(v) is new for v in op.operands) != 1:
+        return False
+    if source and (source[0] in op.attrs["outs"] or not pointwise_safe(op, source[0], into)):
+        return False
+    for o in fn.walk():
+        o.operands = [old if v is new else v for v in o.operands]
+    return True
+
+
 # -- placing ---------------------------------------------------------------------------------------------------------------
 def _pack(lives: Sequence[Life]) -> int:
     """Offsets for static sizes: largest first, each at the lowest place that is free as long as it lives."""

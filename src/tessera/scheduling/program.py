@@ -21,7 +21,7 @@ from ..types.dims import Dim, DimLike
 from .elements import buffer_of
 from .fusion import Fusion, Materialise, Plan
 from .kernels import KernelBuilder
-from .memory import plan_memory
+from .memory import plan_memory, reuse_donated
 from .split import split_reductions
 from .summary import Summaries
 
@@ -410,6 +410,7 @@ def _schedule(fn: Function, machine: Any, sites: Sites) -> Function:
     out.attrs = {"inputs": len(fn.args), "outputs": len(results), "sizes": sizes}
     if aliases:
         out.attrs["aliases"] = aliases
+    reuse_donated(out, fn.attrs.get("donated", ()))
     return plan_memory(out)
 
 
