@@ -199,7 +199,9 @@ def logaddexp(v: V, a: E, b: E) -> E:
 # -- hyperbolic functions and the logistic --------------------------------------------------------------------------------
 def sigmoid(v: V, x: E) -> E:
     e = exp(v, -v.abs(x))
-    return v.select(x < 0.0, e, 1.0) / (e + 1.0)
+    left = x < 0.0
+    q = v.select(left, e, 1.0) / (e + 1.0)
+    return v.select(left, v.fma(-e, q, e), q)  # e - e q is e / (1 + e) again, with the division's error scaled down
 
 
 def tanh(v: V, x: E) -> E:
