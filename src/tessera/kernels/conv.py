@@ -66,7 +66,7 @@ class _Convolution:
 
     @property
     def per_group(self) -> DimLike:
-        total = self.op.operands[1].type.shape[0]
+        total: DimLike = self.op.operands[1].type.shape[0]
         return total if self.groups == 1 else total // self.groups
 
     def build(self, name: str) -> Function:

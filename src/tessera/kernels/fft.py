@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UnsupportedError
 from ..ir.core import BufferType, Function, Op
@@ -171,16 +171,16 @@ def butterfly(a: list[Pair]) -> list[Pair]:
     sums = [_add(a[j], a[r - j]) for j in range(1, half + 1)]
     gaps = [_sub(a[j], a[r - j]) for j in range(1, half + 1)]
     total = a[0]
-    for s in sums:
-        total = _add(total, s)
+    for pair in sums:
+        total = _add(total, pair)
     out: list[Pair] = [total] * r
     for k in range(1, half + 1):
-        even, odd = a[0], None
+        even, odd = a[0], cast("Pair | None", None)
         for j in range(1, half + 1):
-            c, s = (f(2 * math.pi * (j * k % r) / r) for f in (math.cos, math.sin))
-            even = (_fma(sums[j - 1][0], c, even[0]), _fma(sums[j - 1][1], c, even[1]))
+            cosine, sine = (f(2 * math.pi * (j * k % r) / r) for f in (math.cos, math.sin))
+            even = (_fma(sums[j - 1][0], cosine, even[0]), _fma(sums[j - 1][1], cosine, even[1]))
             gap = gaps[j - 1]
-            odd = (gap[0] * s, gap[1] * s) if odd is None else (_fma(gap[0], s, odd[0]), _fma(gap[1], s, odd[1]))
+            odd = (gap[0] * sine, gap[1] * sine) if odd is None else (_fma(gap[0], sine, odd[0]), _fma(gap[1], sine, odd[1]))
         assert odd is not None
         out[k] = (even[0] + odd[1], even[1] - odd[0])
         out[r - k] = (even[0] - odd[1], even[1] + odd[0])

@@ -42,7 +42,8 @@ def _row(index: tile.Buffer, at: Any, n: DimLike) -> tile.TileValue:
     i = tile.load(index, (at,)).to(int64)
     if index.dtype.kind == "int":
         i = tile.where(i < 0, i + n, i)
-    return tile.minimum(tile.maximum(i, 0), tile.size(n) - 1)
+    row: tile.TileValue = tile.minimum(tile.maximum(i, 0), tile.size(n) - 1)
+    return row
 
 
 @tile.tile_function

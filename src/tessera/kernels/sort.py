@@ -51,7 +51,7 @@ def _order(x: tile.TileValue, stable: bool) -> tile.TileValue:
 def _value(key: tile.TileValue, dtype: DType) -> tile.TileValue:
     """The inverse of :func:`_order`."""
     if dtype is bool_:
-        return key != 0
+        return tile.ne(key, 0)
     if not dtype.is_float:
         return key
     low = tile.bitwise_and(tile.shift_right(key, 8 * dtype.itemsize - 1), key.dtype.max)
@@ -78,10 +78,12 @@ class Row:
         self.memory, self.base, self.stride, self.n, self.key = memory, base, stride, n, key
 
     def _at(self, first: Any, lanes: int, step: int) -> tile.TileValue:
-        return self.base + (first + tile.iota((lanes,)) * step) * self.stride
+        at: tile.TileValue = self.base + (first + tile.iota((lanes,)) * step) * self.stride
+        return at
 
     def _inside(self, first: Any, lanes: int, step: int) -> tile.TileValue:
-        return first + tile.iota((lanes,)) * step < self.n
+        inside: tile.TileValue = first + tile.iota((lanes,)) * step < self.n
+        return inside
 
     def get(self, first: Any, lanes: int, step: int = 1) -> tile.TileValue:
         """Keys first, first + step, …; beyond the row, the largest."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir.core import INDEX, BufferType, Function, ScalarType, TileType
 from ..ir.tile import COMBINES, dot_problem, element, root
@@ -541,6 +541,10 @@ def _named(name: str) -> Callable[..., TileValue]:
     op.__doc__ = f"The pointwise op ``{name}`` of the op table on tiles, scalars and numbers."
     return op
 
+
+if TYPE_CHECKING:
+    def __getattr__(name: str) -> Callable[..., TileValue]:
+        """The pointwise ops that the loop below enters."""
 
 for _name in POINTWISE:
     if _name not in globals():

@@ -171,7 +171,7 @@ class Lowering(Loops):
             return lo, e.add(lo, size)
         return lo, e.minimum(e.add(lo, size), e.size(total))
 
-    def points(self, loops: Sequence[Loop], lo: Int, hi: Int, body: Callable[[Context], None]) -> None:
+    def points(self, loops: Sequence[Loop], lo: Int, hi: Int, body: Callable[[Context], Any]) -> None:
         """``body`` for the points lo … hi-1 of the row-major linearised loops.  Only the first point is found by
         division; the others by counting on."""
         e = self.e
@@ -194,7 +194,7 @@ class Lowering(Loops):
                 body(ctx.with_env({x.name: v for x, v in zip(loops, here, strict=True)}))
             return self._count_on(carried, extents)
 
-        start = [e.int(v) for v in divide(lo)] if len(loops) > 1 else []
+        start = [e.index(v) for v in divide(lo)] if len(loops) > 1 else []
         e.loop(lo, hi, 1, start, step)
 
     def _count_on(self, at: Sequence[Value], extents: Sequence[Int]) -> list[Value]:
@@ -202,13 +202,13 @@ class Lowering(Loops):
         out: list[Value] = []
         carry: Value | None = None
         for i in range(len(at) - 1, -1, -1):
-            up = e.int(e.add(at[i], 1))
+            up = e.index(e.add(at[i], 1))
             following = up if carry is None else e.pointwise("select", carry, up, at[i], dtype=INDEX.dtype)
             if i == 0:
                 out.append(following)
                 break
-            full = e.compare("eq", following, e.int(extents[i]))
-            out.append(e.pointwise("select", full, e.int(0), following, dtype=INDEX.dtype))
+            full = e.compare("eq", following, e.index(extents[i]))
+            out.append(e.pointwise("select", full, e.index(0), following, dtype=INDEX.dtype))
             carry = full
         return out[::-1]
 
@@ -227,7 +227,7 @@ class Lowering(Loops):
         self.grid(ceildiv(total, per_block))
         lo, hi = self.chunk(0, self.e.size(per_block), total)
         self.hoist_all()
-        self.points(loops, lo, hi, lambda ctx: self.run(ops, ctx) and None)
+        self.points(loops, lo, hi, lambda ctx: self.run(ops, ctx))
 
     def rows_per_block(self) -> DimLike:
         given = self.k.op.attrs.get("tile")
@@ -263,7 +263,7 @@ class Lowering(Loops):
         row_lo, row_hi = self.chunk(0, e.size(per_block), rows)
         lo, hi = self.chunk(1, e.size(cut), lane.extent)
         self.points(outer, row_lo, row_hi, lambda ctx: self.lanes(
-            lane, lo, hi, width, tail, ops, ctx, (), self._run_body) and None)
+            lane, lo, hi, width, tail, ops, ctx, (), self._run_body))
 
     def _run_body(self, ctx: Context, _: list[Value]) -> Sequence[Value]:
         self.run(self.k.body.ops, ctx)

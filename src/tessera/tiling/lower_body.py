@@ -122,7 +122,7 @@ class Body:
 
     def _index(self, op: Op, ctx: Context) -> list[Value]:
         uniform, moving, env = self._split(op, ctx)
-        return [self.e.int(self._vector(self.e.scalar(uniform, env), moving, env, ctx))]
+        return [self.e.index(self._vector(self.e.scalar(uniform, env), moving, env, ctx))]
 
     def _check(self, op: Op, ctx: Context) -> list[Value]:
         ok, seen = map(self.value, op.operands)
@@ -170,7 +170,7 @@ class Body:
         uniform, moving, env = self._split(op, ctx)
         base = self.e.scalar(uniform, env)
         if not moving and ctx.guard is None:
-            return [self.e.op("load", (buf, self.e.int(base)), ScalarType(t.dtype), None, pure)]
+            return [self.e.op("load", (buf, self.e.index(base)), ScalarType(t.dtype), None, pure)]
         if ctx.guard is None and len(ctx.axes) == 2:
             return [self._load_plane(buf, base, moving, env, ctx, pure)]
         mask = self.e.both(ctx.tail, ctx.guard)
@@ -179,12 +179,12 @@ class Body:
         result = TileType(t.dtype, ctx.shape)
         if len(ctx.axes) == 1 and moving == {ctx.axes[0].name: 1}:
             at = self.e.add(base, ctx.axes[0].base)
-            return [self.e.op("load", (buf, self.e.int(at), *extra), result, masked, pure)]
+            return [self.e.op("load", (buf, self.e.index(at), *extra), result, masked, pure)]
         step, part = self._short_stride(t.shape[0], uniform, moving, ctx)
         if step:
             at = self.e.add(self.e.sub(base, part), self.e.mul(ctx.axes[0].base, step))
             return [self._load_strided(buf, at, step, part, mask, ctx, pure)]
-        flat = self.e.splat(self.e.int(self._vector(base, moving, env, ctx)), ctx.shape)
+        flat = self.e.splat(self.e.index(self._vector(base, moving, env, ctx)), ctx.shape)
         return [self.e.op("gather", (buf, flat, *extra), result, masked, pure)]
 
     def _short_stride(self, size: DimLike, uniform: DimLike, moving: Mapping[Any, DimLike], ctx: Context) -> tuple[int, int]:
@@ -206,7 +206,7 @@ class Body:
         n = ctx.shape[0]
         if mask is not None:
             extra = [self._repeat(mask, step)]
-        wide = e.op("load", (buf, e.int(at), *extra), TileType(dtype, (n * step,)), {"masked": True} if extra else None, pure)
+        wide = e.op("load", (buf, e.index(at), *extra), TileType(dtype, (n * step,)), {"masked": True} if extra else None, pure)
         groups = e.op("reshape", (wide,), TileType(dtype, (n, step)))
         column = e.op("slice", (groups,), TileType(dtype, (n, 1)), {"starts": (0, part), "limits": (n, part + 1)})
         return e.op("reshape", (column,), TileType(dtype, (n,)))
@@ -227,7 +227,7 @@ class Body:
         row, col = ctx.axes
         steps = self._steps(moving, ctx)
         if steps is None:
-            flat = e.splat(e.int(self._vector(base, moving, env, ctx)), ctx.shape)
+            flat = e.splat(e.index(self._vector(base, moving, env, ctx)), ctx.shape)
             return e.op("gather", (buf, flat), TileType(dtype, ctx.shape), None, pure)
         along = 1 if isinstance(steps[1], int) and steps[1] == 1 else 0
         lane, other = ctx.axes[along], ctx.axes[1 - along]
@@ -235,7 +235,7 @@ class Body:
         line = TileType(dtype, (lane.extent,))
         stride = steps[1 - along]
         if isinstance(stride, int) and stride == 0:
-            flat_line = e.op("load", (buf, e.int(start)), line, None, pure)
+            flat_line = e.op("load", (buf, e.index(start)), line, None, pure)
             thin = e.op("reshape", (flat_line,), TileType(dtype, (1, lane.extent) if along else (lane.extent, 1)))
             return e.op("broadcast", (thin,), TileType(dtype, ctx.shape))
         step = e.scalar(stride, env)
@@ -243,7 +243,7 @@ class Body:
         lines = []
         for r in range(other.extent):
             at = e.add(start, e.mul(r, step))
-            one = e.op("load", (buf, e.int(at)), line, None, pure)
+            one = e.op("load", (buf, e.index(at)), line, None, pure)
             lines.append(e.op("reshape", (one,), TileType(dtype, (1, lane.extent))))
         whole = e.op("concat", lines, TileType(dtype, (other.extent, lane.extent)), {"axis": 0})
         return whole if along else e.op("transpose", (whole,), TileType(dtype, (row.extent, col.extent)),
@@ -279,7 +279,7 @@ class Body:
         mask = e.both(ctx.tail, ctx.guard)
         extra = [self._repeat(mask, 2)] if mask is not None else []
         flat = e.op("reshape", (both,), TileType(dtype, (2 * n,)))
-        e.effect("store", [self.buffers[op.operands[0]], e.int(at), flat, *extra], {"masked": True} if extra else {})
+        e.effect("store", [self.buffers[op.operands[0]], e.index(at), flat, *extra], {"masked": True} if extra else {})
 
     def _store_one(self, op: Op, value: Value, part: int, ctx: Context) -> None:
         buf = self.buffers[op.operands[0]]
@@ -287,7 +287,7 @@ class Body:
         uniform = uniform + part
         base = self.e.scalar(uniform, env)
         if not ctx.axes:
-            self.e.effect("store", [buf, self.e.int(base), value])
+            self.e.effect("store", [buf, self.e.index(base), value])
             return
         value = self.e.splat(value, ctx.shape)
         mask = self.e.both(ctx.tail, ctx.guard)
@@ -295,11 +295,11 @@ class Body:
         extra = [mask] if mask is not None else []
         if len(ctx.axes) == 1 and moving == {ctx.axes[0].name: 1}:
             at = self.e.add(base, ctx.axes[0].base)
-            self.e.effect("store", [buf, self.e.int(at), value, *extra], attrs)
+            self.e.effect("store", [buf, self.e.index(at), value, *extra], attrs)
         elif len(ctx.axes) == 2 and mask is None and self._steps(moving, ctx) is not None:
             self._store_plane(buf, base, moving, env, value, ctx)
         else:
-            flat = self.e.splat(self.e.int(self._vector(base, moving, env, ctx)), ctx.shape)
+            flat = self.e.splat(self.e.index(self._vector(base, moving, env, ctx)), ctx.shape)
             self.e.effect("scatter", [buf, flat, value, *extra], attrs)
 
     def _store_plane(self, buf: Value, base: Int, moving: Any, env: Any, value: Value, ctx: Context) -> None:
@@ -317,7 +317,7 @@ class Body:
             one = e.op("slice", (value,), TileType(dtype, (1, lane.extent)),
                        {"starts": (r, 0), "limits": (r + 1, lane.extent)})
             one = e.op("reshape", (one,), TileType(dtype, (lane.extent,)))
-            e.effect("store", [buf, e.int(e.add(start, e.mul(r, step))), one])
+            e.effect("store", [buf, e.index(e.add(start, e.mul(r, step))), one])
 
     # -- indices ---------------------------------------------------------------------------------------------------------
     def _split(self, op: Op, ctx: Context) -> tuple[DimLike, dict[Any, DimLike], dict[str, Any]]:
@@ -349,7 +349,8 @@ class Body:
     def offsets(self, d: DimLike, dynamic: Mapping[str, Value], ctx: Context) -> Int:
         """The value of an index expression: an int, a scalar, or a tile where it differs between lanes."""
         uniform, moving, env = self.split(d, dynamic, ctx)
-        return self._vector(self.e.scalar(uniform, env), moving, env, ctx)
+        value: Int = self._vector(self.e.scalar(uniform, env), moving, env, ctx)
+        return value
 
     def _vector(self, base: Int, moving: Mapping[Any, DimLike], env: Mapping[str, Any], ctx: Context) -> Any:
         e = self.e
@@ -364,11 +365,11 @@ class Body:
             else:
                 term = self._product(key, env, ctx)
             if e.known(scale) != 1:
-                term = e.pointwise("mul", term, e.int(scale))
+                term = e.pointwise("mul", term, e.index(scale))
             total = term if total is None else e.pointwise("add", total, term)
         if total is None:
             return base
-        return total if isinstance(base, int) and base == 0 else e.pointwise("add", total, e.int(base))
+        return total if isinstance(base, int) and base == 0 else e.pointwise("add", total, e.index(base))
 
     def _product(self, key: Any, env: Mapping[str, Any], ctx: Context) -> Value:
         factors = [key] if isinstance(key, str) or isinstance(key[0], str) else [a for a, p in key for _ in range(p)]
@@ -384,13 +385,13 @@ class Body:
         if isinstance(a, str):
             for i, axis in enumerate(ctx.axes):
                 if axis.name == a:
-                    return e.pointwise("add", e.iota(ctx.shape, i), e.int(axis.base))
+                    return e.pointwise("add", e.iota(ctx.shape, i), e.index(axis.base))
             return e.splat(env[a], ctx.shape)
         dynamic = {n: v for n, v in env.items() if isinstance(v, Value) and isinstance(v.type, TileType)}
         x, y = (self.offsets(d, dynamic, _with_scalars(ctx, env)) for d in a[1:])
         if a[0] in ("max", "min"):
-            return e.pointwise("maximum" if a[0] == "max" else "minimum", e.int(x), e.int(y))
-        x = e.splat(e.int(x), ctx.shape)
+            return e.pointwise("maximum" if a[0] == "max" else "minimum", e.index(x), e.index(y))
+        x = e.splat(e.index(x), ctx.shape)
         if isinstance(y, Value) and isinstance(y.type, TileType):
             return e.pointwise("floor_div" if a[0] == "floordiv" else "mod", x, y)
         return e.quotient(x, y) if a[0] == "floordiv" else e.remainder(x, y)

@@ -22,8 +22,8 @@ _IMPURE = frozenset({"load", "gather", "store", "scatter", "check", "alloc", "fo
 
 
 def scalar_of(t: Any) -> DType:
-    assert isinstance(t, ScalarType | TileType)
-    return t.dtype
+    dtype: DType = t.dtype
+    return dtype
 
 
 class Emit:
@@ -44,9 +44,10 @@ class Emit:
             return self.b.value(name, operands, type, attrs)
         key = (name, tuple(map(id, operands)), type, _freeze(attrs))
         for scope in reversed(self._seen):
-            if key in scope:
-                return scope[key]
-        v = self.b.value(name, operands, type, attrs)
+            found: Value | None = scope.get(key)
+            if found is not None:
+                return found
+        v: Value = self.b.value(name, operands, type, attrs)
         self._seen[-1][key] = v
         return v
 
@@ -68,13 +69,13 @@ class Emit:
             if hi <= lo:
                 return list(carried)
             if hi - lo <= step:
-                return list(body(self.int(lo), list(carried)))
+                return list(body(self.index(lo), list(carried)))
         types = [v.type for v in carried]
         block = Block([INDEX, *types])
         with self.inside(block):
             out = body(block.args[0], block.args[1:])
             self.effect("yield", out)
-        made = self.b.op("for", [self.int(lo), self.int(hi), self.int(step), *carried], types, None, [block])
+        made = self.b.op("for", [self.index(lo), self.index(hi), self.index(step), *carried], types, None, [block])
         return list(made.results)
 
     def when(self, p: Value, types: Sequence[Any], then: Callable[[], Sequence[Value]],
@@ -126,7 +127,7 @@ class Emit:
         return self.pointwise("logical_and", a, b, dtype=bool_)
 
     # -- index arithmetic ------------------------------------------------------------------------------------------------
-    def int(self, x: Int) -> Value:
+    def index(self, x: Int) -> Value:
         return self.const(x, int64) if isinstance(x, int) else x
 
     def known(self, x: Int) -> Int:
@@ -197,7 +198,7 @@ class Emit:
         return self._index("mod", a, b)
 
     def _index(self, name: str, a: Int, b: Int) -> Value:
-        return self.op(name, (self.int(a), self.int(b)), INDEX)
+        return self.op(name, (self.index(a), self.index(b)), INDEX)
 
     # -- sizes -----------------------------------------------------------------------------------------------------------
     def size(self, d: DimLike) -> Int:
@@ -257,7 +258,7 @@ class Emit:
         assert isinstance(x.type, TileType)
         if isinstance(d, int) and d > 0 and d & (d - 1) == 0:
             return self.pointwise("bitwise_and", x, self.const(d - 1, int64, x.type.shape))
-        return self.pointwise("sub", x, self.pointwise("mul", self.quotient(x, d), self.int(d)))
+        return self.pointwise("sub", x, self.pointwise("mul", self.quotient(x, d), self.index(d)))
 
 
 def _mentions(a: Any, env: Mapping[str, Any]) -> bool:

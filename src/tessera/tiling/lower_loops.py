@@ -112,7 +112,7 @@ class Loops(Body):
                 base = e.known(i)
                 mask = None
                 if masked:
-                    left = e.splat(e.int(e.sub(hi, base)), (extent,))
+                    left = e.splat(e.index(e.sub(hi, base)), (extent,))
                     mask = e.compare("lt", e.iota((extent,), 0), left)
                 with self.scope():
                     return body(replace(ctx, axes=(Axis(loop.name, base, extent),), tail=mask), accs)
@@ -150,8 +150,8 @@ class Loops(Body):
 
     def width(self, op: Op, lane: Loop) -> int:
         """Lanes of a tile for a map: several registers in flight, fewer where the body is long or the loop short."""
-        full = self.machine.vector_lanes(widest(op))
-        unroll = int(self.k.op.attrs.get("unroll", 0)) or (4 if _weight(op) <= 12 else 2)
+        full: int = self.machine.vector_lanes(widest(op))
+        unroll = int(self.k.op.attrs.get("unroll", 0)) or (4 if _weight(op) <= 40 else 2)
         if isinstance(lane.extent, int):
             unroll = max(1, min(unroll, lane.extent // full))
         return full * unroll
@@ -170,8 +170,8 @@ class Loops(Body):
                 self._define(op, start)
             return
         total = product(x.extent for x in self.k.loops[ops[0]])
-        small = isinstance(total, int) and total <= _UNROLLED and len(self.k.loops[ops[0]]) <= 1
-        if not ctx.axes and self.k.loops[ops[0]] and (lanes == 0 or lanes >= 4) and not (small and total <= 4):
+        few = isinstance(total, int) and total <= 4
+        if not ctx.axes and self.k.loops[ops[0]] and (lanes == 0 or lanes >= 4) and not few:
             self._reduce_on_lanes(ops, lanes, ctx)
         elif lanes > 1:
             for op in ops:
@@ -209,17 +209,19 @@ class Loops(Body):
         unset = e.compare("eq", ai, e.const(_UNSET, int64))
         if dtype.is_float:
             nan_a, nan_b = (e.pointwise("isnan", v, dtype=bool_) for v in (a, b))
-            first_nan = e.both(nan_b, e.pointwise("logical_not", nan_a, dtype=bool_))
+            first_nan = self._and(nan_b, e.pointwise("logical_not", nan_a, dtype=bool_))
             wins = e.pointwise("logical_or", wins, first_nan, dtype=bool_)
             if tie is not None:
-                tie = e.pointwise("logical_or", tie, e.both(nan_a, nan_b), dtype=bool_)
+                tie = e.pointwise("logical_or", tie, self._and(nan_a, nan_b), dtype=bool_)
         wins = e.pointwise("logical_or", wins, unset, dtype=bool_)
         if tie is not None:
-            wins = e.pointwise("logical_or", wins, e.both(tie, e.compare("lt", bi, ai)), dtype=bool_)
-            wins = e.both(wins, e.compare("ne", bi, e.const(_UNSET, int64)))
-        take = e.both(wins, mask)
-        assert take is not None
+            wins = e.pointwise("logical_or", wins, self._and(tie, e.compare("lt", bi, ai)), dtype=bool_)
+            wins = self._and(wins, e.compare("ne", bi, e.const(_UNSET, int64)))
+        take = wins if mask is None else self._and(wins, mask)
         return [e.pointwise("select", take, b, a, dtype=dtype), e.pointwise("select", take, bi, ai, dtype=int64)]
+
+    def _and(self, a: Value, b: Value) -> Value:
+        return self.e.pointwise("logical_and", a, b, dtype=bool_)
 
     def _define(self, op: Op, values: Sequence[Value]) -> None:
         for old, new in zip(op.results, values, strict=True):
@@ -275,7 +277,7 @@ class Loops(Body):
         combine = combine_name(op.attrs["combine"], dtype)
         t: Any = TileType(dtype, ctx.shape) if ctx.axes else ScalarType(dtype)
         scratch = self.alloc(dtype, (lanes, *ctx.shape))
-        zeros = [e.int(0)] * len(ctx.axes)
+        zeros = [e.index(0)] * len(ctx.axes)
         attrs = {"axes": tuple(range(1, 1 + len(ctx.axes)))} if ctx.axes else {}
         start = self._start(op, ctx.shape)[0]
 
@@ -283,7 +285,7 @@ class Loops(Body):
             e.effect("store", [scratch, i, *zeros, v], attrs)
 
         def get(i: Int) -> Value:
-            return e.op("load", (scratch, e.int(i), *zeros), t, attrs)
+            return e.op("load", (scratch, e.index(i), *zeros), t, attrs)
 
         def clear(i: Value, _: list[Value]) -> Sequence[Value]:
             put(i, start)
@@ -293,12 +295,12 @@ class Loops(Body):
             lane = carried[0]
             v = e.splat(self.run(op.blocks[0].ops, at)[0], ctx.shape)
             put(lane, e.pointwise(combine, get(lane), v, dtype=dtype))
-            following = e.int(e.add(lane, 1))
-            again = e.compare("eq", following, e.int(lanes))
-            return [e.pointwise("select", again, e.int(0), following, dtype=int64)]
+            following = e.index(e.add(lane, 1))
+            again = e.compare("eq", following, e.index(lanes))
+            return [e.pointwise("select", again, e.index(0), following, dtype=int64)]
 
         e.loop(0, lanes, 1, (), clear)
-        self.nest(self.k.loops[op], op.blocks[0].ops, ctx, [e.int(0)], body)
+        self.nest(self.k.loops[op], op.blocks[0].ops, ctx, [e.index(0)], body)
         n = lanes
         while n > 1:
             h = 1 << (n - 1).bit_length() - 1
@@ -340,7 +342,7 @@ class Loops(Body):
         def turned(at: Context, carried: list[Value]) -> Sequence[Value]:
             return self._turned_row(lane, carried[0], count, inner, at, carried[1:], body)
 
-        found = self.nest(outer, inner, ctx, [self.e.int(0), *start], turned)[1:] if turning else \
+        found = self.nest(outer, inner, ctx, [self.e.index(0), *start], turned)[1:] if turning else \
             self.nest(outer, inner, ctx, start, row)
         for op in ops:
             self._define(op, self._finish(op, found[:len(op.results)], count))
@@ -356,9 +358,9 @@ class Loops(Body):
         e = self.e
         self.hoist(ops, frozenset((loop.name,)), ctx)
         extent = e.size(loop.extent)
-        before = e.op("sub", (e.int(0), first), INDEX)
+        before = e.op("sub", (e.index(0), first), INDEX)
         head = e.mod(before, count)  # the first whole tile
-        rest = e.op("maximum", (e.int(e.sub(extent, head)), e.int(0)), INDEX)
+        rest = e.op("maximum", (e.index(e.sub(extent, head)), e.index(0)), INDEX)
         whole = e.add(head, e.round_down(rest, count))
 
         def step(masked: bool) -> Callable[[Value, list[Value]], Sequence[Value]]:
@@ -366,18 +368,18 @@ class Loops(Body):
                 mask = None
                 if masked:
                     at = e.pointwise("add", e.iota((count,), 0), i)
-                    mask = e.both(e.compare("ge", at, e.int(0)), e.compare("lt", at, e.int(extent)))
+                    mask = e.both(e.compare("ge", at, e.index(0)), e.compare("lt", at, e.index(extent)))
                 with self.scope():
                     return body(replace(ctx, axes=(Axis(loop.name, i, count),), tail=mask), accs)
             return run
 
-        accs = e.loop(before, e.int(0), count, accs, step(True))
+        accs = e.loop(before, e.index(0), count, accs, step(True))
         accs = e.loop(head, whole, count, accs, step(False))
         accs = e.loop(whole, extent, count, accs, step(True))
-        return [e.int(e.mod(e.add(first, extent), count)), *accs]
+        return [e.index(e.mod(e.add(first, extent), count)), *accs]
 
     def _reduction_width(self, ops: list[Op], lanes: int, lane: Loop) -> int:
-        full = min(self.machine.vector_lanes(widest(op)) for op in ops)
+        full = int(min(self.machine.vector_lanes(widest(op)) for op in ops))
         short = isinstance(lane.extent, int) and lane.extent <= 4 * full
         if lanes:
             return lanes if short else max(lanes, 4 * full // lanes * lanes)
