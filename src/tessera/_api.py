@@ -137,8 +137,10 @@ def _assemble() -> None:
     def run_tile(fn: Any, buffers: list[Any]) -> None:
         importlib.import_module("tessera.ir.interpret_tile").interpret(fn, buffers)
 
-    importlib.import_module("tessera.ir").EXPAND_TILE = expand_tile
-    importlib.import_module("tessera.ir.interpret_graph").KERNEL = run_tile
+    tile_level: Any = importlib.import_module("tessera.ir")
+    graph_level: Any = importlib.import_module("tessera.ir.interpret_graph")
+    tile_level.EXPAND_TILE = expand_tile
+    graph_level.KERNEL = run_tile
     creation.EMPTY = empty_array
     indexing.is_block = is_block
 

@@ -34,7 +34,7 @@ def declare(names: str | Iterable[str]) -> Callable[[Callable[..., Any]], Traced
     def decorate(fn: Callable[..., Any]) -> TracedFunction:
         if isinstance(fn, TracedFunction):
             return TracedFunction(fn.fn, where=fn._where, effects=frozenset(allowed), static_argnames=tuple(fn.static_names))
-        return function(fn, effects=allowed)  # type: ignore[no-any-return]
+        return function(fn, effects=allowed)
 
     return decorate
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import optree
@@ -563,6 +563,12 @@ def _listed(names: Any) -> list[Any]:
     return list(names) if isinstance(names, list | tuple | set | frozenset) else [names]
 
 
+@overload
+def function(fn: Callable[..., Any], *, pure: bool = ..., effects: Any = ..., where: Sequence[Any] = ..., static_argnums: Any = ...,
+             static_argnames: Any = ..., static_sizes: Any = ...) -> TracedFunction: ...
+@overload
+def function(fn: None = None, *, pure: bool = ..., effects: Any = ..., where: Sequence[Any] = ..., static_argnums: Any = ...,
+             static_argnames: Any = ..., static_sizes: Any = ...) -> Callable[[Callable[..., Any]], TracedFunction]: ...
 def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effects: Any = None, where: Sequence[Any] = (),
              static_argnums: Any = (), static_argnames: Any = (), static_sizes: Any = ()) -> Any:
     """``@ts.function``: a checked, traced function.
@@ -594,6 +600,12 @@ def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effect
                           static_sizes=static_sizes)
 
 
+@overload
+def jit(fn: Callable[..., Any], *, static_argnums: Any = ..., static_argnames: Any = ...,
+        donate_argnums: Any = ...) -> TracedFunction: ...
+@overload
+def jit(fn: None = None, *, static_argnums: Any = ..., static_argnames: Any = ...,
+        donate_argnums: Any = ...) -> Callable[[Callable[..., Any]], TracedFunction]: ...
 def jit(fn: Callable[..., Any] | None = None, *, static_argnums: Any = (), static_argnames: Any = (),
         donate_argnums: Any = ()) -> Any:
     """``ts.jit``: compile ``fn`` on first call.
