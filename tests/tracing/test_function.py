@@ -485,8 +485,11 @@ def test_effects_are_inferred_and_checked():
         f(ts.ones(2))
     keyed = ts.pure(lambda x: x + ts.random.uniform(2, key=1))
     assert keyed(ts.ones(2)).tolist() == keyed(ts.ones(2)).tolist()
-    with ts.effects.suspend("random"), pytest.raises(errors.EffectError, match="suspend"):
-        ts.random.uniform(2)
+    with ts.effects.suspend("random"):
+        with pytest.raises(errors.EffectError, match="suspend"):
+            ts.random.uniform(2)
+        with pytest.raises(errors.EffectError, match="'lambda' has the effect random, which effects.suspend"):
+            composed(ts.ones(4))  # traced before
     ts.random.uniform(2)
     with pytest.raises(errors.EffectError, match="did you mean 'random'"):
         ts.effects(["randon"])

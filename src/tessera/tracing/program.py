@@ -16,7 +16,7 @@ from ..types.effects import format_effects
 from ..types.shapes import Constraint
 from . import eager
 from .annotations import Declared, TensorSpec, bind_sizes, check_dtype, expand, flat_specs, shape_mismatch
-from .recorder import STATE, Hidden, Trace, allowing, lift, tracing
+from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
 from .tensor import Tensor, Traced, make
 
 WEAK: dict[type, TensorType] = {}
@@ -67,12 +67,16 @@ class Program:
     def entry(self) -> Callable[[list[Any]], Any]:
         """A function from the leaves' arrays to the results, specialised so that a call does as little as possible."""
         run, captured, sites = self.executable, self.captured, self.sites
-        single = self.out_tree is None and not captured
+        single = self.out_tree is None and not captured and not self.effects
         if single:
             return lambda arrays: make(run(arrays)[0])
         statics, tree = self.out_static, self.out_tree
 
+        effects, name = self.effects, self.graph.name
+
         def call(arrays: list[Any]) -> Any:
+            if effects and STATE.allowed:
+                check_effects(effects, name)
             arrays = arrays + [c.fetch(sites) if type(c) is Hidden else concrete(c) for c in captured]
             out = run(arrays)
             if tree is None:
