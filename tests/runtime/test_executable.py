@@ -521,3 +521,26 @@ graph @singular(%x: f64[4, 4]) with {effects = (), sizes = (), captured = 0, con
             run([np.eye(4)])
     monkeypatch.setitem(OPS, "svd", good)
     np.testing.assert_allclose(run([np.eye(4)])[0], np.ones(4))
+
+
+def test_donated_inputs_are_overwritten_in_place(compiler):
+    text = """
+graph @step(%x: f32[B, 16], %y: f32[16]) with {effects = (), sizes = ("B",), captured = 0, constraints = (), donated = (0,)} {
+  %0 = broadcast_to(%y) {shape = (<B>, 16)} : f32[B, 16]
+  %1 = add(%x, %0) : f32[B, 16]
+  return(%1)
+}"""
+    run = compiler.compile(parse_function(text))
+    assert [tuple(p) for p in run.manifest.aliases] == [(0, 0)]
+    for b in (3, 40000):
+        x = floats(b, 16)
+        want = x + Y
+        out, = run([x, Y])
+        assert out is x
+        np.testing.assert_array_equal(out, want)
+    x = floats(5, 16)
+    want = x + Y
+    for form in (np.asfortranarray(x), np.broadcast_to(x, x.shape)):  # what cannot be overwritten is copied
+        out, = run([form, Y])
+        np.testing.assert_array_equal(out, want)
+        assert not np.shares_memory(out, x)

@@ -38,6 +38,8 @@ def host_compiler() -> Compiler:
 class _AtFirstUse:
     """Stands in the registry until something is compiled: the compiler's own modules are loaded then."""
 
+    reuses_donated = True  # results are returned in the memory of donated arguments where the schedule says so
+
     def __init__(self) -> None:
         self._launches: WeakKeyDictionary[Function, Executable] = WeakKeyDictionary()
 

@@ -295,4 +295,5 @@ def describe(build: Build) -> Manifest:
     return Manifest(build.source.name, facts[:inputs], facts[inputs:], list(fn.attrs.get("sizes", ())),
                     format_dim(arena_bytes(fn)), [format_dim(w) for w in launch_work(fn, build.launches)],
                     list(fn.attrs.get("sites", ())), externals, program.SERIAL_WORK, loops or bool(externals), launches,
-                    sum(1 for _ in (build.graph or build.source).walk()))
+                    sum(1 for _ in (build.graph or build.source).walk()), list(build.source.attrs.get("donated", ())),
+                    list(fn.attrs.get("aliases", ())))

@@ -223,5 +223,5 @@ class Origin:
 
 def _user_passes() -> bool:
     """Passes of the user's own have no hash: programs made with them are not kept on disk."""
-    pipeline = sys.modules.get("tessera.transforms.pipeline")
-    return bool(pipeline is not None and getattr(pipeline, "USER_PASSES", ()))
+    rooms = (sys.modules.get(f"tessera.{name}") for name in ("transforms.pipeline", "scheduling.program"))
+    return any(getattr(room, "USER_PASSES", ()) for room in rooms if room is not None)

@@ -97,7 +97,7 @@ class Plan:
         self.executable = exe
         self.arrays = [(t.dtype, tuple(evaluate(d, env) for d in t.shape)) for t in (*exe.inputs, *exe.outputs)]
         self.outputs = [(shape, t.np, t.itemsize * _count(shape)) for t, shape in self.arrays[len(exe.inputs):]]
-        self.small = all(n < LARGE for _, _, n in self.outputs)
+        self.small = not m.aliases and all(n < LARGE for _, _, n in self.outputs)
         self.sizes = (ctypes.c_int64 * max(1, len(m.sizes)))(*[env[n] for n in m.sizes])
         self.arena = evaluate(exe.arena, env)
         work = [evaluate(w, env) for w in exe.work]
@@ -108,8 +108,8 @@ class Plan:
         self.expect = (ctypes.c_int64 * (4 * max(1, len(self.arrays))))()
         self.dtypes = [t.np for t, _ in self.arrays]
         for i, (_, shape) in enumerate(self.arrays):
-            output = frame.WRITEABLE if i >= len(exe.inputs) else 0
-            flags = frame.C_CONTIGUOUS | frame.ALIGNED | output
+            written = frame.WRITEABLE if i >= len(exe.inputs) or i in m.donated else 0
+            flags = frame.C_CONTIGUOUS | frame.ALIGNED | written
             self.expect[4 * i:4 * i + 4] = [id(self.dtypes[i]), len(shape), flags, ctypes.addressof(self.shapes[i])]
         native = exe.native
         quick = not self.parallel and not m.waits and sum(work) < QUICK_WORK
@@ -144,6 +144,7 @@ class Executable:
         self.outputs: list[BufferType] = [buffer_type(f) for f in manifest.outputs]
         self.arena: DimLike = size(manifest.arena)
         self.work: list[DimLike] = [size(w) for w in manifest.work]
+        self._aliases: dict[int, int] = dict(manifest.aliases)
         self._externals = [(name, [buffer_type(f) for f in types], attrs) for name, types, attrs in manifest.externals]
         self._plans: dict[Any, Plan] = {}
         self._only = Plan(self, {}) if not manifest.sizes else None
@@ -156,7 +157,7 @@ class Executable:
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run on ``arrays``, one for each input.
+        """Run on ``arrays``, one for each input.  The arrays of donated inputs are overwritten.
 
         Raises:
             ShapeError, DTypeError: an array is not what the program was compiled for.
@@ -168,7 +169,7 @@ class Executable:
         if plan.small:
             outs = [np.empty(s, d) for s, d, _ in plan.outputs]
         else:
-            outs = [ALLOCATOR.empty(s, d, n) for s, d, n in plan.outputs]
+            outs = self._allocate(plan, arrays)
         if plan.parallel:
             pool.ensure_started()
         try:
@@ -188,6 +189,11 @@ class Executable:
         plan.frames.append(f)
         return outs
 
+    def _allocate(self, plan: Plan, arrays: Sequence[Array]) -> list[Array]:
+        """The results' arrays: new ones, and donated inputs for the results that are made in their memory."""
+        taken = self._aliases
+        return [ALLOCATOR.empty(s, d, n) if k not in taken else arrays[taken[k]] for k, (s, d, n) in enumerate(plan.outputs)]
+
     def _settle(self, code: int, plan: Plan, f: Frame, arrays: Sequence[Array], outs: list[Array]) -> None:
         """After a call that did not simply succeed, or that Python had a part in."""
         if code == frame.WRONG_ARRAY:
@@ -206,8 +212,10 @@ class Executable:
                 raise_failure(self.manifest, self.source, plan.env, *failed)
             raise CompileError("a program ended with an unknown status")
 
-    def _run_by_addresses(self, plan: Plan, f: Frame, arrays: Sequence[Array], outs: Sequence[Array]) -> int:
+    def _run_by_addresses(self, plan: Plan, f: Frame, arrays: Sequence[Array], outs: list[Array]) -> int:
         fixed = self._conform(plan, arrays)
+        for result, source in self._aliases.items():
+            outs[result] = fixed[source]
         for i, a in enumerate((*fixed, *outs)):
             f.buffers[i] = a.__array_interface__["data"][0]
         code: int = self.native.run(f.address)
@@ -228,7 +236,7 @@ class Executable:
                                  expected=str(dtype), received=str(a.dtype))
             if a.shape != shape:
                 raise self._shape_error(i, a)
-            out.append(np.require(a, dtype.np, ["C", "A"]))
+            out.append(np.require(a, dtype.np, ["C", "A", "W"] if i in self.manifest.donated else ["C", "A"]))
         return out
 
     def _check_count(self, arrays: Sequence[Array]) -> None:

@@ -14,7 +14,7 @@ from ..ir.core import BufferType
 from ..types.dims import DimLike, format_dim, parse_dim
 from ..types.dtypes import as_dtype
 
-VERSION = 2
+VERSION = 3
 _LENGTH = struct.Struct("<I")
 
 
@@ -32,6 +32,8 @@ class Manifest:
         serial: element operations below which the program does not share a launch out.
         waits: True when native code calls back into Python (host routines, or looks for an interrupt).
         launches: the name of each launch and the kernel that runs it.
+        donated: inputs that the program may overwrite.
+        aliases: (result, input): that result is the input's own array, changed in place.
         operations: how many graph operations the launches stand for.
     """
 
@@ -47,6 +49,8 @@ class Manifest:
     waits: bool = False
     launches: list[tuple[str, str]] = field(default_factory=list)
     operations: int = 0
+    donated: list[int] = field(default_factory=list)
+    aliases: list[tuple[int, int]] = field(default_factory=list)
     version: int = VERSION
 
 
