@@ -17,6 +17,8 @@ from ..types.dtypes import bool_, int64
 from .lower_analysis import Kernel, dynamic_operands
 from .lower_emit import Emit, Int, scalar_of
 
+AHEAD = 1024  # bytes between a load and what is asked for with it
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -60,6 +62,9 @@ class Body:
     def __init__(self, kernel: Kernel, emit: Emit, buffers: Mapping[Value, Value]):
         self.k, self.e, self.buffers = kernel, emit, buffers
         self._values: list[dict[Value, Value]] = [{}]
+        self.streaming = False
+        self._fetched: set[Value] = set()  # buffers that finished streams asked for
+        self._now_fetched: set[Value] = set()
 
     # -- values ----------------------------------------------------------------------------------------------------------
     def value(self, v: Value) -> Value:
@@ -92,7 +97,8 @@ class Body:
         return []
 
     def hoist(self, ops: Sequence[Op], bound: frozenset[str], ctx: Context) -> None:
-        """Evaluate before a loop what does not depend on its variables ``bound``."""
+        """Evaluate before a loop what does not depend on its variables ``bound``, nor on those of loops inside it."""
+        bound = bound | (self.k.ranges.keys() - ctx.env.keys() - {a.name for a in ctx.axes})
         for op in ops:
             if op.name in ("store", "check", "yield", "guard"):
                 continue
@@ -179,6 +185,8 @@ class Body:
         result = TileType(t.dtype, ctx.shape)
         if len(ctx.axes) == 1 and moving == {ctx.axes[0].name: 1}:
             at = self.e.add(base, ctx.axes[0].base)
+            if mask is None and pure:
+                self._fetch_ahead(buf, at, result)
             return [self.e.op("load", (buf, self.e.index(at), *extra), result, masked, pure)]
         step, part = self._short_stride(t.shape[0], uniform, moving, ctx)
         if step:
@@ -186,6 +194,25 @@ class Body:
             return [self._load_strided(buf, at, step, part, mask, ctx, pure)]
         flat = self.e.splat(self.e.index(self._vector(base, moving, env, ctx)), ctx.shape)
         return [self.e.op("gather", (buf, flat, *extra), result, masked, pure)]
+
+    def _fetch_ahead(self, buf: Value, at: Int, t: TileType) -> None:
+        """In a pass that streams through memory, ask for the lines that a later iteration reads; later passes over the
+        same row find it in the cache."""
+        if not self.streaming or buf in self._fetched:
+            return
+        self._now_fetched.add(buf)
+        line = max(1, 64 // t.dtype.itemsize)
+        for k in range(0, t.size, line):
+            self.e.effect("prefetch", [buf, self.e.index(self.e.add(at, AHEAD // t.dtype.itemsize + k))])
+
+    @contextmanager
+    def stream(self, on: bool) -> Iterator[None]:
+        """Contiguous loads inside are the first touch of their memory, if no stream before read the same buffer."""
+        saved, self.streaming = self.streaming, on
+        yield
+        self.streaming = saved
+        if not saved:
+            self._fetched |= self._now_fetched
 
     def _short_stride(self, size: DimLike, uniform: DimLike, moving: Mapping[Any, DimLike], ctx: Context) -> tuple[int, int]:
         """(stride, remainder) of an access that takes every 2nd to 4th element, and whole groups of them lie in the
