@@ -364,7 +364,7 @@ class _Machine:
             return dot_in_pairs(*operands)
         if op.attrs.get("unit") == "dpbf16":
             return dot_pair_by_pair(*operands)
-        return dot_chain(*operands, op.results[0].type.dtype)
+        return dot_chain(operands[0], operands[1], operands[2], op.results[0].type.dtype)
 
     def op_check(self, op: Op, operands: list[Any]) -> None:
         ok, value = (np.asarray(x) for x in operands)
@@ -401,10 +401,16 @@ def dot_in_pairs(a: Any, b: Any, acc: Any) -> Array:
         for odd in (0, 1):
             total = np.zeros_like(acc)
             for k in range(k0 + odd, k0 + 32, 2):
-                total = _flushed(fma(*np.broadcast_arrays(x[:, k, None], y[None, k, :]), total))
+                total = _flushed(_fma_of(x, y, k, total))
             sums.append(total)
         acc = _flushed(acc + _flushed(sums[0] + sums[1]))
-    return acc
+    return np.asarray(acc)
+
+
+def _fma_of(x: Array, y: Array, k: int, total: Array) -> Array:
+    """``total[m, n] + x[m, k] * y[k, n]`` rounded once."""
+    a, b = np.broadcast_arrays(x[:, k, None], y[None, k, :])
+    return fma(a, b, total)
 
 
 def dot_pair_by_pair(a: Any, b: Any, acc: Any) -> Array:
@@ -412,8 +418,8 @@ def dot_pair_by_pair(a: Any, b: Any, acc: Any) -> Array:
     x, y, acc = _flushed(convert(a, f32)), _flushed(convert(b, f32)), _flushed(np.asarray(acc))
     for k in range(0, x.shape[1], 2):
         for j in (k + 1, k):
-            acc = _flushed(fma(*np.broadcast_arrays(x[:, j, None], y[None, j, :]), acc))
-    return acc
+            acc = _flushed(_fma_of(x, y, j, acc))
+    return np.asarray(acc)
 
 
 def dot_chain(a: Any, b: Any, acc: Any, dtype: DType) -> Array:
@@ -423,4 +429,4 @@ def dot_chain(a: Any, b: Any, acc: Any, dtype: DType) -> Array:
     for k in range(a.shape[1]):
         x, y = np.broadcast_arrays(a[:, k, None], b[None, k, :])
         acc = fma(x, y, acc) if plain else pointwise("fma", [x, y, acc], dtype)
-    return acc
+    return np.asarray(acc)

@@ -59,9 +59,9 @@ def pointwise(name: str, operands: Sequence[Any], dtype: DType) -> Array:
 
 
 # -- conversion --------------------------------------------------------------------------------------------------------
-def convert(x: Any, dtype: DType) -> Array:
-    """``x`` in another dtype, by the rules above."""
-    x = np.asarray(x)
+def convert(value: Any, dtype: DType) -> Array:
+    """``value`` in another dtype, by the rules above."""
+    x: Array = np.asarray(value)
     source = as_dtype(x.dtype)
     if source is dtype:
         return x

@@ -40,10 +40,10 @@ Tiles.  Operands of pointwise ops have equal shapes: broadcasting is explicit::
     %t = reduce(%t) {axis = 1, combine = "add"} : tile             the axis is removed; a 1-D tile gives a scalar
     %c = dot(%a, %b, %acc) : tile<f32[M, N]>                        acc[m,n] = fma(a[m,k], b[k,n], acc[m,n]), k ascending
 
-Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``dot`` with ``unit = "amx_bf16"`` (see
-``machine``) has the order and rounding of that instruction: of every 32 k, the even and the odd ones have a sum each.  ``reduce`` combines by
-halving: while n > 1, with h the largest power of two below n, element l of the first h takes in element h + l where that
-exists; then n = h.  ``combine``: add mul max min and or xor.
+Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``dot`` with ``unit = "amx_bf16"``
+(see ``machine``) has the order and rounding of that instruction: of every 32 k, the even and the odd ones have a sum each.
+``reduce`` combines by halving: while n > 1, with h the largest power of two below n, element l of the first h takes in
+element h + l where that exists; then n = h.  ``combine``: add mul max min and or xor.
 
 Pointwise ops carry the op table's names (``add``, ``fma``, ``exp``, ``select``, ``convert`` …) and work on scalars and tiles alike.
 The transcendental ones are expanded into polynomials over ``fma``, ``convert``, ``bitcast``, ``shift_left`` … by ``tiling/vmath.py`` before
@@ -344,7 +344,7 @@ def _extract(op: Op) -> None:
 
 def _reduce(op: Op) -> None:
     _counts(op, 1, 1)
-    src, axis, combine = _tile(op), op.attrs.get("axis"), op.attrs.get("combine")
+    src, axis, combine = _tile(op), op.attrs.get("axis", -1), op.attrs.get("combine")
     require(isinstance(axis, int) and 0 <= axis < src.rank, op, f"axis {axis} does not exist in {src}")
     require(combine in COMBINES, op, f"combine is one of {' '.join(COMBINES)}, not {combine!r}")
     accepts = COMBINES[str(combine)]
@@ -424,8 +424,8 @@ def _size(op: Op) -> None:
 _PLAIN: dict[str, Callable[[Op], None]] = {
     "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "iota": _iota, "full": _constant,
     "constant": _constant, "splat": _splat, "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose,
-    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view, "prefetch": _prefetch,
-    "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
+    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
+    "prefetch": _prefetch, "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
 }
 STRUCTURE = frozenset({"for", "while", "if", "yield", "return"})
 OPS = frozenset(_PLAIN) | STRUCTURE

@@ -328,7 +328,7 @@ def merge(p: TileValue, blocks: list[Block], results: Sequence[Any], names: Sequ
     for block, c in zip(blocks, (a, b), strict=True):
         with prog.block(block):
             out = [cast(c.init[i], t, c.names[i], "between the branches of the `if`") for i, t in types.items()]
-            out = [_HOOKS["keep"](v, None, tuple(a for a in v.meta.edges if metas[i] is None or a not in metas[i].edges))
+            out = [_HOOKS["keep"](v, None, tuple(a for a in v.meta.edges if (known := metas[i]) is None or a not in known.edges))
                    if v.meta is not None and v.meta.edges else v for i, v in zip(types, out, strict=True)]
             prog.builder.op("yield", [v.value for v in out])
     op = _append(prog, "if", [p], blocks, list(types.values()), {})

@@ -393,12 +393,14 @@ def getitem(x: TileValue, index: Any) -> TileValue:
             lo, hi, _ = item.indices(n)
             if lo >= hi:
                 fail(f"the slice {item.start}:{item.stop} of axis {axis} of {x.type} is empty")
-            starts.append(lo), limits.append(hi), shape.append(hi - lo)
+            shape.append(hi - lo)
         else:
             k = item.__index__()
             if not -n <= k < n:
                 fail(f"index {k} is out of range for axis {axis} of {x.type}")
-            starts.append(k % n), limits.append(k % n + 1)
+            lo, hi = k % n, k % n + 1
+        starts.append(lo)
+        limits.append(hi)
         axis += 1
     return reshape(slice(x, starts, limits), shape)
 
@@ -553,9 +555,10 @@ for _name in POINTWISE:
 _HOOKS.update(dot=dot, sum=sum, max=max, min=min, getitem=getitem)
 
 __all__ = [
-    "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "bitcast", "broadcast_to", "build", "cdiv",
-    "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "extract", "for_loop", "full", "gather", "iota",
-    "load", "max", "maximum", "min", "minimum", "prefetch", "prod", "program_id", "range", "reduce", "reshape", "scatter", "select", "size",
-    "slice", "splat", "static_range", "store", "sum", "tile_function", "tracing", "transpose", "view", "where", "while_loop", "zeros",
+    "POINTWISE", "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "bitcast", "broadcast_to",
+    "build", "cdiv", "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "extract", "for_loop",
+    "full", "gather", "iota", "load", "max", "maximum", "min", "minimum", "normal_axis", "prefetch", "prod", "program_id",
+    "range", "reduce", "reshape", "scatter", "select", "size", "slice", "splat", "static_range", "store", "sum", "tile_function",
+    "tracing", "transpose", "view", "where", "while_loop", "zeros",
     *sorted(n for n in POINTWISE if n not in ("select", "convert", "bitcast", "minimum", "maximum")),
 ]

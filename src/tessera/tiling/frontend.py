@@ -21,13 +21,13 @@ import sysconfig
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..errors import KernelError, is_internal
+from ..errors import KernelError
+from ..errors.frames import is_internal
 from ..ir import interpret_tile
-from ..ir.core import Block, BufferType, Builder, Function, Loc, Op, TensorType, Value
+from ..ir.core import Function, Loc, Op, TensorType, Value
 from ..types.dims import Dim
 from ..types.shapes import unify
 from .control import TileRange
@@ -42,8 +42,7 @@ internal(__file__)
 Launcher = Callable[[Function, list[np.ndarray[Any, Any]], dict[str, int]], None]
 
 LAUNCHER: Launcher | None = None
-"""Runs a Tile function on arrays, in place; set by the runtime.  None: compiled as a program of one kernel call, where there
-is a compiler, else the tile interpreter."""
+"""Runs a Tile function on arrays, in place; None: the compiler, where there is one, else the tile interpreter."""
 
 DEFAULT_TILES = {"M": 64, "N": 64, "K": 64}
 
@@ -86,7 +85,7 @@ class KernelMachinery(Machinery):
             return False
         prog.grid_loop = number
         total = items.hi.dim if isinstance(items.hi, SizeValue) else int(items.hi)
-        assert items.key is not None
+        assert items.key is not None and total is not None
         body(items.item(prog.window(items.key, total, items.step)))
         return True
 
@@ -149,7 +148,7 @@ class Kernel:
             fn = fn.function
         if not isinstance(fn, types.FunctionType):
             raise KernelError(f"a kernel is a plain `def` function, not a {type(fn).__name__}")
-        self.function = fn
+        self.function: types.FunctionType = fn
         self.tiles = {**DEFAULT_TILES, **(tiles or {})}
         self._declared: Declared | None = None
         self._built: dict[Any, Built] = {}
@@ -397,29 +396,9 @@ def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, i
     if LAUNCHER is not None:
         LAUNCHER(fn, buffers, sizes)
     elif eager.COMPILER is not None:
-        run = _PROGRAMS.get(fn)
-        if run is None:
-            run = _PROGRAMS[fn] = eager.compile_graph(_one_call(fn))
-        for i, result in zip(fn.attrs["writes"], run(buffers), strict=True):
-            np.copyto(buffers[i], result)
+        eager.COMPILER.launch(fn, buffers)
     else:
         interpret_tile.run(fn, buffers, sizes)
-
-
-_PROGRAMS: WeakKeyDictionary[Function, Callable[[list[Any]], Sequence[Any]]] = WeakKeyDictionary()
-
-
-def _one_call(fn: Function) -> Function:
-    """A Graph function of one ``kernel_call``."""
-    params = [(a.name, TensorType(a.type.dtype, a.type.shape)) for a in fn.args if isinstance(a.type, BufferType)]
-    graph = Function(fn.name, "graph", Block([t for _, t in params], [n for n, _ in params]))
-    results = [params[i][1] for i in fn.attrs["writes"]]
-    b = Builder(graph.body)
-    call = b.op("kernel_call", graph.args, results, {"callee": fn.name, "writes": fn.attrs["writes"]})
-    b.op("return", call.results)
-    graph.functions = {fn.name: fn}
-    graph.attrs = {"effects": (), "sizes": fn.attrs["sizes"], "captured": 0, "constraints": ()}
-    return graph
 
 
 def _enter(functions: dict[str, Function], fn: Function) -> str:
@@ -455,7 +434,9 @@ def _depends(store: Op, axis: int) -> bool:
 
 def tiles_of(schedule: Any) -> dict[str, int]:
     """``tile_m``, ``tile_n``, ``tile_k`` of a mapping or a schedule object, as a kernel's configuration."""
-    get = schedule.get if isinstance(schedule, Mapping) else lambda k: getattr(schedule, k, None)
+    def get(k: str) -> Any:
+        return schedule.get(k) if isinstance(schedule, Mapping) else getattr(schedule, k, None)
+
     everywhere = get("tile_size")
     out = {}
     for short, long in (("M", "tile_m"), ("N", "tile_n"), ("K", "tile_k")):

@@ -462,7 +462,7 @@ def mean(x: Any, axis: int) -> TileValue:
 # -- softmax -----------------------------------------------------------------------------------------------------------
 def _decay(old: TileValue, new: TileValue) -> TileValue:
     """``exp(old - new)``, 0 where nothing has been seen yet."""
-    return where(old == float("-inf"), 0.0, dsl.exp(old - where(new == float("-inf"), 0.0, new)))  # type: ignore[attr-defined]
+    return where(old == float("-inf"), 0.0, dsl.exp(old - where(new == float("-inf"), 0.0, new)))
 
 
 def _rows(x: Any) -> TileValue:
@@ -483,7 +483,7 @@ def online_softmax(scores: Any, m: Any, l: Any) -> tuple[TileValue, TileValue, T
     """
     s, old, total = masked(as_value(scores), float("-inf"), (1,)), _rows(m), _rows(l)
     new = dsl.maximum(old, _rows(dsl.reduce(s, 1, "max")))
-    p = dsl.exp(s - where(new == float("-inf"), 0.0, new))  # type: ignore[attr-defined]
+    p = dsl.exp(s - where(new == float("-inf"), 0.0, new))
     if p.meta is not None:  # exp(-inf) is 0
         p.meta = Meta({a: Edge(e.total, e.start, a == 1) for a, e in p.meta.edges.items()})
     out = total * _decay(old, new) + dsl.reduce(p, 1, "add")

@@ -316,8 +316,9 @@ class Window(Operators):
 
     def load(self, extents: Sequence[int | None] | None = None, fill: Any = 0, mask: Any = None) -> TileValue:
         """The window as a tile; lanes outside the tensor are ``fill``."""
-        return self._access(self.placed(extents), lambda off, shape, axes, check: dsl.load(
+        out: TileValue = self._access(self.placed(extents), lambda off, shape, axes, check: dsl.load(
             self.param.buffer, off, shape, axes=axes, check=check, fill=fill, mask=mask), zero=not fill)
+        return out
 
     def store(self, value: TileValue, mask: Any = None) -> None:
         """Write a tile; lanes outside the tensor are skipped."""
@@ -330,7 +331,10 @@ class Window(Operators):
         offsets: list[Any] = [0] * self.param.buffer.rank
         for a, at in self.param.outer():
             offsets[a] = at
-        shape, axes, check, edges = [], [], [], {}
+        shape: list[int] = []
+        axes: list[int] = []
+        check: list[int] = []
+        edges: dict[int, Edge] = {}
         for part, start, extent in placed:
             offsets[part.axis] = start
             if part.single:

@@ -184,7 +184,7 @@ class _Fitter:
             return dsl.broadcast_to(self.ssa[op.operands[0]], shape)
         if op.name == "iota":
             axis = op.attrs.get("axis", 0)
-            return dsl.iota(shape, axis) + at[axis]
+            return dsl.add(dsl.iota(shape, axis), at[axis])
         return self.moved(op, at, shape)
 
     def moved(self, op: Op, at: Sequence[Any], shape: tuple[int, ...]) -> TileValue:
@@ -243,13 +243,13 @@ class _Fitter:
     def copy(self, op: Op) -> None:
         """A small op as it is; its result also goes to memory where pieces of it are read."""
         prog = self.prog
-        if op.name == "alloc":
-            self.ssa[op.result] = Buffer(prog.builder.op("alloc", (), (op.result.type,), op.attrs, loc=op.loc).result)
-            return
         made = prog.builder.op(op.name, [self.ssa[v].value for v in op.operands], [r.type for r in op.results], op.attrs, loc=op.loc)
         for r, n in zip(op.results, made.results, strict=True):
             n.name = r.name
-            self.define(r, TileValue(n))
+            if isinstance(r.type, BufferType):
+                self.ssa[r] = Buffer(n)
+            else:
+                self.define(r, TileValue(n))
 
     def define(self, v: Value, new: TileValue) -> None:
         self.ssa[v] = new

@@ -388,7 +388,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Yield(self, e: ast.Yield) -> Any:
         self.fail(e, "`yield` is not supported in a kernel", hints=["store results with tile.store"])
 
-    visit_YieldFrom = visit_Await = visit_Yield
+    visit_YieldFrom = visit_Await = visit_Yield  # type: ignore[assignment]
 
     def visit_ClassDef(self, s: ast.ClassDef) -> Any:
         return self._python_only(s, "class", False)
@@ -396,7 +396,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Try(self, s: ast.Try) -> Any:
         return self._python_only(s, "try", True)
 
-    visit_TryStar = visit_Try
+    visit_TryStar = visit_Try  # type: ignore[assignment]
 
     def visit_With(self, s: ast.With) -> Any:
         return self._python_only(s, "with", True)
@@ -404,7 +404,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Import(self, s: ast.Import | ast.ImportFrom) -> Any:
         return self._python_only(s, "import", False)
 
-    visit_ImportFrom = visit_Import
+    visit_ImportFrom = visit_Import  # type: ignore[assignment]
 
     def _python_only(self, s: ast.stmt, what: str, inside: bool) -> Any:
         """Statements that metaprograms may use, but users' kernels not: they would run once, while the kernel is built."""
