@@ -228,3 +228,16 @@ def test_a_failed_check_is_reported_with_its_value() -> None:
     with pytest.raises(CheckFailed, match="index 9 is out of bounds for axis 0 with size 4"):
         interpret(fn, [np.arange(4, dtype=np.float32), np.array([1, 9]), out])
     assert out.tolist() == [1.0, 3.0]
+
+
+def test_a_chain_of_any_length_is_scheduled() -> None:
+    lines = [f"%v{k + 1} = sin(%v{k}) : f32[8]" if k % 3 else f"%v{k + 1} = add(%v{k}, %v0) : f32[8]" for k in range(600)]
+    fn = check("graph @f(%v0: f32[8]) {\n" + "\n".join(lines) + "\nreturn(%v600)\n}", tolerance=1e-4)
+    assert len(launches(fn)) < 30
+
+
+def test_a_value_that_doubles_at_every_step_is_not_unfolded() -> None:
+    lines = [f"%v{k + 1} = add(%v{k}, %w{k}) : f32[8]\n%w{k + 1} = mul(%v{k}, %w{k}) : f32[8]" for k in range(60)]
+    head = "%w0 = sin(%v0) : f32[8]"
+    fn = check("graph @f(%v0: f32[8]) {\n" + head + "\n" + "\n".join(lines) + "\n%z = tanh(%v60) : f32[8]\nreturn(%z)\n}", tolerance=1e-3)
+    assert len(launches(fn)) < 10

@@ -203,3 +203,13 @@ def test_a_layer_wired_differently_is_not_merged() -> None:
 def test_optimize_keeps_the_meaning() -> None:
     fn = layers(4)
     agree(fn, optimize(fn), 1e-4)
+
+
+def test_chains_of_elementwise_ops_are_not_outlined() -> None:
+    def f(x: object) -> object:
+        for _ in range(20):
+            x = ts.tanh(ts.sin(x) * 2.0 + 1.0) * ts.cos(x) - ts.abs(x)  # type: ignore[operator, arg-type]
+        return x
+
+    fn = traced(f, (4,))
+    assert outline_layers(fn) is fn

@@ -29,6 +29,7 @@ from .summary import EXPENSIVE, Summaries, Summary, axis_name
 
 MAX_BUFFERS = 14  # operands of one kernel
 REPEATED = 3  # cycles of an operand of a contraction that are worth a buffer
+MAX_DEPTH = 56  # ops of the longest chain in one kernel
 MAX_VISITS = 400  # (value, index) pairs of one kernel
 
 
@@ -98,12 +99,13 @@ class Fusion:
         users: the ops that use a value (``return`` and ``yield`` included).
         ready: True for values in memory.
         elementwise: ops to be computed by their element rule although they have a template.
+        weights: what :meth:`weight` has found so far, shared with the blocks around.
     """
 
     def __init__(self, users: dict[Value, list[Op]], ready: Callable[[Value], bool], summaries: Summaries,
-                 elementwise: set[Op]):
+                 elementwise: set[Op], weights: dict[Value, tuple[int, int]]):
         self.users, self.ready, self.summaries, self.elementwise = users, ready, summaries, elementwise
-        self.weights: dict[Value, tuple[int, int]] = {}
+        self.weights = weights
 
     def fusable(self, op: Op) -> bool:
         """As the function of that name; also ops whose template turned out not to fit."""
@@ -164,6 +166,8 @@ class Fusion:
         seen[index] = c
         if sum(map(len, p.visits.values())) > MAX_VISITS:
             raise Materialise(self._deepest_shared(p, v))
+        if c.depth > MAX_DEPTH:
+            raise Materialise(v)
         if v.op is None or not self.fusable(v.op):
             raise Materialise(v)
         s = self.summaries[v.op]
@@ -180,7 +184,7 @@ class Fusion:
         env = {axis_name(k): e for k, e in enumerate(index)}
         p.ranges.update(s.ranges)
         for a in s.accesses:
-            below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic)
+            below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic, depth=c.depth + 1)
             source = v.op.operands[a.operand]
             if below.reduced or below.guarded or below.dynamic:
                 below = replaced(below, path=(*c.path, source), contracted=c.contracted or v.op.name == "dot_general")
@@ -336,6 +340,7 @@ class Context:
     guarded: bool = False
     dynamic: bool = False
     contracted: bool = False  # inside a product computed element by element
+    depth: int = 0
     path: tuple[Value, ...] = ()
 
 

@@ -27,6 +27,8 @@ from .summary import Summaries
 
 Launch = Callable[["BlockScheduler", Op], None]
 
+MERGED = 80  # values of a kernel that computes several roots
+
 # Graph op -> how it becomes launches; ops that are not here follow their stanza (template, external, element).
 LAUNCHES: dict[str, Launch] = {}
 
@@ -64,6 +66,7 @@ class Program:
     functions: dict[str, Function] = field(default_factory=dict)
     elementwise: set[Op] = field(default_factory=set)
     loops: list[str] = field(default_factory=list)
+    weights: dict[Value, tuple[int, int]] = field(default_factory=dict)
     counter: int = 0
 
     def site(self, op: Op, message: str) -> int:
@@ -96,7 +99,10 @@ class BlockScheduler:
         self.done: set[Op] = set()
         self.donated: set[Value] = set()  # parameters whose memory may be overwritten
         self.order = {op: k for k, op in enumerate(block.ops)}
-        self.fusion = Fusion(self.users, self.ready, program.summaries, program.elementwise)
+        self.fusion = Fusion(self.users, self.ready, program.summaries, program.elementwise, program.weights)
+        for op in block.ops:  # operands first, so that the weights of long chains need no recursion
+            if op.results and self.fusion.fusable(op):
+                self.fusion.weight(op.results[0])
         self._spread_homes()
 
     # -- memory --------------------------------------------------------------------------------------------------------
@@ -233,7 +239,7 @@ class BlockScheduler:
                 self.hidden -= outputs
             if any(self.position.get(x, -1) >= at for x in both.leaves) or not outputs <= {*both.roots, *both.side}:
                 continue
-            if len(both.leaves) + len(both.roots) + len(both.side) <= 12:
+            if len(both.leaves) + len(both.roots) + len(both.side) <= 12 and len(both.visits) <= MERGED:
                 return at, both
         return None
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..ir.core import Block, Builder, Function, Op, Value
 from ..ir.core import uses as uses_of
+from ..ops.table import OPS
 from .cleanup import eliminate_dead_code
 from .rewriting import key_of
 
@@ -107,7 +108,7 @@ class _Layers:
         self.fn, self.ops, self.s, self.users = fn, ops, s, users
         self.layers = [ops[s.start + k * s.period:s.start + (k + 1) * s.period] for k in range(s.count)]
         self.inputs: list[list[Value]] = []
-        self.regular = self._wire()
+        self.regular = any(_heavy(op) for op in self.layers[0]) and self._wire()
 
     def _wire(self) -> bool:
         wiring = None
@@ -173,6 +174,12 @@ class _Layers:
         sizes = [n for n in self.fn.attrs.get("sizes", ()) if any(n in _names(a) for a in layer.args)]
         layer.attrs = {"effects": (), "sizes": tuple(sizes), "captured": 0, "constraints": ()}
         return layer
+
+
+def _heavy(op: Op) -> bool:
+    """True for products and the like: layers without any would lose more by not being fused than a call saves."""
+    rule = OPS.get(op.name)
+    return rule is not None and (rule.template is not None or rule.facts.get("template") is not None)
 
 
 def _users(fn: Function) -> dict[Value, list[Op]]:
