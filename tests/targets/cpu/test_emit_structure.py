@@ -291,6 +291,24 @@ def test_control_flow() -> None:
     check(text, [f32(320), f32(320), np.zeros(4, np.int64)], {"N": 320})
 
 
+@pytest.mark.parametrize("unroll", ["3", "true"])
+def test_unrolled_loops(unroll: str) -> None:
+    text = f"""tile @unrolled(%x: buf<f32[7, 20]>, %o: buf<f32[20]>) with {{grid = (), sizes = (), writes = (1,)}} {{
+      %z = constant() {{value = 0}} : int64
+      %one = constant() {{value = 1}} : int64
+      %n = constant() {{value = 7}} : int64
+      %t0 = load(%o, %z) : tile<f32[20]>
+      %s = for(%z, %n, %one, %t0) {{unroll = {unroll}}} do(%i: int64, %acc: tile<f32[20]>) {{
+        %t = load(%x, %i, %z) : tile<f32[20]>
+        %u = fma(%t, %acc, %t) : tile<f32[20]>
+        yield(%u)
+      }} : tile<f32[20]>
+      store(%o, %z, %s)
+      return()
+    }}"""
+    check(text, [f32(7, 20), f32(20)])
+
+
 def test_scratch_gather_and_scatter() -> None:
     text = """tile @scatters(%x: buf<f32[50]>, %i: buf<int64[40]>, %m: buf<bool[40]>, %o: buf<f32[40]>, %p: buf<f32[50]>, %q: buf<bool[50]>)
       with {grid = (), sizes = (), writes = (3, 4, 5)} {

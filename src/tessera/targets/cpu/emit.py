@@ -125,10 +125,13 @@ class _Kernel:
             rest = quotient
         return [rest, *reversed(out)]
 
-    def _loop_metadata(self, unroll: int | None) -> str:
-        """Loops are unrolled where the program says so and nowhere else."""
+    def _loop_metadata(self, unroll: int | bool | None) -> str:
+        """Loops are unrolled where the program says so (a count, or True for all of it) and nowhere else."""
         n = len(self.metadata)
-        what = f'!{{!"llvm.loop.unroll.count", i32 {unroll}}}' if unroll else '!{!"llvm.loop.unroll.disable"}'
+        if unroll is True:
+            what = '!{!"llvm.loop.unroll.full"}'
+        else:
+            what = f'!{{!"llvm.loop.unroll.count", i32 {unroll}}}' if unroll else '!{!"llvm.loop.unroll.disable"}'
         self.metadata += [f"!{n} = distinct !{{!{n}, !{n + 1}}}", f"!{n + 1} = {what}"]
         return f", !llvm.loop !{n}"
 
@@ -648,7 +651,7 @@ class _Kernel:
         more = w.let(f"icmp slt i64 {following}, {hi}")
         last = w.label
         unroll = op.attrs.get("unroll")
-        w.line(f"br i1 {more}, label %{loop}, label %{done}{self._loop_metadata(int(unroll) if unroll else None)}")
+        w.line(f"br i1 {more}, label %{loop}, label %{done}{self._loop_metadata(unroll)}")
         self._write_phis(at, [(index, "i64"), *phis], [([lo, *first], before), ([following, *after], last)])
         w.start(done)
         at = self._reserve()
