@@ -116,6 +116,12 @@ MOMENTS = """sched @f(%x: buf<f32[B, 100]>, %o: buf<f32[B]>, %p: buf<f32[B]>) wi
 }"""
 
 
+def test_first_pass_over_a_long_row_asks_for_lines_ahead() -> None:
+    program = str(lowered(sched(SOFTMAX.format(n=4096, lanes=64, sizes='"B",'))))
+    assert program.count("prefetch(") == 4  # the maximum's loop; the row is in the cache afterwards
+    assert "prefetch(" not in str(lowered(sched(SOFTMAX.format(n=128, lanes=64, sizes='"B",'))))
+
+
 def test_independent_reductions_share_one_pass() -> None:
     assert str(lowered(sched(MOMENTS))).count("load(") == 2  # one whole tile, one masked
     x = randn(5, 100)

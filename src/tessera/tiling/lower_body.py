@@ -64,7 +64,7 @@ class Body:
         self._values: list[dict[Value, Value]] = [{}]
         self.streaming = False
         self._fetched: set[Value] = set()  # buffers that finished streams asked for
-        self._now_fetched: set[Value] = set()
+        self._asked: set[tuple[Value, Int]] = set()  # (buffer, offset) of the loads that came with a request
 
     # -- values ----------------------------------------------------------------------------------------------------------
     def value(self, v: Value) -> Value:
@@ -198,9 +198,9 @@ class Body:
     def _fetch_ahead(self, buf: Value, at: Int, t: TileType) -> None:
         """In a pass that streams through memory, ask for the lines that a later iteration reads; later passes over the
         same row find it in the cache."""
-        if not self.streaming or buf in self._fetched:
+        if not self.streaming or buf in self._fetched or (buf, at) in self._asked:
             return
-        self._now_fetched.add(buf)
+        self._asked.add((buf, at))
         line = max(1, 64 // t.dtype.itemsize)
         for k in range(0, t.size, line):
             self.e.effect("prefetch", [buf, self.e.index(self.e.add(at, AHEAD // t.dtype.itemsize + k))])
@@ -212,7 +212,7 @@ class Body:
         yield
         self.streaming = saved
         if not saved:
-            self._fetched |= self._now_fetched
+            self._fetched |= {buf for buf, _ in self._asked}
 
     def _short_stride(self, size: DimLike, uniform: DimLike, moving: Mapping[Any, DimLike], ctx: Context) -> tuple[int, int]:
         """(stride, remainder) of an access that takes every 2nd to 4th element, and whole groups of them lie in the

@@ -100,8 +100,12 @@ class Loops(Body):
         return self.e.loop(0, self.e.size(loop.extent), 1, carried, step)
 
     def lanes(self, loop: Loop, lo: Int, hi: Int, width: int, tail: int, ops: Sequence[Op], ctx: Context,
-              carried: Sequence[Value], body: Callable[[Context, list[Value]], Sequence[Value]]) -> list[Value]:
-        """``loop`` from lo to hi on lanes: whole tiles of ``width``, then the rest in masked tiles of ``tail`` lanes."""
+              carried: Sequence[Value], body: Callable[[Context, list[Value]], Sequence[Value]],
+              stream: bool = False) -> list[Value]:
+        """``loop`` from lo to hi on lanes: whole tiles of ``width``, then the rest in masked tiles of ``tail`` lanes.
+
+        ``stream``: a pass over much memory that writes little, which gains from asking for lines ahead.
+        """
         e = self.e
         self.hoist(ops, frozenset((loop.name,)), ctx)
         n = e.sub(hi, lo)
@@ -118,7 +122,8 @@ class Loops(Body):
                     return body(replace(ctx, axes=(Axis(loop.name, base, extent),), tail=mask), accs)
             return run
 
-        carried = e.loop(lo, whole, width, carried, step(width, False))
+        with self.stream(stream):
+            carried = e.loop(lo, whole, width, carried, step(width, False))
         rest = hi - whole if isinstance(hi, int) and isinstance(whole, int) else None
         if rest is not None and rest % tail == 0:
             return e.loop(whole, hi, tail, carried, step(tail, False))
@@ -337,7 +342,8 @@ class Loops(Body):
             return out
 
         def row(at: Context, accs: list[Value]) -> Sequence[Value]:
-            return self.lanes(lane, 0, self.e.size(lane.extent), width, count, inner, at, accs, body)
+            long = not isinstance(lane.extent, int) or lane.extent >= 4 * width
+            return self.lanes(lane, 0, self.e.size(lane.extent), width, count, inner, at, accs, body, stream=long)
 
         def turned(at: Context, carried: list[Value]) -> Sequence[Value]:
             return self._turned_row(lane, carried[0], count, inner, at, carried[1:], body)
