@@ -238,6 +238,34 @@ def test_mma_in_place_and_matmul_with_an_output():
         assert np.allclose(c, a @ b, atol=1e-4)
 
 
+@pytest.mark.parametrize("n", [5, 64, 70, 130])
+def test_products_of_axes_that_share_a_name(n):
+    @kernel
+    def square(A: Tile["N", "N", f32], B: Tile["N", "N", f32], C: Tile["N", "N", f32]):
+        tile.store(C, tile.mma(tile.load(A, shape=(32, 16)), tile.load(B, shape=(16, 32))))
+
+    @kernel
+    def gram(A: Tile["M", "K", f32], B: Tile["K", "M", f32], C: Tile["M", "M", f32]):
+        tile.store(C, tile.mma(tile.load(A, shape=(32, 16)), tile.load(B, shape=(16, 32))))
+
+    a, b, c = rand(n, n), rand(n, n, seed=1), np.zeros((n, n), np.float32)
+    square(a, b, c)
+    assert np.allclose(c, a @ b, atol=1e-4)
+    a, b, c = rand(n, 19), rand(19, n, seed=1), np.zeros((n, n), np.float32)
+    gram(a, b, c)
+    assert np.allclose(c, a @ b, atol=1e-4)
+
+
+def test_transposed_windows():
+    @kernel
+    def transpose(X: Tile["M", "N", f32], O: Tile["N", "M", f32]):
+        tile.store(O, tile.load(X, shape=(16, 16)).T)
+
+    x, o = rand(37, 21), np.zeros((21, 37), np.float32)
+    transpose(x, o)
+    assert np.array_equal(o, x.T)
+
+
 # -- elementwise and reductions --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", SIZES)
 def test_elementwise_of_whole_parameters(n):

@@ -234,6 +234,20 @@ def test_a_window_of_two_extents_along_one_axis():
     assert "the axis N is walked in windows of 16 and of 32" in str(failing(k, zeros(8), zeros(8)))
 
 
+def test_tiles_that_follow_different_axes():
+    @kernel
+    def stored(X: Tile["M", "N", f32], O: Tile["N", "M", f32]):
+        tile.store(O, tile.load(X, shape=(16, 16)))
+
+    @kernel
+    def added(X: Tile["M", "N", f32], Y: Tile["N", "M", f32], O: Tile["M", "N", f32]):
+        tile.store(O, tile.load(X, shape=(16, 16)) + tile.load(Y, shape=(16, 16)))
+
+    e = failing(stored, zeros(32, 48), zeros(48, 32))
+    assert "axis 0 of the tile follows M, and of 'O' it follows N" in str(e) and line(e).startswith("tile.store(O")
+    assert "along axis 0 one operand follows M, the other N" in str(failing(added, zeros(32, 48), zeros(48, 32), zeros(32, 48)))
+
+
 def test_registers_and_shared_memory():
     @kernel
     def unfilled(O: Tile["N", f32]):

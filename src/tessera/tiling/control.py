@@ -169,7 +169,7 @@ class Carry:
             old = cast(TileValue(block.args[len(block.args) - len(self.dynamic) + k], meta=self.metas[k]), got.type, self.names[i], "")
             leaves[i] = _HOOKS["keep"](got, old, tuple(moving))
         edges = {a: e.unknown() for a, e in got.meta.edges.items() if a not in moving}
-        meta = Meta({**(self.metas[k].edges if self.metas[k] else {}), **edges}, got.meta.rows)  # type: ignore[union-attr]
+        meta = Meta({**(self.metas[k].edges if self.metas[k] else {}), **edges}, got.meta.rows, got.meta.walks)  # type: ignore[union-attr]
         if meta.same(self.metas[k]) or (not meta.edges and not meta.rows):
             return False
         self.metas[k] = meta

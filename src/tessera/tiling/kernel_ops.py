@@ -422,7 +422,7 @@ def reduce(x: Any, axis: int, combine: str = "add", keepdims: bool = False) -> T
         v = masked(v, _identity(combine, v), (k,))
     out = dsl.reduce(v, k, combine, keepdims)
     if out.rank == 1 and v.rank == 2 and k == 1:
-        out.meta = Meta(out.meta.edges if out.meta is not None else None, rows=True)
+        out.meta = Meta(out.meta.edges if out.meta else None, True, out.meta.walks if out.meta else None)
     return out
 
 
@@ -468,7 +468,7 @@ def _decay(old: TileValue, new: TileValue) -> TileValue:
 def _rows(x: Any) -> TileValue:
     """A rank-1 tile that stands for the rows of a matrix."""
     v = as_value(x)
-    return TileValue(v.value, v.const, v.dim, Meta(v.meta.edges if v.meta is not None else None, rows=True))
+    return TileValue(v.value, v.const, v.dim, Meta(v.meta.edges if v.meta else None, True, v.meta.walks if v.meta else None))
 
 
 def online_softmax(scores: Any, m: Any, l: Any) -> tuple[TileValue, TileValue, TileValue]:
@@ -485,7 +485,7 @@ def online_softmax(scores: Any, m: Any, l: Any) -> tuple[TileValue, TileValue, T
     new = dsl.maximum(old, _rows(dsl.reduce(s, 1, "max")))
     p = dsl.exp(s - where(new == float("-inf"), 0.0, new))
     if p.meta is not None:  # exp(-inf) is 0
-        p.meta = Meta({a: Edge(e.total, e.start, a == 1) for a, e in p.meta.edges.items()})
+        p.meta = Meta({a: Edge(e.total, e.start, a == 1) for a, e in p.meta.edges.items()}, walks=p.meta.walks)
     out = total * _decay(old, new) + dsl.reduce(p, 1, "add")
     return _rows(new), _rows(out), p
 

@@ -8,7 +8,7 @@ reductions and products leave them out, and stores skip them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ..ir.core import BufferType, Value
 from ..ir.tile import POINTWISE
@@ -33,6 +33,7 @@ from .values import (
 )
 
 internal(__file__)
+A = TypeVar("A")
 
 
 class Demand(Exception):
@@ -324,7 +325,14 @@ class Window(Operators):
         """Write a tile; lanes outside the tensor are skipped."""
         open_ = [p for p in self.parts if not p.single]
         value = _fit(value, [p.extent if p.start is not None else None for p in open_], repr(self))
-        self._access(self.placed(value.shape), lambda off, shape, axes, check: dsl.store(
+        placed = self.placed(value.shape)
+        for axis, part in enumerate(open_):
+            here = value.meta.walks.get(axis) if value.meta is not None else None
+            if here is not None and part.start is None and here != self.key(part):
+                fail(f"axis {axis} of the tile follows {plain(here)}, and of {self.param.name!r} it follows {plain(self.key(part))}",
+                     sentence="Each program would write its tile to the place of another.",
+                     hints=["transpose the tile", "give explicit positions: tile.load(A, (i, j), shape=…)"])
+        self._access(placed, lambda off, shape, axes, check: dsl.store(
             self.param.buffer, off, _same_shape(value, shape, repr(self)), axes=axes, check=check, mask=mask))
 
     def _access(self, placed: list[tuple[Part, Any, int]], emit: Any, zero: bool = False) -> Any:
@@ -335,10 +343,13 @@ class Window(Operators):
         axes: list[int] = []
         check: list[int] = []
         edges: dict[int, Edge] = {}
+        walks: dict[int, str] = {}
         for part, start, extent in placed:
             offsets[part.axis] = start
             if part.single:
                 continue
+            if part.start is None and self.key(part) in program().windows:
+                walks[len(shape)] = self.key(part)
             total = self.total(part)
             if not _inside(start, extent, total):
                 check.append(part.axis)
@@ -346,8 +357,8 @@ class Window(Operators):
             shape.append(extent)
             axes.append(part.axis)
         out = emit(offsets, tuple(shape), tuple(axes), tuple(check))
-        if isinstance(out, TileValue) and edges:
-            out.meta = Meta(edges)
+        if isinstance(out, TileValue) and (edges or walks):
+            out.meta = Meta(edges, walks=walks)
         return out
 
     def __repr__(self) -> str:
@@ -506,7 +517,7 @@ class Register(Operators):
                  expected=f"a tile of shape {list(self.shape)}", received=str(v.type))
         v = dsl.broadcast_to(v, self.shape)
         meta = v.meta or Meta()
-        self.value = TileValue(v.value, v.const, v.dim, Meta(meta.edges, len(self.shape) == 1))
+        self.value = TileValue(v.value, v.const, v.dim, Meta(meta.edges, len(self.shape) == 1, meta.walks))
 
     def __repr__(self) -> str:
         return f"<register {self.dtype}{list(self.shape)}>"
@@ -586,7 +597,8 @@ def masked(x: TileValue, fill: Any, axes: Sequence[int] | None = None) -> TileVa
     out = dsl.where(p, x, fill)
     assert x.meta is not None
     done = x.meta.edges if axes is None else axes
-    out.meta = Meta({a: Edge(e.total, e.start, not fill) if a in done else e.unknown() for a, e in x.meta.edges.items()}, x.meta.rows)
+    edges = {a: Edge(e.total, e.start, not fill) if a in done else e.unknown() for a, e in x.meta.edges.items()}
+    out.meta = Meta(edges, x.meta.rows, x.meta.walks)
     return out
 
 
@@ -597,7 +609,7 @@ def _keep(new: TileValue, old: TileValue | None, axes: Sequence[int]) -> TileVal
         return new
     out = dsl.where(p, new, 0 if old is None else old)
     assert new.meta is not None
-    out.meta = Meta({a: e for a, e in new.meta.edges.items() if a not in axes}, new.meta.rows)
+    out.meta = Meta({a: e for a, e in new.meta.edges.items() if a not in axes}, new.meta.rows, new.meta.walks)
     return out
 
 
@@ -617,40 +629,64 @@ _KEEPS_ZERO = frozenset({"convert", "neg", "abs", "reshape", "transpose", "slice
 def _propagate(name: str, operands: Sequence[Any], attrs: Any, out: TileValue) -> None:
     """Give the result of an op what is known about its operands."""
     tiles = [v for v in operands if isinstance(v, TileValue)]
-    first = tiles[0].meta if tiles else None
-    rows = False
+    metas = [v.meta for v in tiles]
+    first, rows = metas[0] if metas else None, False
+    edges: dict[int, Edge] = {}
+    walks: dict[int, str] = {}
     if name in POINTWISE:
-        edges = merge_edges([v.meta for v in tiles])
-        rows = any(v.meta is not None and v.meta.rows for v in tiles)
+        edges, walks = merge_edges(metas), _merge_walks(metas)
+        rows = any(m is not None and m.rows for m in metas)
     elif name == "dot":
-        edges = {k: m.edges[k] for k, v in ((0, tiles[0]), (1, tiles[1])) if (m := v.meta) is not None and k in m.edges}
+        for axis, m in ((0, metas[0]), (1, metas[1])):
+            if m is not None:
+                edges.update({axis: m.edges[axis]} if axis in m.edges else {})
+                walks.update({axis: m.walks[axis]} if axis in m.walks else {})
     elif name == "concat":
-        edges = {a: e for a, e in merge_edges([v.meta for v in tiles]).items() if a != attrs.get("axis", 0)}
+        gone = attrs.get("axis", 0)
+        edges = {a: e for a, e in merge_edges(metas).items() if a != gone}
+        walks = {a: w for a, w in _merge_walks(metas).items() if a != gone}
     elif first is not None:
         edges = _moved(name, first.edges, tiles[0].shape, out.shape, attrs or {})
-    else:
-        edges = {}
+        walks = _moved(name, first.walks, tiles[0].shape, out.shape, attrs or {})
+    if name == "slice":
+        edges = {a: Edge(e.total, e.start + attrs["starts"][a], e.zero) for a, e in edges.items()}
+        walks = {a: w for a, w in walks.items() if tiles[0].shape[a] == out.shape[a]}
     if name not in _KEEPS_ZERO:
         edges = {a: e.unknown() for a, e in edges.items()}
-    if edges or rows:
-        out.meta = Meta(edges, rows and out.rank == 1)
+    if edges or rows or walks:
+        out.meta = Meta(edges, rows and out.rank == 1, walks)
 
 
-def _moved(name: str, edges: dict[int, Edge], before: tuple[int, ...], after: tuple[int, ...], attrs: Any) -> dict[int, Edge]:
-    """The edges of a tile after its axes moved."""
+def _merge_walks(metas: Sequence[Meta | None]) -> dict[int, str]:
+    """The axes that all operands follow.
+
+    Raises:
+        KernelError: two operands follow different ones.
+    """
+    out: dict[int, str] = {}
+    for m in metas:
+        for axis, key in (m.walks if m is not None else {}).items():
+            if out.setdefault(axis, key) != key:
+                fail(f"along axis {axis} one operand follows {plain(out[axis])}, the other {plain(key)}",
+                     hints=["transpose one operand", "give explicit positions: tile.load(A, (i, j), shape=…)"])
+    return out
+
+
+def _moved(name: str, edges: dict[int, A], before: tuple[int, ...], after: tuple[int, ...], attrs: Any) -> dict[int, A]:
+    """What is known of a tile's axes, after they moved."""
     if name == "broadcast":
         return {a: e for a, e in edges.items() if before[a] == after[a]}
     if name == "transpose":
         return {k: edges[a] for k, a in enumerate(attrs["perm"]) if a in edges}
     if name == "slice":
-        return {a: Edge(e.total, e.start + attrs["starts"][a], e.zero) for a, e in edges.items()}
+        return dict(edges)
     if name == "reduce":
         return {a - (a > attrs["axis"]): e for a, e in edges.items() if a != attrs["axis"]}
     if name == "reshape":
         old, new = [a for a, n in enumerate(before) if n != 1], [a for a, n in enumerate(after) if n != 1]
         if [before[a] for a in old] == [after[a] for a in new]:
             return {n: edges[o] for o, n in zip(old, new, strict=True) if o in edges}
-        if edges:
+        if any(isinstance(e, Edge) for e in edges.values()):
             fail(f"a tile with a ragged edge cannot be reshaped from {list(before)} to {list(after)}",
                  hints=["reshape only inserts or removes axes of extent 1 here", "use tensors whose sizes are multiples of the tile's"])
     return {}

@@ -290,12 +290,13 @@ class Meta:
     Attributes:
         edges: axis -> where data ends along it.
         rows: a rank-1 tile that holds one value for each row of a matrix: it broadcasts along the last axis.
+        walks: axis -> which axis of the kernel's parameters the program's window follows there.
     """
 
-    __slots__ = ("edges", "rows")
+    __slots__ = ("edges", "rows", "walks")
 
-    def __init__(self, edges: Mapping[int, Edge] | None = None, rows: bool = False):
-        self.edges, self.rows = dict(edges or {}), rows
+    def __init__(self, edges: Mapping[int, Edge] | None = None, rows: bool = False, walks: Mapping[int, str] | None = None):
+        self.edges, self.rows, self.walks = dict(edges or {}), rows, dict(walks or {})
 
     def same(self, other: Meta | None) -> bool:
         if other is None:
