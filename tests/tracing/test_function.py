@@ -488,7 +488,7 @@ def test_effects_are_inferred_and_checked():
     with ts.effects.suspend("random"):
         with pytest.raises(errors.EffectError, match="suspend"):
             ts.random.uniform(2)
-        with pytest.raises(errors.EffectError, match="'lambda' has the effect random, which effects.suspend"):
+        with pytest.raises(errors.EffectError, match=r"'lambda' has the effect random, which effects\.suspend"):
             composed(ts.ones(4))  # traced before
     ts.random.uniform(2)
     with pytest.raises(errors.EffectError, match="did you mean 'random'"):
