@@ -100,7 +100,7 @@ LAZY_NAMES = {
     "Just": ("functional", "Just"), "Nothing": ("functional", "Nothing"), "pure": ("effects", "pure"),
     "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
     "InferencePolicy": ("numerics", "InferencePolicy"),
-    "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"),
+    "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
     "grad": ("transforms", "grad"), "value_and_grad": ("transforms", "value_and_grad"), "vmap": ("transforms", "vmap"),
     "jvp": ("transforms", "jvp"), "vjp": ("transforms", "vjp"), "checkpoint": ("transforms", "checkpoint"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
