@@ -241,3 +241,26 @@ def test_a_value_that_doubles_at_every_step_is_not_unfolded() -> None:
     head = "%w0 = sin(%v0) : f32[8]"
     fn = check("graph @f(%v0: f32[8]) {\n" + head + "\n" + "\n".join(lines) + "\n%z = tanh(%v60) : f32[8]\nreturn(%z)\n}", tolerance=1e-3)
     assert len(launches(fn)) < 10
+
+
+def test_cheap_operands_are_computed_as_the_product_reads_them() -> None:
+    fn = check("""graph @f(%x: f32[B, S, 48], %w: int8[48, 96], %s: f32[96]) {
+      %h = convert(%x) {dtype = bf16} : bf16[B, S, 48]
+      %c = convert(%w) {dtype = bf16} : bf16[48, 96]
+      %y = dot_general(%h, %c) {lhs_contract = (2,), rhs_contract = (0,), lhs_batch = (), rhs_batch = (), dtype = f32} : f32[B, S, 96]
+      %b = broadcast_to(%s) {shape = (<B>, <S>, 96)} : f32[B, S, 96]
+      %z = mul(%y, %b) : f32[B, S, 96]
+      return(%z)
+    }""", {"B": 3, "S": 11}, tolerance=1e-4)
+    assert launches(fn) == ["matmul"]
+    (op,) = [op for op in fn.body.ops if op.name == "template"]
+    assert op.attrs["blocks"] == ("lhs", "rhs", "epilogue") and "lhs" not in op.attrs
+
+
+def test_an_operand_that_others_read_is_not_a_prologue() -> None:
+    fn = check("""graph @f(%x: f32[40, 48], %w: bf16[48, 96]) {
+      %h = convert(%x) {dtype = bf16} : bf16[40, 48]
+      %y = dot_general(%h, %w) {lhs_contract = (1,), rhs_contract = (0,), lhs_batch = (), rhs_batch = ()} : bf16[40, 96]
+      return(%y, %h)
+    }""", tolerance=3e-2)
+    assert launches(fn) == ["kernel", "matmul"]

@@ -14,7 +14,7 @@ from ..types.dims import name as dim_name
 from ..types.promotion import accumulator
 from .elements import Stop, Tracer
 from .fusion import BY_ELEMENT, Materialise
-from .indexing import Index, Names, ravel, replace, simplify, unravel
+from .indexing import Index, Names, ravel, replace, simplify, typical, unravel
 from .kernels import written
 from .program import BlockScheduler, launches
 from .summary import axis_name
@@ -22,6 +22,7 @@ from .templates import Loop, affine
 
 TINY = 32768  # multiply-adds below which a product is a plain kernel
 CHAIN = 24  # ops of the longest epilogue
+PROLOGUE = 3  # cycles an element that an operand may cost as it is read
 
 
 # -- operands ------------------------------------------------------------------------------------------------------------
@@ -48,6 +49,29 @@ def resolve(bs: BlockScheduler, v: Value, index: Sequence[DimLike], ranges: dict
     source, at = best if best is not None else (v, tuple(index))
     buffer = bs.demand(source)
     return bs.flat(buffer), simplify(ravel(at, source.type.shape), ranges)
+
+
+def prologue(bs: BlockScheduler, op: Op, v: Value) -> Value | None:
+    """The buffer that ``v`` is computed from, where ``v`` is cheap enough to be computed as the product reads it."""
+    loads, cost = bs.fusion.weight(v)
+    if bs.ready(v) or v.op is None or v.op not in bs.order or set(bs.users.get(v, ())) != {op} or not 0 < cost <= PROLOGUE:
+        return None
+    if loads > 2 or not bs.fusion.fusable(v.op) or bs.program.summaries[v.op].reduces:
+        return None
+    for _ in range(16):
+        try:
+            plan = bs.fusion.plan([v])
+        except Materialise as m:
+            if m.value.op is None or m.value.op not in bs.order or bs.order[m.value.op] > bs.order[op]:
+                return None
+            bs.demand(m.value)
+            continue
+        if plan.rows or plan.side or not plan.leaves:
+            return None
+        main = max(plan.leaves, key=lambda x: typical(x.type.size))
+        source = bs.buffer(main)
+        return bs.flat(source) if source is not None and main.type.size == v.type.size else None
+    return None
 
 
 # -- epilogues -----------------------------------------------------------------------------------------------------------
@@ -191,10 +215,11 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Body:
-    """One block of a template: its loops, the scalar it receives, and what it does; it yields what ``make`` returns."""
+    """One block of a template: its loops, the scalar it receives (dtype None: none), and what it does; it yields what
+    ``make`` returns."""
 
     ranges: Mapping[str, DimLike]
-    dtype: dt.DType
+    dtype: dt.DType | None
     name: str
     make: Callable[[Tracer, Value], Value | None]
 
@@ -211,17 +236,17 @@ def trace_blocks(bs: BlockScheduler, operands: Sequence[Value], bodies: Sequence
         buffer = lambda v: None if v in hidden else bs.buffer(v)
         tracer = Tracer(Block(), names, body.ranges, buffer, p.summaries.lanes(p.machine), p.site)
         tracer.flat, tracer.always_flat = bs.flat, True
-        scalar = Value(ScalarType(body.dtype), tracer.root.block, 0, body.name)
+        scalar = Value(ScalarType(body.dtype or dt.f32), tracer.root.block, 0, body.name)
         tracer.depth_of[scalar] = 0
         made = body.make(tracer, scalar)
         yields.append([made] if made is not None else [])
         scalars.append(scalar)
         tracers.append(tracer)
         outer.update(dict.fromkeys(tracer.operands))
-    for tracer, scalar, given in zip(tracers, scalars, yields, strict=True):
+    for body, tracer, scalar, given in zip(bodies, tracers, scalars, yields, strict=True):
         block = tracer.root.block
         args = [tracer.argument(x) for x in outer]
-        block.args = [*args, scalar]
+        block.args = [*args, scalar] if body.dtype is not None else args
         for i, a in enumerate(block.args):
             a.index = i
         block.ops.append(Op("yield", given))
@@ -286,8 +311,8 @@ class Roles:
 def dot_general(bs: BlockScheduler, op: Op) -> None:
     """A product of floats: the ``matmul`` template."""
     roles = Roles(op, bs.program.sizes)
-    a, lhs = resolve(bs, op.operands[0], roles.lhs, roles.ranges, roles.linear)
-    b, rhs = resolve(bs, op.operands[1], roles.rhs, roles.ranges, roles.linear)
+    a, lhs, early_a = _operand(bs, op, 0, roles.lhs, roles)
+    b, rhs, early_b = _operand(bs, op, 1, roles.rhs, roles)
     out = simplify(ravel(roles.result, op.result.type.shape), roles.ranges)
     m, env_m = roles.merge(roles.m, "m", (lhs, out))
     n, env_n = roles.merge(roles.n, "n", (rhs, out))
@@ -305,11 +330,31 @@ def dot_general(bs: BlockScheduler, op: Op) -> None:
         b = view.results[0]
     accumulate = op.attrs.get("accumulate") or accumulator(op.operands[0].type.dtype)
     chain = Epilogue(bs, op, op.result, index, dict((*batch, one["m"], one["n"])))
-    operands, blocks, outs, value = chain.build((a, b), accumulate, roles.names)
+    before: dict[str, Body] = {}
+    for role, early, own, at, v in (("lhs", early_a, one["m"], roles.lhs, op.operands[0]),
+                                    ("rhs", early_b, one["n"], roles.rhs, op.operands[1])):
+        if early:
+            where = tuple(replace(e, env, roles.ranges) for e in at)
+            before[role] = Body(dict((*batch, own, one["k"])), None, role, _element(v, where))
+    operands, blocks, outs, value = chain.build((a, b), accumulate, roles.names, tuple(before.values()))
     attrs: dict[str, Any] = {"template": "matmul", "name": bs.program.label("matmul"), "outs": outs,
-                             "blocks": ("epilogue",), "batch": tuple(batch), **one, "lhs": left, "rhs": right,
+                             "blocks": (*before, "epilogue"), "batch": tuple(batch), **one,
+                             **{role: at for role, at in (("lhs", left), ("rhs", right)) if role not in before},
                              "accumulate": accumulate}
     bs.append(Op("template", operands, (), attrs, blocks, op.loc), (value,), (bs.buffers[value],))
+
+
+def _element(v: Value, at: Index) -> Callable[[Tracer, Value], Value]:
+    return lambda tracer, _: tracer.value(v, at)
+
+
+def _operand(bs: BlockScheduler, op: Op, i: int, index: Index, roles: Roles) -> tuple[Value, DimLike, bool]:
+    """(buffer, offset of an element, whether a prologue computes it) of one operand."""
+    v = op.operands[i]
+    source = prologue(bs, op, v)
+    if source is not None:
+        return source, simplify(ravel(index, v.type.shape), roles.ranges), True
+    return (*resolve(bs, v, index, roles.ranges, roles.linear), False)
 
 
 def by_element(bs: BlockScheduler, op: Op) -> None:
