@@ -170,7 +170,8 @@ def coalesce(block: Block, temporary: Value, state: Value) -> bool:
     True when ``temporary`` is not needed any more.
     """
     where = [i for i, op in enumerate(block.ops) if temporary in op.operands]
-    if len(where) != 1:
+    everywhere = sum(temporary in op.operands for op in block.walk())  # an inner loop may work on it too
+    if len(where) != 1 or everywhere != 1:
         return False
     op = block.ops[where[0]]
     if op.name != "kernel":
