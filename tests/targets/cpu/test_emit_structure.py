@@ -65,6 +65,18 @@ def test_negative_offsets_fill_and_masks() -> None:
     check(text, [f32(10, 20), RNG.random((4, 24)) < 0.5, f32(4, 24), f32(3)])
 
 
+def test_a_size_may_be_a_negative_offset() -> None:
+    text = """tile @before(%x: buf<f32[N]>, %o: buf<f32[20]>, %N: int64) with {grid = (), sizes = ("N",), writes = (1,)} {
+      %z = constant() {value = 0} : int64
+      %at = size() {value = <N-12>} : int64
+      %t = load(%x, %at) {check = (0,), fill = 9.0} : tile<f32[20]>
+      store(%o, %z, %t)
+      return()
+    }"""
+    for n in (7, 12, 40):
+        check(text, [f32(n), f32(20)], {"N": n})
+
+
 @pytest.mark.parametrize("shape,axes", [((16, 16), (1, 0)), ((4, 32), (1, 0)), ((20, 5), (1, 0)), ((3,), (0,)), ((33,), (0,)),
                                         ((7, 8), (0, 1)), ((2, 3, 4), (2, 0, 1)), ((4, 5), (0, 2)), ((16,), (1,))])
 def test_tiles_along_other_axes(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:

@@ -46,10 +46,7 @@ def emit(fn: Function, machine: CpuMachine) -> str:
     if "fma" not in machine.features and not machine.triple.startswith("aarch64"):
         raise CompileError(f"{machine.name} has no fused multiply-add, which every numeric definition here relies on",
                            hints=("Tessera needs AVX2 (x86-64-v3) or NEON",))
-    try:
-        return _Kernel(fn, machine).text()
-    finally:
-        emit_memory._LOOP_INDICES.clear()
+    return _Kernel(fn, machine).text()
 
 
 class _Kernel:
@@ -642,8 +639,8 @@ class _Kernel:
         index = w.fresh()
         carried, phis = self._phis(body.args[1:], len(initial))
         self.values[body.args[0]] = index
-        if nonnegative(op.operands[0]):
-            emit_memory._LOOP_INDICES.add(body.args[0])
+        if nonnegative(op.operands[0], w.indices):
+            w.indices.add(body.args[0])
         self.values.update(zip(body.args[1:], carried, strict=True))
         after = self._names(self._block(body))
         self._leave()

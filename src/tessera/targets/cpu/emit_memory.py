@@ -6,7 +6,7 @@ one whose other axis does is read so and transposed in registers; else it is gat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ from .emit_tiles import Geometry, Piece, Tile, geometry
 from .emit_writer import Writer, constant_bits, memory_type, representation, splat_literal, suffix, vector, vector_literal
 
 
-def nonnegative(v: Value, depth: int = 8) -> bool:
-    """True when an index is certainly >= 0, judged from how it is computed."""
+def nonnegative(v: Value, indices: Container[Value], depth: int = 8) -> bool:
+    """True when an index is certainly >= 0, judged from how it is computed; ``indices``: loop variables that are."""
     op = v.op
     if op is None:
-        return v in _LOOP_INDICES
+        return v in indices
     if depth == 0:
         return False
     if op.name == "program_id":
@@ -35,13 +35,10 @@ def nonnegative(v: Value, depth: int = 8) -> bool:
     if op.name in ("constant", "full"):
         return bool(np.asarray(op.attrs["value"]).item() >= 0) if np.ndim(op.attrs["value"]) == 0 else False
     if op.name in ("add", "mul", "minimum", "floor_div", "mod"):
-        return all(nonnegative(x, depth - 1) for x in op.operands)
+        return all(nonnegative(x, indices, depth - 1) for x in op.operands)
     if op.name == "maximum":
-        return any(nonnegative(x, depth - 1) for x in op.operands)
+        return any(nonnegative(x, indices, depth - 1) for x in op.operands)
     return False
-
-
-_LOOP_INDICES: set[Value] = set()  # induction variables whose lower bound is not negative, while a kernel is emitted
 
 
 def from_memory(w: Writer, value: str, dtype: DType, width: int) -> str:
@@ -110,7 +107,7 @@ class Access:
         self.bounds: list[tuple[str | None, str] | None] = [None] * len(shape)
         self.inside: str | None = None
         for a in check:
-            low = None if nonnegative(values[a]) else w.binary("sub", "i64", 1, "0", offsets[a])
+            low = None if nonnegative(values[a], w.indices) else w.binary("sub", "i64", 1, "0", offsets[a])
             high = w.binary("sub", "i64", 1, w.dim(btype.shape[a]), offsets[a])
             if a in self.axes:
                 self.bounds[self.axes.index(a)] = (low, high)

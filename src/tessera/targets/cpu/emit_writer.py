@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CompileError
+from ...ir.core import Value
 from ...machine.cpu import CpuMachine
 from ...types.dims import DimLike
 from ...types.dtypes import DType
@@ -110,6 +111,7 @@ class Writer:
         self.sizes: dict[str, str] = {}
         self._dims: dict[DimLike, str] = {}
         self.dummy: str | None = None
+        self.indices: set[Value] = set()  # loop variables that are never negative
 
     # -- lines -------------------------------------------------------------------------------------------------------
     def fresh(self) -> str:
