@@ -119,3 +119,27 @@ def test_shapes_are_checked_before_anything_runs():
 
     with pytest.raises(ts.errors.ShapeError, match="'B' has size 3"):
         ts.jit(lambda a, b: add(a, b, ts.zeros_like(a)))(ts.ones(4), ts.ones(3))
+
+
+def test_jit_of_the_specifications_attention():
+    q, k, v = (ts.from_numpy(kernels.rand(2, 150, 48, seed=i, dtype=ml_dtypes.bfloat16)) for i in range(3))
+    attention = ts.jit(kernels.fused_attention_kernel)
+    for scale in (0.15, 0.3):
+        got = attention(q, k, v, ts.zeros(2, 150, 48, dtype=ts.bf16), scale)
+        expected = kernels.attention(q.numpy(), k.numpy(), v.numpy(), scale)
+        assert np.abs(got.numpy().astype(np.float64) - expected).max() < 2**-6
+
+
+def test_a_symbolic_size_that_the_kernel_needs_as_a_number():
+    @ts.function
+    def f(q: ts.Tensor["B", "S", "D", ts.bf16]):
+        return kernels.fused_attention_kernel(q, q, q, ts.zeros_like(q), 0.1)
+
+    with pytest.raises(ts.errors.KernelError, match=r"a tile shape must be static: Q.shape\[2\] is symbolic here"):
+        f(ts.zeros(2, 10, 8, dtype=ts.bf16))
+
+    @ts.function
+    def g(q: ts.Tensor["B", "S", 8, ts.bf16]):
+        return kernels.fused_attention_kernel(q, q, q, ts.zeros_like(q), 0.1)
+
+    assert g(ts.zeros(2, 10, 8, dtype=ts.bf16)).shape == (2, 10, 8)
