@@ -91,7 +91,7 @@ class Exchange:
     """
 
     def __init__(self, label: str, name: str):
-        self.label, self.name = label, name
+        self.label, self.name = (re.sub(r"[^\w.-]", "_", s) for s in (label, name))  # they become file names
         self.dump_to: Path | None = DUMP.get()
         self.read_from: Path | None = OVERRIDE.get()
         self.check = bool(VERIFY.get())
