@@ -42,7 +42,8 @@ class KernelBuilder:
         inner = {k: names.fresh("j") for k in plan.inner}
         block = Block()
         copies = [r for r in plan.roots if r in plan.leaves]
-        hidden = {*plan.roots, *plan.side}.difference(copies)
+        # What the plan computes here is computed here: by now a later launch may have given it a buffer of its own.
+        hidden = {*plan.roots, *plan.side, *plan.visits}.difference(copies, plan.leaves)
 
         def buffer(v: Value) -> Value | None:
             return None if v in hidden else self.buffer(v)
