@@ -9,6 +9,7 @@ from typing import Any
 from ...ir.core import Op, Value
 from ...types.dims import DimLike, known_nonnegative
 
+
 @dataclass(frozen=True)
 class Region:
     """Memory behind a buffer: a parameter (its position) or a range of the arena."""
