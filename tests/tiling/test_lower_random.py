@@ -20,7 +20,7 @@ from tessera.machine import cpu
 def kernel(rng: random.Random) -> tuple[str, list[np.ndarray], dict[str, int]]:
     """A kernel over up to four loops, some of which are reduced; sizes may be symbolic."""
     loops = [f"i{k}" for k in range(rng.randint(1, 4))]
-    extents = {n: 0 for n in loops}
+    extents = dict.fromkeys(loops, 0)
     while not 0 < math.prod(extents.values()) <= 3000:
         extents = {n: rng.choice([1, 2, 3, 5, 8, 16, 17, 33, 70]) for n in loops}
     names = {n: f"S{k}" if rng.random() < 0.3 else str(extents[n]) for k, n in enumerate(loops)}
