@@ -38,7 +38,8 @@ def expected(name: str, x: np.ndarray, axis: int, reverse: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", list(UFUNC))
-@pytest.mark.parametrize("shape, axis", [((40,), 0), ((3, 17), 1), ((3, 16), 1), ((5, 70), 0), ((2, 9, 3), 1), ((3, 0), 1), ((0, 3), 1), ((2, 1), 1)])
+@pytest.mark.parametrize("shape, axis", [
+    ((40,), 0), ((3, 17), 1), ((3, 16), 1), ((5, 70), 0), ((2, 9, 3), 1), ((3, 0), 1), ((0, 3), 1), ((2, 1), 1)])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scans(name: str, shape: tuple[int, ...], axis: int, reverse: bool) -> None:
     x = (RNG.random(shape) + 0.5).astype(np.float32)
