@@ -64,7 +64,8 @@ class Point:
         """The iteration number of a lane loop, as a tile with that axis only."""
         i = self.names()[loop]
         shape = tuple(a.extent if k == i else 1 for k, a in enumerate(self.lanes))
-        return tile.iota(shape, i) + self.lanes[i].base
+        counted: TileValue = tile.iota(shape, i) + self.lanes[i].base
+        return counted
 
 
 def _moving(d: DimLike, point: Point) -> bool:
@@ -348,7 +349,8 @@ class BlockRunner:
         if not isinstance(t, ScalarType):
             raise CompileError(f"a template's block may not hold {op.name!r}", loc=op.loc)
         if op.name == "convert":
-            return operands[0].to(t.dtype)
+            x: TileValue = operands[0]
+            return x.to(t.dtype)
         if op.name == "bitcast":
             return tile.bitcast(operands[0], t.dtype)
         return typed(op.name, common(operands))

@@ -70,7 +70,7 @@ class Plan:
     @property
     def rhs_step(self) -> int:
         """How many k one step of a panel's copy takes."""
-        return 16 if self.rhs_along_k else 4
+        return 16 if self.rhs_along_k else 8 if self.unit else 4
 
     @property
     def panel(self) -> tuple[int, int]:
@@ -106,7 +106,7 @@ class Plan:
 
     def strip_point(self, p: Any, i: Any, k: Any, step: int, ragged: bool, ragged_depth: bool = False) -> Point:
         rows, depth = p.rows(i, self.mr, ragged), p.depth(k, step, ragged_depth)
-        return p.point(rows, depth) if self.lhs_along_k else p.point(depth, rows)
+        return Point(p.env, (rows, depth) if self.lhs_along_k else (depth, rows))
 
     def store_strip(self, left: Buffer, k: Any, value: TileValue) -> None:
         tile.store(left, (0, k) if self.lhs_along_k else (k, 0), value)
@@ -287,8 +287,8 @@ def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimL
             rows = -(-strips // blocks) * mr
             if rows > most:
                 continue
-            count = -(-m // rows) * (guess(others) if not isinstance(others, int) else others)
-            rounds = -(-count // threads)
+            count = -(-m // rows) * guess(others)
+            rounds = int(-(-count // threads))
             cost = rounds * (rows + 4 + (8 if rows <= tall else 40))
             if cost < best * 0.99:
                 best, choice = cost, blocks
@@ -296,9 +296,8 @@ def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimL
         return rows, -(-m // rows) if m else 0
     share = threads // math.gcd(threads, others) if isinstance(others, int) else 1
     target = min(504, most) // mr * mr
-    blocks = share * dim_max(1, ceildiv(m, share * target)) if share > 1 else ceildiv(m, target)
-    rows = mr * ceildiv(m, mr * dim_max(1, blocks))
-    return rows, blocks  # the last ones may be empty: their loops then do nothing
+    count_m: DimLike = share * dim_max(1, ceildiv(m, share * target)) if share > 1 else ceildiv(m, target)
+    return mr * ceildiv(m, mr * dim_max(1, count_m)), count_m  # the last blocks may be empty: their loops then do nothing
 
 
 __all__ = ["Dim", "Plan", "plan_product", "register_tile"]
