@@ -21,7 +21,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Block, Function, Op, Value
-from ...types.dims import Dim, DimLike, dim_max, product, substitute
+from ...types.dims import Dim, DimLike, dim_max, dim_min, product, substitute
 from . import abi, frame, pool_ir
 from .cost import tile_work
 from .hazards import Accesses
@@ -62,13 +62,14 @@ def external_calls(fn: Function) -> list[Op]:
 
 
 def launch_work(fn: Function, kernels: Mapping[Op, Kernel]) -> list[DimLike]:
-    """The distinct amounts of work of the program's launches, in element operations, over the program's own sizes."""
+    """The distinct amounts of work that the program's launches could share out, in element operations, over the
+    program's own sizes."""
     found: dict[DimLike, None] = {}
 
     def visit(f: Function, env: Mapping[str, DimLike]) -> None:
         for op in f.walk():
             if op in kernels:
-                found[substitute(_work(op, kernels[op]), env)] = None
+                found[substitute(_shared_work(op, kernels[op]), env)] = None
             elif op.name == "call":
                 callee = _callee(f, op)
                 visit(callee, {n: substitute(d, env) for n, d in _callee_sizes(callee, op).items()})
@@ -80,6 +81,14 @@ def launch_work(fn: Function, kernels: Mapping[Op, Kernel]) -> list[DimLike]:
 def _work(op: Op, kernel: Kernel) -> DimLike:
     """A launch's element operations over the sizes of the program around it."""
     return substitute(kernel.work, _callee_sizes(kernel.tile, op)) if op.name == "launch" else kernel.work
+
+
+def _shared_work(op: Op, kernel: Kernel) -> DimLike:
+    """A launch's work, or 0 where it is a single block and there is nothing to share."""
+    blocks = product(kernel.tile.attrs["grid"])
+    if op.name == "launch":
+        blocks = substitute(blocks, _callee_sizes(kernel.tile, op))
+    return dim_min(blocks - 1, 1) * _work(op, kernel)
 
 
 def _callee(fn: Function, op: Op) -> Function:
