@@ -264,3 +264,13 @@ def test_an_operand_that_others_read_is_not_a_prologue() -> None:
       return(%y, %h)
     }""", tolerance=3e-2)
     assert launches(fn) == ["kernel", "matmul"]
+
+
+def test_an_expensive_value_read_forwards_and_backwards() -> None:
+    fn = check("""graph @f(%x: f32[B]) {
+      %e = exp(%x) : f32[B]
+      %r = flip(%e) {axes = (0,)} : f32[B]
+      %y = add(%e, %r) : f32[B]
+      return(%y)
+    }""", {"B": 7})
+    assert launches(fn) == ["kernel", "kernel"]

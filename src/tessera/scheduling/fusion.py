@@ -286,7 +286,8 @@ class Fusion:
 
     def _bare(self, p: Plan, v: Value, index: Index) -> bool:
         names = {n for e in index if isinstance(e, Dim) for n in e.names}
-        return covers(index, v.type.shape, [(n, p.ranges[n]) for n in sorted(names)])
+        loops = [(n, p.ranges[n]) for n in sorted(names) if n in p.ranges]
+        return len(loops) == len(names) and covers(index, v.type.shape, loops)
 
     # -- what else the kernel stores -----------------------------------------------------------------------------------
     def _choose_side(self, p: Plan) -> None:
