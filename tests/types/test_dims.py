@@ -64,6 +64,12 @@ def test_division_uses_ranges():
     assert known_less(i, B, ranges) and not known_less(i, 5, ranges)
 
 
+def test_a_quotient_may_be_zero():
+    assert dim_max(1, floordiv(S, 8)) != floordiv(S, 8)
+    assert evaluate(dim_max(1, floordiv(S, 8)), {"S": 3}) == 1
+    assert dim_max(1, S) == S
+
+
 def test_zero_division():
     for f in (floordiv, mod):
         with pytest.raises(ZeroDivisionError):

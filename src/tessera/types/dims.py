@@ -269,7 +269,7 @@ def bounds(p: DimLike, ranges: Ranges) -> tuple[DimLike | None, DimLike | None]:
 
 
 def known_nonnegative(d: DimLike) -> bool:
-    """True when ``d >= 0`` follows from every size being >= 1 (a sufficient test)."""
+    """True when ``d >= 0`` follows from every size being >= 1 and every quotient and remainder being >= 0 (a sufficient test)."""
     const = 0
     positive = 0
     for m, c in _terms(d):
@@ -277,7 +277,7 @@ def known_nonnegative(d: DimLike) -> bool:
             const += c
         elif c < 0:
             return False
-        else:
+        elif all(isinstance(a, str) for a, _ in m):
             positive += c
     return positive + const >= 0
 
