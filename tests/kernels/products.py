@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tessera.ir.core import Block, BufferType, Builder, Function, Op, ScalarType, Value
 from tessera.kernels.matmul import matmul
 from tessera.machine import CpuMachine, host_cpu
@@ -17,7 +15,7 @@ from tessera.types.dims import DimLike, name, product
 from tessera.types.dtypes import DType, f32
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "targets" / "cpu"))
-from emit_harness import Compiled, check  # noqa: E402
+from emit_harness import Compiled, check
 
 __all__ = ["Compiled", "check", "matmul_function", "product_op"]
 

@@ -23,7 +23,8 @@ def reference(a, b, m, n, k, lhs_t=False, rhs_t=False):
     return x @ y
 
 
-@pytest.mark.parametrize("m, n, k", [(5, 7, 3), (15, 33, 17), (29, 31, 64), (14, 32, 16), (1, 40, 9), (3, 17, 35), (16, 48, 1), (30, 65, 20)])
+@pytest.mark.parametrize("m, n, k", [(5, 7, 3), (15, 33, 17), (29, 31, 64), (14, 32, 16), (1, 40, 9), (3, 17, 35), (16, 48, 1),
+                                     (30, 65, 20)])
 @pytest.mark.parametrize("lhs_t, rhs_t", [(False, False), (False, True), (True, False), (True, True)])
 def test_matches_interpreter(m, n, k, lhs_t, rhs_t):
     rng = np.random.default_rng(m * n + k)
