@@ -18,8 +18,9 @@ from tessera.ir.text import parse_function
 from tessera.machine import X86_AVX512
 from tessera.ops.table import OPS
 from tessera.scheduling import schedule
+from tessera.scheduling.memory import lifetimes, memory_report
 from tessera.transforms.pipeline import optimize
-from tessera.types.dims import evaluate
+from tessera.types.dims import evaluate, substitute
 
 REFERENCES.update({n: d.reference for n, d in OPS.items()})
 LAUNCH = ("kernel", "template", "external", "launch", "call")
@@ -74,3 +75,25 @@ def check(graph: str | Function, sizes: Mapping[str, int] | None = None, toleran
             wide = np.complex128 if e.dtype.kind == "c" else np.float64
             np.testing.assert_allclose(g.astype(wide), e.astype(wide), rtol=tolerance, atol=tolerance)
     return out
+
+
+def size(d: Any, env: Mapping[str, int]) -> int:
+    return evaluate(substitute(d, env), env)
+
+
+def check_memory(program: Function, env: Mapping[str, int]) -> None:
+    """Temporaries that live at the same time lie apart, inside the arena, on multiples of 64 bytes."""
+    lives = lifetimes(program)
+    arena = size(program.attrs["arena"], env)
+    places = []
+    for x in lives:
+        start = size(x.ops[0].attrs["offset"], env)
+        assert start % 64 == 0 and start + size(x.size, env) <= arena
+        places.append((start, start + size(x.size, env), x))
+    for i, (a0, a1, x) in enumerate(places):
+        for b0, b1, y in places[i + 1:]:
+            handed_over = x.end == y.start or y.end == x.start  # in place: one dies in the launch that makes the other
+            if x.start <= y.end and y.start <= x.end and a0 < b1 and b0 < a1:
+                assert handed_over and (a0, a1) == (b0, b1)
+    used, without, peak = memory_report(program).at(env)
+    assert peak <= used <= without

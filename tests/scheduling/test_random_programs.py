@@ -5,20 +5,15 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from random_graphs import graphs
-from sched_cases import arguments, lower
+from sched_cases import arguments, check_memory, lower, size
 
 from tessera.ir.core import Function
 from tessera.ir.interpret_graph import interpret as run_graph
 from tessera.ir.interpret_sched import interpret as run_sched
-from tessera.scheduling.memory import aligned, lifetimes, memory_report
-from tessera.types.dims import evaluate, substitute
+from tessera.scheduling.memory import aligned
 
 COMMON = settings(derandomize=True, deadline=None, database=None,
                   suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
-
-
-def size(d: object, env: dict[str, int]) -> int:
-    return evaluate(substitute(d, env), env)  # type: ignore[arg-type]
 
 
 @settings(COMMON, max_examples=60)
@@ -40,21 +35,7 @@ def test_a_scheduled_graph_means_what_the_graph_means(fn: Function) -> None:
 def test_live_temporaries_never_overlap(fn: Function) -> None:
     program = lower(fn)
     for b in (1, 2, 7, 129):
-        env = {"B": b}
-        lives = lifetimes(program)
-        arena = size(program.attrs["arena"], env)
-        places = []
-        for x in lives:
-            start = size(x.ops[0].attrs["offset"], env)
-            assert start % 64 == 0 and start + size(x.size, env) <= arena
-            places.append((start, start + size(x.size, env), x))
-        for i, (a0, a1, x) in enumerate(places):
-            for b0, b1, y in places[i + 1:]:
-                handed_over = x.end == y.start or y.end == x.start  # in place: one dies in the launch that makes the other
-                if x.meets(y) and a0 < b1 and b0 < a1:
-                    assert handed_over and (a0, a1) == (b0, b1)
-        used, without, peak = memory_report(program).at(env)
-        assert peak <= used <= without
+        check_memory(program, {"B": b})
 
 
 def test_sizes_are_aligned() -> None:

@@ -255,7 +255,7 @@ class Fusion:
     def _check_costs(self, p: Plan) -> None:
         self._check_repeats(p)
         for v, indices in p.visits.items():
-            if v in p.roots or v.op is None or self.summaries[v.op].reduces or self.weight(v)[1] < EXPENSIVE:
+            if v.op is None or self.ready(v) or self.summaries[v.op].reduces or self.weight(v)[1] < EXPENSIVE:
                 continue
             if self._own_cost(v) < EXPENSIVE:
                 continue
