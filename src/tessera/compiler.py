@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .errors import CompileError
-from .ir.core import Block, Builder, Copier, Function, Op, TensorType, Value, uses
+from .ir.core import Block, Builder, Copier, Function, Op, TensorType, Value, rewrite, uses
 from .ir.graph import verify
 from .ops.table import OPS
 from .tracing.recorder import Trace, tracing
@@ -28,7 +28,7 @@ from .transforms.cleanup import eliminate_dead_code, fold_constants
 from .transforms.matching import literal
 from .transforms.pipeline import Pass
 from .transforms.raising import raise_composites
-from .transforms.rewriting import has_effects, rebuild
+from .transforms.rewriting import has_effects
 
 Node = Op
 
@@ -56,7 +56,7 @@ class GraphIR:
     """
 
     def __init__(self, function: Function):
-        self.function = rebuild(function, None)
+        self.function = rewrite(function, None)
 
     @property
     def nodes(self) -> list[Node]:

@@ -103,6 +103,13 @@ def test_division_by_a_power_of_two_is_a_product() -> None:
     assert "div(" in rewritten(canonicalize, f"{THREE}\n%z = div(%x, %k) : f32[4]\nreturn(%z)")
 
 
+@pytest.mark.parametrize(("dtype", "exponent"), [("f16", -16), ("f16", -20), ("f16", 15), ("bf16", 127)])
+def test_division_stays_where_the_reciprocal_is_no_normal_number(dtype: str, exponent: int) -> None:
+    fn = parse_function(f"graph @f(%x: {dtype}[4]) {{\n%k = full() {{shape = (4,), value = {2.0 ** exponent}, dtype = {dtype}}} : "
+                        f"{dtype}[4]\n%z = div(%x, %k) : {dtype}[4]\nreturn(%z)\n}}")
+    assert names(canonicalize(fn)) == ["full", "div"]
+
+
 @pytest.mark.parametrize("before", [
     f"{ZERO}\n%z = add(%x, %k) : f32[4]\nreturn(%z)",  # -0.0 + 0.0 is 0.0
     f"{ZERO}\n%z = mul(%x, %k) : f32[4]\nreturn(%z)",  # inf * 0 is nan

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors.frames import span_of
 from ..types.dims import DimLike, format_dim, product
 from ..types.dtypes import DType, int64
 from ..types.shapes import Shape, is_static
@@ -142,12 +143,7 @@ class Loc:
     @property
     def span(self) -> tuple[int, int, int, int] | None:
         """(line, end line, column, end column), 0-based columns, where Python recorded them."""
-        if isinstance(self.code, str):
-            return None
-        for i, pos in enumerate(self.code.co_positions()):
-            if i == self.instruction // 2:
-                return pos if all(p is not None for p in pos) else None
-        return None
+        return None if isinstance(self.code, str) else span_of(self.code, self.instruction)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

@@ -34,7 +34,7 @@ attributes     ``name``; ``grid = (("i", <B>), ("j", 768), …)``: the parallel 
 ``constant``   ``() {value = 1.5} : f32``
 ``guard``      ``(%p) do() {… yield(%v)} {…} : T`` with ``other`` attribute: evaluates the block where ``p`` holds, else gives ``other``
 ``reduce``     ``() {over = (("k", 768), …), combine = "add"} do() {… yield(%v)} : T``.  ``combine``: add mul max min and or
-               xor; ``argmax argmin`` (yields value, int64 index; results the same).  Order: the fixed tree of §determinism
+               xor; ``argmax argmin`` (yields value, int64 index; results the same).  Order: fixed, see below
 ``for``        ``() {over = (("j", 768),)} do() {…}``: an inner parallel loop whose body stores
 ``check``      ``(%ok, %value) {site = n}``: records the first failing (site, value) in the status word
 pointwise ops  the names of the op table on scalars: ``add mul exp select convert …``

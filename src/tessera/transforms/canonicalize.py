@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.core import Copier, Function, Op, TensorType, Value
+from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
 from ..types.dtypes import DType, bool_
 from ..types.promotion import widens
-from .rewriting import everywhere, producer, rebuild
+from .rewriting import everywhere, producer
 
 RULES: dict[str, list[Callable[[Copier, Op, list[Value]], Value | None]]] = {}
 """Rules by op name: (copier, op, new operands) -> the value that replaces the op's result, or None."""
@@ -29,7 +29,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def canonicalize(fn: Function) -> Function:
     """Apply :data:`RULES` from the parameters to the results; one sweep, since each op sees rewritten operands."""
-    return everywhere(fn, lambda f: rebuild(f, _apply))
+    return everywhere(fn, lambda f: rewrite(f, _apply))
 
 
 def _apply(c: Copier, op: Op) -> list[Value] | None:
@@ -53,15 +53,15 @@ def uniform(v: Value) -> Any:
     if op is None:
         return None
     if op.name == "full":
-        return _number(op.attrs["value"], v.type.dtype)
+        return _number(op.attrs["value"])
     if op.name == "constant":
         value = np.asarray(op.attrs["value"])
         if value.size and (value.size == 1 or value.tobytes() == value.flat[0].tobytes() * value.size):
-            return _number(value.flat[0].item(), v.type.dtype)
+            return _number(value.flat[0].item())
     return None
 
 
-def _number(x: Any, dtype: DType) -> Any:
+def _number(x: Any) -> Any:
     return x if isinstance(x, int | float | complex) else None
 
 
@@ -78,7 +78,7 @@ def _positive_zero(x: Any) -> bool:
 def _times_one(c: Copier, op: Op, xs: list[Value]) -> Value | None:
     for a, b in ((0, 1), (1, 0)):
         k = uniform(xs[b])
-        if k is not None and k == 1:
+        if k is not None and k == 1 and not xs[a].type.dtype.is_complex:  # (inf + i) * 1 has a NaN part
             return xs[a]
         if k is not None and k == 0 and xs[a].type.dtype.is_integer:
             return xs[b]
@@ -114,10 +114,14 @@ def _by_power_of_two(c: Copier, op: Op, xs: list[Value]) -> Value | None:
         return None
     if k == 1:
         return xs[0]
-    mantissa, exponent = math.frexp(float(k))
-    if abs(mantissa) == 0.5 and abs(exponent) < 64:
+    if abs(math.frexp(float(k))[0]) == 0.5 and _normal(float(k), t.dtype) and _normal(1.0 / float(k), t.dtype):
         return c.builder.value("mul", (xs[0], _filled(c, op, 1.0 / float(k), t)), t, {}, (), op.loc)
     return None
+
+
+def _normal(x: float, dtype: DType) -> bool:
+    """True for powers of two that ``dtype`` holds with room to spare: neither infinite nor subnormal."""
+    return float(dtype.finfo.tiny) <= abs(x) <= float(dtype.finfo.max)
 
 
 @rule("neg")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.core import Block, Copier, Function, Op, TensorType, Value
+from ..ir.core import Block, Copier, Function, Op, TensorType, Value, rewrite
 from ..ops.table import OPS
 from ..types.dims import Dim
-from .rewriting import everywhere, has_effects, key_of, mergeable, rebuild
+from .rewriting import everywhere, has_effects, key_of, mergeable
 
 FOLD_LIMIT = 1024  # elements of a folded constant
 
@@ -23,7 +23,7 @@ def _eliminate(fn: Function) -> Function:
     live: set[Value] = set()
     keep: set[Op] = set()
     _mark(fn.body, live, keep)
-    return rebuild(fn, lambda c, op: None if op in keep else [c[r] for r in op.results])
+    return rewrite(fn, lambda c, op: None if op in keep else [c[r] for r in op.results])
 
 
 def _mark(block: Block, live: set[Value], keep: set[Op]) -> None:
@@ -41,20 +41,19 @@ def merge_common_subexpressions(fn: Function) -> Function:
 
 
 def _merge(fn: Function) -> Function:
-    seen: list[dict[Any, list[Value]]] = [{}]
+    seen: dict[Any, list[Value]] = {}
 
     def rule(c: Copier, op: Op) -> list[Value] | None:
         if not mergeable(op):
             return None
         key = (id(c.builder.block), op.name, tuple(map(id, c.operands(op))), tuple(r.type for r in op.results),
                key_of(op.attrs))
-        got = seen[0].get(key)
+        got = seen.get(key)
         if got is None:
-            made = c.copy(op)
-            seen[0][key] = got = made.results
+            got = seen[key] = c.copy(op).results
         return got
 
-    return rebuild(fn, rule)
+    return rewrite(fn, rule)
 
 
 def fold_constants(fn: Function) -> Function:
@@ -81,7 +80,7 @@ def _fold(fn: Function) -> Function:
         known[made.results[0]] = made.attrs["value"]
         return made.results
 
-    return rebuild(fn, rule)
+    return rewrite(fn, rule)
 
 
 def _foldable(op: Op) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ir.core import Copier, Function, Op, TensorType, Value
+from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
 from ..ops.table import OPS
 from ..tracing.recorder import Trace, tracing
-from .rewriting import everywhere, key_of, rebuild
+from .rewriting import everywhere, key_of
 
 _DEFINITIONS: dict[Any, Function] = {}
 
@@ -45,7 +45,7 @@ def _expand(fn: Function) -> Function:
             return None
         return inline(c, op, definition(op.name, tuple(v.type for v in op.operands), op.attrs))
 
-    return rebuild(fn, rule)
+    return rewrite(fn, rule)
 
 
 def inline(c: Copier, op: Op, body: Function) -> list[Value]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..ir.core import Copier, Function, Op, TensorType, Value
+from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
 from ..types import dtypes as dt
 from ..types.dims import mod
 from .canonicalize import canonicalize
@@ -27,7 +27,7 @@ from .matching import (
     same,
     unbroadcast,
 )
-from .rewriting import everywhere, producer, rebuild
+from .rewriting import everywhere, producer
 
 Rule = Callable[[Copier, Op, "list[Value]"], "Value | None"]
 RULES: dict[str, list[Rule]] = {}
@@ -46,7 +46,7 @@ def raises(*names: str) -> Callable[[Rule], Rule]:
 def raise_composites(fn: Function) -> Function:
     """``fn`` with known formulas as composites."""
     tidy = merge_common_subexpressions(canonicalize(fn))
-    return eliminate_dead_code(everywhere(tidy, lambda f: rebuild(f, _apply)))
+    return eliminate_dead_code(everywhere(tidy, lambda f: rewrite(f, _apply)))
 
 
 def _apply(c: Copier, op: Op) -> list[Value] | None:

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..ir.core import Block, Builder, Copier, Function, Op, Value
+from ..ir.core import Function, Op, Value
 from ..ops.table import OPS
-
-Rule = Callable[[Copier, Op], "Sequence[Value] | None"]
-
-
-def rebuild(fn: Function, rule: Rule | None, functions: Mapping[str, Function] | None = None) -> Function:
-    """A new function with ``rule`` applied to every op, nested blocks included (see :class:`~tessera.ir.core.Copier`)."""
-    new = Function(fn.name, fn.level, Block([a.type for a in fn.args], [a.name for a in fn.args]), dict(fn.attrs),
-                   dict(fn.functions if functions is None else functions))
-    c = Copier(Builder(new.body), rule)
-    c.map.update(zip(fn.args, new.args, strict=True))
-    c.run(fn.body.ops)
-    return new
 
 
 def everywhere(fn: Function, one: Callable[[Function], Function]) -> Function:
