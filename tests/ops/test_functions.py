@@ -216,3 +216,12 @@ def test_symbolic_sizes(way: Way) -> None:
     same(halves, z.reshape(6, -1))
     same(rolled, np.roll(x, 3, 1))
     same(low, np.tril(x @ y.T))
+
+
+def test_parts_and_questions_of_special_complex_numbers(way: Way) -> None:
+    z = np.array([complex(1, np.inf), complex(np.nan, 0), 2 + 3j], np.complex64)
+    for name in ("isfinite", "isinf", "isnan"):
+        assert np.array_equal(way(getattr(o, name), z), getattr(np, name)(z))
+    assert np.array_equal(way(lambda z: o.pow(z, 0), z), np.ones(3, np.complex64))
+    assert np.array_equal(way(o.imag, np.array([np.inf, 1], np.float32)), np.zeros(2, np.float32))
+    assert not way(lambda x, y: o.isclose(x, y), np.array([2 + 3j], np.complex64), z[:1])[0]

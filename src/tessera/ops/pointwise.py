@@ -115,11 +115,14 @@ def compare(name: str, fn: Fn, dtypes: Sequence[DType]) -> Fn:
 
 
 def predicate(name: str, fn: Fn) -> Fn:
-    """A question about one float; integers and bools answer it as finite numbers."""
+    """A question about one float; integers and bools answer it as finite numbers, complex numbers by their parts."""
     _declare(name, 1, fn, FLOATS + FP8, result=dt.bool_)
 
     def function(x: Any) -> Any:
         x = as_tensor(x)
+        if x.dtype.is_complex:
+            both = logical_and if name == "isfinite" else logical_or
+            return both(bind(name, real(x)), bind(name, imag(x)))
         return bind(name, x if x.dtype.is_float else convert(x, dt.f32))
 
     return named(function, name, f"Elementwise ``{name}``.")
@@ -138,7 +141,6 @@ def logical(name: str, fn: Fn, arity: int) -> Fn:
 
 
 FP = FLOATS + FP8
-SIGNED_NUMBERS = tuple(d for d in NUMBERS if d.kind != "uint")
 ORDERED = BOOL + REAL
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
@@ -384,7 +386,7 @@ def _whole_power(x: Any, n: int) -> Any:
             result = x if result is None else mul(result, x)
         n >>= 1
         x = mul(x, x) if n else x
-    return add(mul(x, 0), 1) if result is None else result
+    return bind("full", shape=x.type.shape, value=1, dtype=x.dtype) if result is None else result
 
 
 _POWERS: dict[float, Fn] = {
@@ -413,7 +415,7 @@ def real(x: Any) -> Any:
 def imag(x: Any) -> Any:
     """The imaginary part; zeros for real tensors."""
     x = as_tensor(x)
-    return bind("imag", x) if x.dtype.is_complex else mul(x, 0)
+    return bind("imag", x) if x.dtype.is_complex else bind("full", shape=x.type.shape, value=0, dtype=x.dtype)
 
 
 def complex_(re: Any, im: Any) -> Any:
