@@ -24,7 +24,7 @@ def in_the_interpreter(monkeypatch):
         verify(again)
         assert str(again) == str(fn)
         interpret_tile.run(again, buffers, sizes, seed=1)
-    monkeypatch.setattr(frontend, "LAUNCHER", launch)
+    monkeypatch.setattr(frontend, "launch", launch)
 
 
 def rand(*shape, seed=0, dtype=np.float32):

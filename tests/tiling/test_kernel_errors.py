@@ -19,7 +19,7 @@ from tessera.types.dtypes import bf16, bool_, f32, int8, int32
 
 @pytest.fixture(autouse=True)
 def in_the_interpreter(monkeypatch):
-    monkeypatch.setattr(frontend, "LAUNCHER", lambda fn, buffers, sizes: interpret_tile.run(fn, buffers, sizes))
+    monkeypatch.setattr(frontend, "launch", lambda fn, buffers, sizes: interpret_tile.run(fn, buffers, sizes))
 
 
 def zeros(*shape, dtype=np.float32):

@@ -34,7 +34,7 @@ def softmax(X: ROWS, O: ROWS):
 
 def interpreted(monkeypatch, k, *args):
     with monkeypatch.context() as m:
-        m.setattr(frontend, "LAUNCHER", lambda fn, buffers, sizes: interpret_tile.run(fn, buffers, sizes))
+        m.setattr(frontend, "launch", lambda fn, buffers, sizes: interpret_tile.run(fn, buffers, sizes))
         copies = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         k(*copies)
     return copies

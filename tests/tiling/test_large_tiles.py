@@ -33,7 +33,7 @@ def both(request, monkeypatch):
             assert a.tobytes() == b.tobytes()
         seen.append(largest(small) < largest(fn))
 
-    monkeypatch.setattr(frontend, "LAUNCHER", launch)
+    monkeypatch.setattr(frontend, "launch", launch)
     return seen
 
 

@@ -147,7 +147,7 @@ def guess(d: DimLike) -> int:
 
 def register_tile(machine: Any, dtype: DType, m: DimLike, n: DimLike) -> tuple[int, int]:
     """(mr, nr): the tile whose accumulators, one row of rhs and a broadcast fill the registers, with least waste for m x n."""
-    most, vectors = machine.product_tile(dtype)
+    most, vectors = machine.product_tile
     lanes = machine.tile_lanes
     per_piece = max(1, lanes // machine.vector_lanes(dtype))       # registers that hold one piece
     budget = most * vectors

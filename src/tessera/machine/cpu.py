@@ -95,11 +95,6 @@ class CpuMachine:
         return ",".join("+" + f for f in self.features)
 
     @property
-    def has_masks(self) -> bool:
-        """Loads and stores under a lane mask cost no more than plain ones."""
-        return self.has("avx512vl")
-
-    @property
     def has_half_conversion(self) -> bool:
         """f16 <-> f32 is one instruction."""
         return self.has("f16c") or self.has("avx512f") or self.triple.startswith("aarch64")
@@ -141,25 +136,13 @@ class CpuMachine:
         thread count."""
         return max(4096, 65536 // self._accumulator(dtype).itemsize)
 
-    def product_tile(self, dtype: DType) -> tuple[int, int]:
-        """(MR, NV): rows, and vectors a row, of the register tile of a matrix product that accumulates in ``dtype``.
+    @property
+    def product_tile(self) -> tuple[int, int]:
+        """(MR, NV): rows, and vectors a row, of the register tile of a matrix product, whatever its dtype.
 
         The accumulators, the vectors of one row of the right operand and one broadcast fill the registers.
         """
         return (14, 2) if self.registers >= 32 else (6, 2)
-
-    def product_blocks(self, dtype: DType) -> tuple[int, int, int]:
-        """(MC, KC, NC): rows, depth and columns of the blocks of a product, from the caches.
-
-        A KC x NR panel of the right operand stays in L1, the MC x KC block of the left one in half of L2.
-        """
-        mr, nv = self.product_tile(dtype)
-        nr = nv * self.vector_lanes(self._accumulator(dtype))
-        size = dtype.itemsize
-        kc = max(128, min(512, self.cache_bytes(1) * 3 // 4 // (nr * size) // 64 * 64))
-        mc = max(mr, min(1024, self.cache_bytes(2) // 2 // (kc * size)) // mr * mr)
-        nc = max(nr, min(4096, self.cache_bytes(3) // 4 // (kc * size)) // nr * nr)
-        return mc, kc, nc
 
     @staticmethod
     def _accumulator(dtype: DType) -> DType:

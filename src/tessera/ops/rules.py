@@ -22,7 +22,6 @@ BOOL = (dt.bool_,)
 SIGNED = (dt.int8, dt.int16, dt.int32, dt.int64)
 UNSIGNED = (dt.uint8, dt.uint16, dt.uint32, dt.uint64)
 INTS = SIGNED + UNSIGNED
-INT4 = (dt.int4, dt.uint4)
 FLOATS = (dt.f16, dt.bf16, dt.f32, dt.f64)
 FP8 = (dt.fp8_e4m3, dt.fp8_e5m2)
 SUB8 = (dt.fp6_e2m3, dt.fp6_e3m2, dt.fp4_e2m1)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from ..ir.core import Function, Op, TensorType, Value
 from ..ir.graph import OP_RULES
 from ..ir.interpret_graph import REFERENCES
@@ -94,12 +92,11 @@ class OpDef:
         expand: builds the same value from other ops; named composites have it, and it is applied last.
         external: a host routine.
         effects: ``random``, ``io`` …
-        jvp, vjp, batch, shard: the transformations' rules.
-        sample: example operands for the op sweep: ``sample(dtype, rng) -> list of (arrays, attrs)``; None: derived.
         dtypes: the operand dtypes it accepts (after promotion).
         facts: what particular readers ask for: ``domain`` (where the sweep samples operands), ``attrs`` (names of the
             attributes), ``mixed`` (operand dtypes that differ), ``combine`` (of reductions and scans), ``prefer``
             ("template": a launch of its own although it has an element rule).
+        doc: what it computes, in a line.
     """
 
     name: str
@@ -114,11 +111,6 @@ class OpDef:
     expand: Callable[..., Any] | None = None
     external: str | None = None
     effects: frozenset[str] = PURE
-    jvp: Callable[..., Any] | None = None
-    vjp: Callable[..., Any] | None = None
-    batch: Callable[..., Any] | None = None
-    shard: Callable[..., Any] | None = None
-    sample: Callable[[DType, np.random.Generator], list[tuple[list[Any], dict[str, Any]]]] | None = None
     doc: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 

@@ -51,7 +51,6 @@ class Allocator:
         self._free: OrderedDict[int, list[int]] = OrderedDict()  # class -> addresses, latest freed last
         self._types: dict[int, type[Any]] = {}
         self._mappings: dict[int, tuple[int, int]] = {}  # block address -> its own mapping
-        self._pid = os.getpid()
         self.in_use = self.cached = self.peak = 0
         self.hits = self.misses = 0
 

@@ -39,11 +39,6 @@ from .values import TileValue, current, fail, internal, tracing
 
 internal(__file__)
 
-Launcher = Callable[[Function, list[np.ndarray[Any, Any]], dict[str, int]], None]
-
-LAUNCHER: Launcher | None = None
-"""Runs a Tile function on arrays, in place; None: the compiler, where there is one, else the tile interpreter."""
-
 DEFAULT_TILES = {"M": 64, "N": 64, "K": 64}
 
 
@@ -391,11 +386,9 @@ def _write_back(target: Any, buffer: np.ndarray[Any, Any]) -> Any:
 
 
 def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, int]) -> None:
-    """Run a Tile function on arrays, in place."""
+    """Run a Tile function on arrays, in place: by the compiler where there is one, else by the tile interpreter."""
     from ..tracing import eager
-    if LAUNCHER is not None:
-        LAUNCHER(fn, buffers, sizes)
-    elif eager.COMPILER is not None:
+    if eager.COMPILER is not None:
         eager.COMPILER.launch(fn, buffers)
     else:
         interpret_tile.run(fn, buffers, sizes)
@@ -480,4 +473,4 @@ def with_schedule(schedule: Any) -> Callable[[Callable[..., Any]], Kernel]:
 
 kernel.with_schedule = with_schedule  # type: ignore[attr-defined]
 
-__all__ = ["LAUNCHER", "Kernel", "Tile", "Tile3D", "TileRange", "TileSpec", "kernel", "launch"]
+__all__ = ["Kernel", "Tile", "Tile3D", "TileRange", "TileSpec", "kernel", "launch"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..ir.core import Block, BufferType, Op, Value
-from ..types.dims import Dim, DimLike, atom, bounds, floordiv, known_nonnegative, mod, product, substitute
+from ..types.dims import Dim, DimLike, atom, floordiv, mod, product, substitute
 from ..types.dims import name as named
 from ..types.shapes import contiguous_strides
 from .lower_complex import has_complex, split_complex
@@ -224,9 +224,3 @@ def linearise(k: Kernel, phase: Op) -> Loop:
     k.loops[phase] = [Loop(name, total)]
     k.forget_dependence()
     return k.loops[phase][0]
-
-
-def known_positive(e: DimLike) -> bool:
-    """``e >= 1`` for certain, when sizes are at least 1."""
-    lo, _ = bounds(e - 1, {})
-    return lo is not None and known_nonnegative(lo)

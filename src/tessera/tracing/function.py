@@ -41,7 +41,6 @@ from .recorder import STATE, allowing, as_array, lift
 from .tensor import Tensor, ndarray
 
 _SCALARS = {int: TensorType(dt.int64, ()), float: TensorType(dt.f32, ()), complex: TensorType(dt.complex64, ())}
-_DYNAMIC = (Tensor, np.ndarray, np.generic)
 RETRACES = 16
 
 
@@ -337,7 +336,7 @@ class TracedFunction:
                 with allowing(self.allowed, f"{self.__name__!r} ({format_effects(self.allowed)})"):
                     out = self.fn(*bound.args, **bound.kwargs)
             if self.declared.result is not None:
-                leaves, tree, statics = flatten_results(out, self.__name__)
+                leaves, tree, statics = flatten_results(out)
                 leaves = check_results(self.declared.result, leaves, self.__name__, dict(env))
                 if tree is None:
                     return leaves[0]

@@ -79,7 +79,6 @@ WHOLE = frozenset(name for line in (
 
 
 # -- operators -----------------------------------------------------------------------------------------------------------
-_NUMBERS = (bool, int, float, complex)
 _ACCEPTED = (Tensor, bool, int, float, complex, np.ndarray, np.generic, Dim, list, tuple)
 
 

@@ -11,15 +11,13 @@ import optree
 from ..errors import DTypeError, ShapeError
 from ..ir.core import Function, TensorType
 from ..types.constraints import SCOPE, Size
-from ..types.dims import Dim, DimLike, evaluate, substitute
+from ..types.dims import Dim, DimLike, substitute
 from ..types.effects import format_effects
 from ..types.shapes import Constraint
 from . import eager
 from .annotations import Declared, TensorSpec, bind_sizes, check_dtype, expand, flat_specs, shape_mismatch
 from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
 from .tensor import Tensor, Traced, make
-
-WEAK: dict[type, TensorType] = {}
 
 
 class NeedsValue(BaseException):
@@ -148,7 +146,7 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
                     out = call(params)
             else:
                 out = call(params)
-            leaves, tree, statics = flatten_results(out, name)
+            leaves, tree, statics = flatten_results(out)
             leaves = check_results(declared.result, leaves, name, dict(bindings))
             graph = trace.finish(leaves)
     except ShapeError:
@@ -156,10 +154,10 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
             raise
         # Sizes such as D // H fit only where the division is exact: trace with their values instead.
         raise NeedsValue(frozenset(divided)) from None
-    return Program(graph, trace, None if tree is None else tree, statics)
+    return Program(graph, trace, tree, statics)
 
 
-def flatten_results(out: Any, name: str) -> tuple[list[Tensor], Any, list[Any]]:
+def flatten_results(out: Any) -> tuple[list[Tensor], Any, list[Any]]:
     """The tensors of a result, its structure (None for a single tensor), and for each leaf None or its host value."""
     if type(out) is Tensor:
         return [out], None, [None]
@@ -259,11 +257,6 @@ def as_type(x: Any) -> TensorType:
         from ..types.dtypes import as_dtype
         return TensorType(as_dtype(x.dtype), tuple(x.shape))
     raise DTypeError(f"a {type(x).__name__} describes no tensor", received=repr(x)[:80])
-
-
-def evaluate_all(shape: Sequence[DimLike], env: Mapping[str, int]) -> tuple[int, ...]:
-    """A symbolic shape as numbers."""
-    return tuple(evaluate(d, env) for d in shape)
 
 
 __all__ = ["NeedsValue", "Program", "Scope", "Traced", "as_type", "check_constraints", "check_results", "check_shape",

@@ -45,8 +45,6 @@ EXECUTOR: Callable[[str, list[Any], dict[str, Any]], Sequence[Any]] | None = Non
 EFFECTS: dict[str, frozenset[str]] = {}
 """Effects of ops that have any, by name."""
 
-HIDDEN_KEY = "random"
-
 
 class _State(threading.local):
     trace: Trace | None = None

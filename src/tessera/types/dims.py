@@ -205,8 +205,7 @@ def _divide_monomial(m: Monomial, c: int, dm: Monomial, dc: int) -> tuple[Monomi
         if powers.get(a, 0) < p:
             return None
         powers[a] -= p
-    return tuple((a, p) for a, p in m if (a, p) and powers[a]) if not dm else tuple(
-        (a, powers[a]) for a, _ in m if powers[a]), c // dc
+    return tuple((a, powers[a]) for a, _ in m if powers[a]), c // dc
 
 
 def _split(p: DimLike, d: DimLike) -> tuple[DimLike, DimLike]:
@@ -234,11 +233,10 @@ def _split(p: DimLike, d: DimLike) -> tuple[DimLike, DimLike]:
 def bounds(p: DimLike, ranges: Ranges) -> tuple[DimLike | None, DimLike | None]:
     """Inclusive (low, high) of ``p`` where each name in ``ranges`` lies in [0, extent); sizes are >= 1.
 
-    Either end is None when it cannot be told.  Names not in ``ranges`` count as themselves (symbolic sizes).
+    Both ends are None when they cannot be told.  Names not in ``ranges`` count as themselves (symbolic sizes).
     """
     lo: DimLike = 0
     hi: DimLike = 0
-    lo_ok = hi_ok = True
     for m, c in _terms(p):
         t_lo: DimLike = 1
         t_hi: DimLike = 1
@@ -265,7 +263,7 @@ def bounds(p: DimLike, ranges: Ranges) -> tuple[DimLike | None, DimLike | None]:
             lo, hi = lo + c * t_lo, hi + c * t_hi
         else:
             lo, hi = lo + c * t_hi, hi + c * t_lo
-    return (lo if lo_ok else None), (hi if hi_ok else None)
+    return lo, hi
 
 
 def known_nonnegative(d: DimLike) -> bool:

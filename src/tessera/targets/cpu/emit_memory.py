@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import BufferType, Op, ScalarType, TileType, Value
-from ...types.dims import DimLike, known_nonnegative
+from ...types.dims import known_nonnegative
 from ...types.dtypes import DType
 from ...types.shapes import contiguous_strides
 from .emit_convert import normalize
@@ -281,6 +281,5 @@ def check_buffer(v: Value, op: Op) -> BufferType:
     return v.type
 
 
-DimTuple = tuple[DimLike, ...]
 __all__ = ["Access", "Geometry", "check_buffer", "element_type", "from_memory", "gather_piece", "load_piece", "nonnegative",
            "operand_shape", "piece_masks", "representation", "scatter_piece", "store_piece", "swapped_axis", "tile_axes"]
