@@ -11,6 +11,7 @@ import pytest
 from tessera.ir.text import parse_function
 from tessera.machine import X86_AVX2, host_cpu
 from tessera.targets.cpu import abi
+from tessera.types.dtypes import as_dtype
 
 sys.path.insert(0, str(Path(__file__).parent))
 from emit_harness import Compiled, check, values
@@ -433,3 +434,22 @@ def test_other_machines_take_the_same_programs() -> None:
     x = f32(5, 21)
     check(text, [x, np.zeros_like(x)], machine=X86_AVX2)
     check(text, [x, np.zeros_like(x)])
+
+
+@pytest.mark.parametrize("d", ["fp8_e4m3", "int8", "bf16", "f16", "int16", "f32"])
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_a_store_of_few_lanes_leaves_the_neighbours(d: str, lanes: int) -> None:
+    """A mask that is a constant with a single lane: LLVM must not widen the store."""
+    text = f"""tile @few(%x: buf<{d}[16]>, %o: buf<{d}[16]>) with {{grid = (1,), sizes = (), writes = (1,)}} {{
+      %z = constant() {{value = 0}} : int64
+      %t = load(%x, %z) : tile<{d}[16]>
+      %i = iota() {{axis = 0}} : tile<int64[16]>
+      %n = full() {{value = {lanes}}} : tile<int64[16]>
+      %m = lt(%i, %n) : tile<bool[16]>
+      store(%o, %z, %t, %m) {{masked = true}}
+      return()
+    }}"""
+    dtype = as_dtype(d).np
+    x, o = np.arange(1, 17).astype(dtype), np.full(16, 7).astype(dtype)
+    _, out = check(text, [x, o])
+    assert out.tolist() == x[:lanes].tolist() + [7] * (16 - lanes)

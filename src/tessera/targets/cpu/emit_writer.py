@@ -111,6 +111,7 @@ class Writer:
         self.sizes: dict[str, str] = {}
         self._dims: dict[DimLike, str] = {}
         self.dummy: str | None = None
+        self.truth: str | None = None
         self.indices: set[Value] = set()  # loop variables that are never negative
 
     # -- lines -------------------------------------------------------------------------------------------------------
@@ -182,6 +183,14 @@ class Writer:
             self.dummy = self.alloca("i8", 64)
             self.entry.append(f"  store <16 x i32> zeroinitializer, ptr {self.dummy}, align 64")
         return self.dummy
+
+    def surely(self) -> str:
+        """The ``i1`` true, of which LLVM does not know that it is."""
+        if self.truth is None:
+            self.truth = "%surely"
+            self.entry.append('  %surely.word = call i64 asm "", "=r,0"(i64 1)')
+            self.entry.append("  %surely = trunc i64 %surely.word to i1")
+        return self.truth
 
     def gep(self, element: str, pointer: str, offset: str) -> str:
         """The address ``offset`` elements on."""
