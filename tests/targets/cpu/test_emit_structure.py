@@ -440,9 +440,10 @@ def test_other_machines_take_the_same_programs() -> None:
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_a_store_of_few_lanes_leaves_the_neighbours(d: str, lanes: int) -> None:
     """A mask that is a constant with a single lane: LLVM must not widen the store."""
-    text = f"""tile @few(%x: buf<{d}[16]>, %o: buf<{d}[16]>) with {{grid = (1,), sizes = (), writes = (1,)}} {{
+    text = f"""tile @few(%x: buf<f32[16]>, %o: buf<{d}[16]>) with {{grid = (1,), sizes = (), writes = (1,)}} {{
       %z = constant() {{value = 0}} : int64
-      %t = load(%x, %z) : tile<{d}[16]>
+      %wide = load(%x, %z) : tile<f32[16]>
+      %t = convert(%wide) : tile<{d}[16]>
       %i = iota() {{axis = 0}} : tile<int64[16]>
       %n = full() {{value = {lanes}}} : tile<int64[16]>
       %m = lt(%i, %n) : tile<bool[16]>
@@ -450,6 +451,6 @@ def test_a_store_of_few_lanes_leaves_the_neighbours(d: str, lanes: int) -> None:
       return()
     }}"""
     dtype = as_dtype(d).np
-    x, o = np.arange(1, 17).astype(dtype), np.full(16, 7).astype(dtype)
+    x, o = np.arange(1, 17).astype(np.float32), np.full(16, 7).astype(dtype)
     _, out = check(text, [x, o])
     assert out.tolist() == x[:lanes].tolist() + [7] * (16 - lanes)
