@@ -36,6 +36,8 @@ CASES: list[tuple[Callable[..., Any], list[tuple[Any, tuple[Any, ...]]], type[Te
     (o.bitwise_and, [(F32, (3,)), (F32, (3,))], DTypeError, "'bitwise_and' does not accept f32", "x.to(int64)"),
     (lambda x: o.add(x, 300), [(I8, (3,))], DTypeError, "the number 300 does not fit into int8", "takes the dtype of the tensor"),
     (lambda x: o.bitcast(x, "int64"), [(F32, (3,))], DTypeError, "bitcast does not read f32 as int64", "32 bits"),
+    (lambda x, y: o.tensordot(x, y, ([5], [0])), [(F32, (2, 3)), (F32, (3, 2))], IndexOutOfRangeError, "axis 5 does not exist", ""),
+    (lambda i: o.one_hot(i, 3, axis=7), [(I64, (2,))], IndexOutOfRangeError, "axis 7 does not exist", ""),
     (lambda x: o.sum(x, 2), [(F32, (B, S))], IndexOutOfRangeError, "axis 2 does not exist in a tensor of rank 2", "In 'sum'"),
     (lambda x: o.sum(x, (0, -2)), [(F32, (B, S))], ShapeError, "axis 0 is named twice", "In 'sum'"),
     (o.max, [(F32, (0, 3))], ShapeError, "'reduce_max' over dimension 0 of size 0", "Check the size first"),

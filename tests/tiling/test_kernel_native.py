@@ -9,6 +9,7 @@ import test_kernel as kernels
 import tessera as ts
 from tessera import tile
 from tessera.ir import interpret_tile
+from tessera.ir.text import parse_function
 from tessera.tiling import frontend
 
 ROWS = ts.Tile["M", "N", ts.f32]
@@ -143,3 +144,20 @@ def test_a_symbolic_size_that_the_kernel_needs_as_a_number():
         return kernels.fused_attention_kernel(q, q, q, ts.zeros_like(q), 0.1)
 
     assert g(ts.zeros(2, 10, 8, dtype=ts.bf16)).shape == (2, 10, 8)
+
+
+def test_two_kernels_of_one_name():
+    def scaled(c):
+        @ts.kernel
+        def k(A: ts.Tile["N", ts.f32], C: ts.Tile["N", ts.f32]):
+            tile.store(C, A * c)
+        return k
+
+    two, three = scaled(2.0), scaled(3.0)
+
+    @ts.function
+    def f(x: ts.Tensor["N", ts.f32]):
+        return two(x, ts.zeros(x.shape)) + three(x, ts.zeros(x.shape)) + two(x, ts.zeros(x.shape))
+
+    assert f(ts.ones(5)).tolist() == [7] * 5
+    assert list(parse_function(f.graph_ir).functions) == ["k", "k_1"]

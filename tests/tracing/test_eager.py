@@ -6,8 +6,7 @@ import pytest
 import tessera as ts
 from tessera import errors
 from tessera.ir.interpret_graph import interpret
-from tessera.tracing import eager, recorder
-from tessera.tracing.recorder import bind
+from tessera.tracing import eager
 
 
 class Counting:
@@ -77,17 +76,6 @@ def test_errors_show_the_user_s_sizes(compiler):
     assert not compiler.programs
 
 
-def test_an_executor_takes_over(monkeypatch):
-    calls = []
-
-    def execute(name, arrays, attrs):
-        calls.append(name)
-        return [np.exp(arrays[0])]
-
-    monkeypatch.setattr(recorder, "EXECUTOR", execute)
-    assert bind("exp", ts.zeros(2)).tolist() == [1, 1] and calls == ["exp"]
-
-
 def test_every_path_gives_the_same_bits(rng):
     a = rng.normal(size=(5, 7)).astype(np.float32)
     x = ts.tensor(a)
@@ -110,3 +98,12 @@ def test_mixing_arrays_and_lists():
     assert ts.concat([x, [5.0]]).tolist() == [1, 1, 5]
     assert ts.tensor([ts.tensor(1.0), 2.0]).tolist() == [1, 2]
     assert ts.jit(lambda x: ts.tensor([x[0], 2.0, x[1]]))(x).tolist() == [1, 2, 1]
+
+
+def test_signed_zeros_are_two_values():
+    x = ts.ones(1)
+    for pad in (lambda v: ts.pad(x, (1, 0), value=v), lambda v: static(x, v), lambda v: ts.full((1,), v)):
+        assert [float(np.copysign(1, pad(v).tolist()[0])) for v in (0.0, -0.0, 0.0)] == [1, -1, 1]
+
+
+static = ts.jit(lambda x, v: ts.full((1,), v), static_argnums=1)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..errors.frames import span_of
 from ..types.dims import DimLike, format_dim, product
 from ..types.dtypes import DType, int64
@@ -286,6 +288,20 @@ class Builder:
             yield block
         finally:
             self.block = saved
+
+
+# -- attributes --------------------------------------------------------------------------------------------------------
+def value_key(v: Any) -> Any:
+    """An attribute's value as a key: equal for equal bits, so that 0.0 and -0.0 differ, and 1, 1.0 and True too."""
+    if isinstance(v, np.ndarray | np.generic):
+        return (str(v.dtype), v.shape, v.tobytes())
+    if isinstance(v, float):
+        return ("float", v.hex())
+    if isinstance(v, tuple | list):
+        return (type(v).__name__, *[value_key(x) for x in v])
+    if isinstance(v, bool | int):
+        return (type(v).__name__, v)
+    return v
 
 
 # -- queries and rewriting ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from ..types.shapes import ShapeMismatch, broadcast
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
-from .operands import as_tensor, broadcast_to, convert, promoted
+from .operands import as_tensor, axis_of, broadcast_to, convert, promoted
 from .rules import COMPLEX, LOW, REAL, Array, accept, check_axis, expect_operands, same_dtype
 from .table import Attrs, Bound, ElementBuilder, primitive
 
@@ -196,7 +196,12 @@ def dot(x: Any, y: Any) -> Any:
 
 
 def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
-    """Sums over paired axes: the last ``axes`` of x with the first of y, or two lists of axes."""
+    """Sums over paired axes: the last ``axes`` of x with the first of y, or two lists of axes.
+
+    Raises:
+        ShapeError: paired sizes differ, or a tensor has fewer axes.
+        IndexOutOfRangeError: a list names an axis that does not exist.
+    """
     x, y = promoted("tensordot", x, y)
     rx, ry = len(x.type.shape), len(y.type.shape)
     if isinstance(axes, int):
@@ -205,8 +210,8 @@ def tensordot(x: Any, y: Any, axes: Any = 2) -> Any:
         left, right = tuple(range(rx - axes, rx)), tuple(range(axes))
     else:
         a, b = axes
-        left = tuple(i % rx for i in ([a] if isinstance(a, int) else a))
-        right = tuple(i % ry for i in ([b] if isinstance(b, int) else b))
+        left = tuple(axis_of("tensordot", x, i) for i in ([a] if isinstance(a, int) else a))
+        right = tuple(axis_of("tensordot", y, i) for i in ([b] if isinstance(b, int) else b))
     return dot_general(x, y, (left, right))
 
 

@@ -479,10 +479,9 @@ def dynamic_update_slice(x: Any, update: Any, starts: Any) -> Any:
 def one_hot(indices: Any, size: Any, dtype: Any = dt.f32, axis: int = -1) -> Any:
     """1 where the new axis (``axis``) of ``size`` equals the index, else 0; an index outside gives zeros."""
     i = _index(indices)
-    rank = len(i.type.shape) + 1
-    axis = axis % rank
     n = plain(as_dim(size))
     wide = sh.unsqueeze(i, axis)
+    axis = axis % len(wide.type.shape)
     shape = tuple(n if a == axis else d for a, d in enumerate(wide.type.shape))
     line = bind("iota", shape=shape, axis=axis, dtype=dt.int64)
     return convert(pw.eq(broadcast_to(convert(wide, dt.int64), shape), line), as_dtype(dtype))

@@ -305,9 +305,13 @@ def full(shape: Any, value: Any, dtype: Any = None) -> Any:
 
 
 def iota(shape: Any, axis: int = 0, dtype: Any = dt.int64) -> Any:
-    """A tensor whose elements are their own index along ``axis``."""
+    """A tensor whose elements are their own index along ``axis``.
+
+    Raises:
+        ShapeError: there is no such axis.
+    """
     sizes = shape_of((shape,))
-    return bind("iota", shape=sizes, axis=axis % len(sizes) if sizes else axis, dtype=as_dtype(dtype))
+    return bind("iota", shape=sizes, axis=axis + len(sizes) if axis < 0 else axis, dtype=as_dtype(dtype))
 
 
 def eye(n: Any, m: Any = None, dtype: Any = dt.f32) -> Any:

@@ -21,13 +21,14 @@ import sysconfig
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..errors import KernelError
 from ..errors.frames import is_internal
 from ..ir import interpret_tile
-from ..ir.core import Function, Loc, Op, TensorType, Value
+from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
 from ..types.dims import Dim
 from ..types.shapes import unify
 from .control import TileRange
@@ -206,7 +207,7 @@ class Kernel:
             KernelError, ShapeError, DTypeError: the arguments or the body do not fit.
         """
         static = dict(static or {})
-        key: Any = (tuple(args.items()), tuple(static.items()), specialize)
+        key: Any = (tuple(args.items()), _values(static), specialize)
         try:
             found = self._built.get(key)
         except TypeError:
@@ -224,7 +225,7 @@ class Kernel:
         volatile: frozenset[int] = frozenset()
         for _ in range(64):
             params = symbolic(bound, frozen) if specialize else bound
-            memo = (tuple(params.items()), tuple(static.items()), serial, volatile) if _hashable(static) else None
+            memo = (tuple(params.items()), _values(static), serial, volatile) if _hashable(static) else None
             known = self._built.get(memo) if memo is not None else None
             if known is not None:
                 return known
@@ -352,9 +353,13 @@ class Built:
         self.function, self.names, self.writes, self.params = function, names, writes, params
 
 
+def _values(static: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple((n, value_key(v)) for n, v in static.items())
+
+
 def _hashable(static: Mapping[str, Any]) -> bool:
     try:
-        hash(tuple(static.items()))
+        hash(_values(static))
     except TypeError:
         return False
     return True
@@ -395,13 +400,21 @@ def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, i
 
 
 def _enter(functions: dict[str, Function], fn: Function) -> str:
-    """Enter a Tile function under a free name; equal ones share one entry."""
+    """Enter a Tile function under a free name, which it then also bears; equal ones share one entry."""
+    copies = _RENAMED.setdefault(fn, {})
     name, n = fn.name, 0
-    while name in functions and functions[name] is not fn:
+    while functions.get(name) not in (None, fn, copies.get(name)):
         n += 1
         name = f"{fn.name}_{n}"
-    functions[name] = fn
+    if name != fn.name and name not in copies:
+        copies[name] = rewrite(fn)
+        copies[name].name = name
+    functions[name] = copies.get(name, fn)
     return name
+
+
+_RENAMED: WeakKeyDictionary[Function, dict[str, Function]] = WeakKeyDictionary()
+"""Copies of Tile functions under other names: a program may call two kernels of one name."""
 
 
 def _depends(store: Op, axis: int) -> bool:

@@ -80,6 +80,11 @@ def clear() -> None:
     _programs.clear()
 
 
+def _key(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    value = attrs.get("value")  # of padding: 0.0 == -0.0
+    return (name, *operands, *attrs.items(), value.hex() if type(value) is float else None)
+
+
 def dispatch(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Run one op on concrete tensors."""
     arrays = []
@@ -92,7 +97,7 @@ def dispatch(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
         arrays.append(p)
     key: Any
     try:
-        key = (name, *[(a.dtype, a.shape) for a in arrays], *attrs.items())
+        key = _key(name, [(a.dtype, a.shape) for a in arrays], attrs)
         run = _exact.get(key)
     except TypeError:  # an attribute that cannot be a key: prepared anew each time
         key, run = None, None
@@ -118,9 +123,6 @@ def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> R
     if name in VIEWS:
         view = VIEWS[name]
         run = lambda xs: (view(xs[0], **attrs),)
-    elif recorder.EXECUTOR is not None:
-        execute = recorder.EXECUTOR
-        run = lambda xs: execute(name, xs, attrs)
     else:
         run = _program(name, types, attrs, loc)
     if key is not None and effects is None:
@@ -141,7 +143,7 @@ def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any
     """The program for an op; one serves every size with the same pattern of equal sizes where that is possible."""
     general = symbolic(types) if attrs.keys() <= SIZELESS else types
     try:
-        key = (name, tuple(general), *attrs.items())
+        key = _key(name, general, attrs)
         found = _programs.get(key)
     except TypeError:
         key, found = None, None
@@ -165,7 +167,7 @@ def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any
 
 
 def _program_for(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any) -> Run:
-    key = (name, tuple(types), *attrs.items())
+    key = _key(name, types, attrs)
     if key not in _programs:
         _programs[key] = compile_graph(one_op(name, types, attrs, loc))
     return _programs[key]

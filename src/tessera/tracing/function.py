@@ -16,7 +16,7 @@ import numpy as np
 import optree
 
 from ..errors import ArgumentError, ConstraintError, EffectError, TracingError, UnsupportedError, suggest, unknown_keyword
-from ..ir.core import Function, TensorType
+from ..ir.core import Function, TensorType, value_key
 from ..types import dtypes as dt
 from ..types.constraints import SizeConstraint, plain
 from ..types.dims import DimLike, substitute
@@ -525,11 +525,12 @@ def _key(value: Any, name: str, function: str) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         raise ArgumentError(f"the static argument {name!r} of {function}() is a tensor",
                             hints=[f"Remove {name!r} from static_argnums / static_argnames"])
+    key = (type(value), value_key(value))
     try:
-        hash(value)
+        hash(key)
     except TypeError:
         return _Identity(value)
-    return (type(value), value)
+    return key
 
 
 def _numbered(numbers: Any, names: Sequence[str], what: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TesseraError, UnsupportedError, suggest
-from ..ir.core import TensorType
+from ..ir.core import TensorType, value_key
 from ..types import dtypes as dt
 from ..types.dims import Dim
 from ..types.promotion import promote_weak
@@ -249,7 +249,7 @@ def whole(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _full_key(p: Any, args: Any, kwargs: Any) -> Any:
-    return (p.dtype, p.shape, *[(type(v), v) for v in args[1:]], *[(k, type(v), v) for k, v in kwargs.items()])
+    return (p.dtype, p.shape, *[value_key(v) for v in args[1:]], *[(k, value_key(v)) for k, v in kwargs.items()])
 
 
 def _plain(v: Any) -> bool:

@@ -32,16 +32,13 @@ from ..types import dtypes as dt
 from ..types.constraints import Size, plain
 from ..types.dims import Dim
 from ..types.dtypes import as_dtype
-from ..types.effects import PURE, format_effects
+from ..types.effects import format_effects
 from ..types.promotion import PromotionError
 from ..types.shapes import ShapeMismatch
 from . import eager
 from .tensor import Tensor, Traced, make, ndarray
 
 # -- registries, filled when the package is assembled -----------------------------------------------------------------
-EXECUTOR: Callable[[str, list[Any], dict[str, Any]], Sequence[Any]] | None = None
-"""Runs one op on arrays: (name, arrays, attributes) -> arrays.  None: the op is compiled as a one-op program."""
-
 EFFECTS: dict[str, frozenset[str]] = {}
 """Effects of ops that have any, by name."""
 
@@ -436,34 +433,3 @@ def allowing(effects: frozenset[str], who: str) -> Iterator[None]:
         yield
     finally:
         STATE.allowed = saved
-
-
-# -- inlining and running graphs -------------------------------------------------------------------------------------------
-def inline(fn: Function, inputs: Sequence[Any]) -> list[Tensor]:
-    """Record a copy of ``fn``'s body into the current trace; ``inputs`` includes what it captured.
-
-    Sites of random ops continue the current program's numbering.
-    """
-    from ..ir.core import Copier
-    trace = STATE.trace
-    assert trace is not None
-    base, used = trace.sites, 0
-
-    def shift(c: Copier, op: Op) -> list[Value] | None:
-        nonlocal used
-        if op.name != "random_bits" or "site" not in op.attrs:
-            return None
-        used += 1
-        made = c.builder.op(op.name, c.operands(op), [r.type for r in op.results], {**op.attrs, "site": op.attrs["site"] + base},
-                            (), op.loc)
-        return made.results
-
-    copier = Copier(trace.builder, shift)
-    values = [trace.capture(x) if isinstance(x, Hidden) else trace.lower(x) for x in inputs]
-    copier.map.update(zip(fn.args, values, strict=True))
-    copier.run(fn.body.ops[:-1])
-    for f in fn.functions.values():
-        trace.function.functions.setdefault(f.name, f)
-    trace.sites += used
-    trace.effects |= set(fn.attrs.get("effects", PURE))
-    return [make(Traced(trace, copier[v])) for v in fn.returns]

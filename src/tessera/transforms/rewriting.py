@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..ir.core import Function, Op, Value
+from ..ir.core import Function, Op, Value, value_key
 from ..ops.table import OPS
 
 
@@ -39,16 +39,4 @@ def producer(v: Value, name: str) -> Op | None:
 
 def key_of(attrs: Mapping[str, Any]) -> Any:
     """Attributes as something hashable: equal for equal attributes."""
-    return tuple((k, _key(v)) for k, v in sorted(attrs.items()))
-
-
-def _key(v: Any) -> Any:
-    if hasattr(v, "tobytes"):
-        return (str(v.dtype), v.shape, v.tobytes())
-    if isinstance(v, float):
-        return ("float", v.hex())
-    if isinstance(v, tuple | list):
-        return tuple(_key(x) for x in v)
-    if isinstance(v, bool | int | str) or v is None:
-        return (type(v).__name__, v)
-    return v
+    return tuple((k, value_key(v)) for k, v in sorted(attrs.items()))
