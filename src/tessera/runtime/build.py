@@ -207,6 +207,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine, sizes: tuple[str, ..
     from ..tiling.large_tiles import fit_registers
     from ..tiling.lower import lower_kernel
     from ..tiling.templates import TEMPLATES
+    from ..tiling.vmath import expand
     if op.name == "launch":
         callee = fn.functions.get(op.attrs["callee"])
         if callee is None or callee.level != "tile":
@@ -219,12 +220,6 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine, sizes: tuple[str, ..
         tile = build(op, machine, "kernel")
     else:
         tile = lower_kernel(op, machine, "kernel", sizes)
-    return expand_math(tile, machine)
-
-
-def expand_math(tile: Function, machine: CpuMachine) -> Function:
-    """Transcendental ops as polynomials over basic ones."""
-    from ..tiling.vmath import expand
     return expand(tile)
 
 

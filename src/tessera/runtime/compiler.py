@@ -123,8 +123,7 @@ class Compiler:
     @property
     def target(self) -> str:
         """The target as part of cache keys."""
-        m = self.machine
-        return f"{m.triple} {m.cpu} {m.tune} {m.llvm_features}"
+        return self.machine.key()
 
     def request(self, name: str, text: str, emit: str = "obj") -> Request:
         """A module for LLVM."""

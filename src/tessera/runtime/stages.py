@@ -63,7 +63,7 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("graph", "the Graph function after its passes: what is computed", "function", graph.verify),
-    Stage("sched", "the Schedule program: launches, buffers, memory plan", "function", getattr(sched, "verify", None)),
+    Stage("sched", "the Schedule program: launches, buffers, memory plan", "function", sched.verify),
     Stage("tile", "the Tile function of each kernel", "kernels", tile.verify),
     Stage("ll", "LLVM IR of each kernel and of the program", "modules"),
     Stage("o", "object files", "objects"),
