@@ -19,7 +19,7 @@ from .fused import Point
 AHEAD = 8            # rows of a panel between the one that is multiplied and the one that is fetched
 UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
 SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
-UNIT_SCRATCH = 1400 << 10  # the same for a matrix unit, whose sums rest there
+UNIT_SCRATCH = 1900 << 10  # the same for a matrix unit, whose sums rest there
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     resting = single or (not unit and resting_store(op) is not None)
     widest = max(1, scratch // (depth * size) // nr) * nr
     if not resting:
-        widest = max(nr, min(widest, 512 // nr * nr))
+        widest = max(nr, min(widest, (704 if unit else 512) // nr * nr))
     columns, grid_n = _cut(n, nr, min(widest, 1024))
     most_rows = 1 << 30 if resting else max(mr, (scratch - columns * depth * size) // ((columns + 16) * accumulate.itemsize) // mr * mr)
     rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)

@@ -30,7 +30,7 @@ from .emit_tiles import Tile, geometry, made_tile
 from .emit_writer import Writer, constant_bits, memory_type, representation, splat_literal, vector, vector_literal
 
 MAX_TILE_PIECES = 4096
-MAX_STACK_BYTES = 3 << 19
+MAX_STACK_BYTES = 2 << 20
 _ATTRIBUTES = 'nounwind "no-builtins" "frame-pointer"="none" "tune-cpu"="{tune}" "prefer-vector-width"="{bits}"'
 
 
