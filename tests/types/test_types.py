@@ -24,6 +24,14 @@ def test_every_spelling_is_one_dtype():
         as_dtype("flaot32")
 
 
+@pytest.mark.parametrize("d", [d for d in ALL if d.is_float], ids=str)
+def test_limits_of_a_float_format_are_values_of_it(d):
+    with np.errstate(invalid="ignore"):
+        kept = np.array([d.min, d.max, np.inf], np.float32 if d.bits < 64 else np.float64).astype(d.np).astype(np.float64)
+    assert kept[0] == d.min and kept[1] == d.max
+    assert (kept[2] == np.inf) == d.has_infinity
+
+
 def test_promotion_is_commutative_and_associative_where_defined():
     def p(a, b):
         try:

@@ -63,8 +63,8 @@ def working(dtype: DType) -> DType:
 
 def lowest(dtype: DType) -> Any:
     """What every value of ``dtype`` exceeds or equals (NaN aside)."""
-    return float("-inf") if dtype.is_float else dtype.min
+    return dtype.min
 
 
 def highest(dtype: DType) -> Any:
-    return float("inf") if dtype.is_float else dtype.max
+    return dtype.max

@@ -59,6 +59,11 @@ class DType:
         """Machine limits of a float format (``eps``, ``max``, ``tiny`` …)."""
         return ml_dtypes.finfo(self.np)  # type: ignore[no-untyped-call]
 
+    @property
+    def has_infinity(self) -> bool:
+        """Whether a float format has infinities: the finite ``fn`` formats of 8 bits and fewer have none."""
+        return self.bits > 8 or self.name == "fp8_e5m2"
+
     @cached_property
     def iinfo(self) -> Any:
         """Limits of an integer format (``min``, ``max``)."""
@@ -71,7 +76,7 @@ class DType:
             return False
         if self.is_integer:
             return int(self.iinfo.min)
-        return -np.inf if self.bits > 8 else float(self.finfo.min)
+        return -np.inf if self.has_infinity else float(self.finfo.min)
 
     @property
     def max(self) -> Any:
@@ -80,7 +85,7 @@ class DType:
             return True
         if self.is_integer:
             return int(self.iinfo.max)
-        return np.inf if self.bits > 8 else float(self.finfo.max)
+        return np.inf if self.has_infinity else float(self.finfo.max)
 
     @property
     def real(self) -> DType:
