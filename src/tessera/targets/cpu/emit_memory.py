@@ -219,9 +219,10 @@ def store_piece(w: Writer, dtype: DType, pointer: str, width: int, mask: str | N
         if dtype.itemsize < 4:
             # LLVM 22 turns a constant mask of a single lane into a store of the *promoted* scalar: four bytes where one or
             # two were meant.  It must not see that the mask is constant.
-            known = w.let(f"insertelement {vector('i1', width)} poison, i1 {w.surely()}, i32 0")
-            known = w.let(f"shufflevector {vector('i1', width)} {known}, {vector('i1', width)} poison, {vector('i32', width)} zeroinitializer")
-            mask = w.let(f"and {vector('i1', width)} {mask}, {known}")
+            bits = vector("i1", width)
+            one = w.let(f"insertelement {bits} poison, i1 {w.surely()}, i32 0")
+            every = w.let(f"shufflevector {bits} {one}, {bits} poison, {vector('i32', width)} zeroinitializer")
+            mask = w.let(f"and {bits} {mask}, {every}")
         w.line(f"call void @llvm.masked.store.{suffix(element, width)}.p0({t} {stored}, ptr align {align} {pointer}, "
                f"{vector('i1', width)} {mask})")
 
