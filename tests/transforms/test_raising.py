@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -137,3 +138,14 @@ def test_a_scale_outside_the_mask_is_no_plain_mask() -> None:
     raised = raise_composites(fn)
     agree(fn, raised, 2e-5)
     assert all(len(op.operands) == 3 for op in raised.body.ops if op.name == "attention")
+
+
+@pytest.mark.parametrize("step", [lambda x: x * x, lambda x: 0.9 * x * (1 - x)], ids=["squares", "logistic map"])
+def test_long_chains_of_products(step: Callable[[Any], Any]) -> None:
+    def f(x: Any) -> Any:
+        for _ in range(1500):
+            x = step(x)
+        return x
+
+    fn = traced(f, (4,))
+    assert names(raise_composites(fn)).count("mul") == names(fn).count("mul")

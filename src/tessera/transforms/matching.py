@@ -79,29 +79,32 @@ def row_value(v: Value, x: Value) -> tuple[Op, int] | None:
     return red, axis
 
 
-def factors(v: Value) -> tuple[float, list[Value]]:
-    """``v`` as a literal times values: products, quotients by literals, negations, squares and cubes."""
+def factors(v: Value, depth: int = 6) -> tuple[float, list[Value]]:
+    """``v`` as a literal times values: products, quotients by literals, negations, squares and cubes.
+
+    No formula has more than ``depth`` of them inside each other; a long chain of squares would have 2**n factors.
+    """
     op = v.op
     x = literal(v)
     if x is not None:
         return x, []
-    if op is None:
+    if op is None or depth == 0:
         return 1.0, [v]
     if op.name == "mul":
-        (a, left), (b, right) = factors(op.operands[0]), factors(op.operands[1])
+        (a, left), (b, right) = factors(op.operands[0], depth - 1), factors(op.operands[1], depth - 1)
         return a * b, left + right
     if op.name == "div":
         d = literal(op.operands[1])
         if d:
-            a, left = factors(op.operands[0])
+            a, left = factors(op.operands[0], depth - 1)
             return a / d, left
     if op.name == "neg":
-        a, left = factors(op.operands[0])
+        a, left = factors(op.operands[0], depth - 1)
         return -a, left
     if op.name == "pow":
         n = literal(op.operands[1])
         if n in (2.0, 3.0):
-            a, left = factors(op.operands[0])
+            a, left = factors(op.operands[0], depth - 1)
             return a ** int(n), left * int(n)
     return 1.0, [v]
 
