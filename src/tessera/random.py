@@ -20,7 +20,7 @@ from .ir.core import TensorType
 from .ops import argsort, take, where
 from .ops import random as _ops
 from .tracing import eager
-from .tracing.creation import shape_from
+from .tracing.creation import shape_from, zeros_like
 from .tracing.recorder import STATE, Hidden, Trace, check_effects, lift, tracing
 from .tracing.tensor import Tensor, Traced, make
 from .types import dims
@@ -159,8 +159,9 @@ def _wide(dtype: Any, what: str) -> tuple[dt.DType, dt.DType]:
 
 
 def _shape(shape: Sequence[Any], extra: dict[str, Any], what: str, known: Sequence[str]) -> tuple[Any, ...]:
-    if "shape" in extra or "size" in extra:
-        shape = (extra.pop("shape", None) or extra.pop("size"),)
+    for k in ("shape", "size"):
+        if k in extra:
+            shape = (extra.pop(k),)
     for k in extra:
         raise unknown_keyword(f"random.{what}", k, ["shape", *known])
     return shape_from(shape or ((),), what)
@@ -276,7 +277,7 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
     if not training or p == 0:
         return x  # type: ignore[no-any-return]
     if p == 1:
-        return x * 0  # type: ignore[no-any-return]
+        return zeros_like(x)
     keep = bernoulli(1 - p, tuple(x.type.shape), key=key)
     return where(keep, x / (1 - p), 0)  # type: ignore[no-any-return]
 

@@ -112,3 +112,8 @@ def test_distributions():
 def test_bad_arguments(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
+
+
+def test_shapes_of_no_axes_and_dropping_everything():
+    assert ts.random.uniform(shape=()).shape == () and ts.random.normal(size=()).shape == ()
+    assert ts.dropout(ts.tensor([float("inf"), 1.0]), 1.0).tolist() == [0, 0]

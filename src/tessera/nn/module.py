@@ -20,8 +20,7 @@ M = TypeVar("M", bound="Module")
 
 def Parameter(value: Any, dtype: Any = None) -> ts.Tensor:
     """A tensor to be trained or loaded: ``value`` as a concrete tensor that shares no memory with it."""
-    t = value if isinstance(value, ts.Tensor) else ts.tensor(np.array(value))
-    return t if dtype is None else t.to(dtype)
+    return ts.tensor(value, dtype=dtype)
 
 
 _draw = True  # whether new parameters get random values
