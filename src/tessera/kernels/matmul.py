@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.core import Function, Op
-from ..scheduling.templates import affine, block, is_plain_store
+from ..scheduling.templates import affine, block, flat_index, is_plain_store
 from ..tiling import dsl as tile
 from ..tiling.dsl import Buffer, TileValue, tile_function
 from ..tiling.templates import register
@@ -43,7 +43,6 @@ class Operand:
 
     def step(self, loop: str) -> DimLike | None:
         """How far apart in memory consecutive iterations of ``loop`` lie (of the first load, for a prologue)."""
-        from ..scheduling.templates import flat_index
         if self.block is None:
             index, shape = self.index, self.buffer.shape
         else:

@@ -148,12 +148,6 @@ class CpuMachine:
     def _accumulator(dtype: DType) -> DType:
         return f32 if dtype.is_float and dtype.bits < 32 else dtype
 
-    # -- memory ------------------------------------------------------------------------------------------------------
-    def cache_bytes(self, level: int) -> int:
-        """Bytes of one data cache of ``level``, shared by its sharers; the nearest level where it has fewer."""
-        sizes = [c.size for c in self.caches if c.level <= level]
-        return sizes[-1] if sizes else 32768
-
     def key(self) -> str:
         """What compiled code depends on: it enters cache keys."""
         return f"{self.triple} {self.cpu} {self.tune} {','.join(self.features)} {self.vector_bits}"

@@ -41,15 +41,6 @@ def _nested(bs: BlockScheduler, block: Block, args: Sequence[Value], targets: Se
     return out, inner
 
 
-def _buffers(inner: BlockScheduler, block: Block) -> list[Value]:
-    out = []
-    for v in block.terminator.operands:
-        b = inner.buffer(v)
-        assert b is not None
-        out.append(b)
-    return out
-
-
 @launches("cond")
 def cond(bs: BlockScheduler, op: Op) -> None:
     _prepare(bs, op)
@@ -76,8 +67,7 @@ def _state(bs: BlockScheduler, v: Value, result: Value) -> Value:
     return state
 
 
-def _advance(bs: BlockScheduler, inner: BlockScheduler, out: Block, block: Block, state: Sequence[Value],
-             following: Sequence[Value | None]) -> None:
+def _advance(inner: BlockScheduler, out: Block, block: Block, state: Sequence[Value], following: Sequence[Value | None]) -> None:
     """Copy the next carry over the present one."""
     for k, (v, now, temporary) in enumerate(zip(block.terminator.operands, state, following, strict=False)):
         if temporary is None or (v in block.args and block.args.index(v) == k):
@@ -115,14 +105,13 @@ def while_loop(bs: BlockScheduler, op: Op) -> None:
     test.ops.append(Op("yield", (flag,)))
     following = _following(bs, op.blocks[1], state)
     body, inner = _nested(bs, op.blocks[1], state, following, op.blocks[1].args)
-    _land(bs, inner, op.blocks[1], state, following)
-    _advance(bs, inner, body, op.blocks[1], state, following)
+    _land(inner, op.blocks[1], state, following)
+    _advance(inner, body, op.blocks[1], state, following)
     body.ops.append(Op("yield"))
     bs.append(Op("while", (), (), {}, (test, body), op.loc), op.results, state)
 
 
-def _land(bs: BlockScheduler, inner: BlockScheduler, block: Block, state: Sequence[Value],
-          following: Sequence[Value | None]) -> None:
+def _land(inner: BlockScheduler, block: Block, state: Sequence[Value], following: Sequence[Value | None]) -> None:
     """Carries that were to be updated in place and were not after all are copied."""
     for k, v in enumerate(block.terminator.operands[:len(state)]):
         if following[k] is None and v is not block.args[k]:
@@ -157,8 +146,8 @@ def scan(bs: BlockScheduler, op: Op) -> None:
     targets = [row(b) for b in stacks]
     following = _following(bs, block, state)
     body, inner = _nested(bs, block, args, [*following, *targets], block.args[:n])
-    _land(bs, inner, block, state, following)
-    _advance(bs, inner, body, block, state, following)
+    _land(inner, block, state, following)
+    _advance(inner, body, block, state, following)
     body.ops[:0] = head.ops
     body.ops.append(Op("yield"))
     bs.append(Op("loop", (), (), {"over": (loop, length)}, (body,), op.loc), op.results, [*state, *stacks])

@@ -20,7 +20,7 @@ from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, bounds, known_less, known_nonnegative
 from ..types.dims import name as dim_name
 from ..types.dtypes import DType, bool_, int64
-from .indexing import Index, Names, divides, names_of, ravel, simplify
+from .indexing import Index, Names, divides, names_of, ravel, same_offset, simplify
 from .summary import Lanes
 
 Key = tuple[Any, ...]
@@ -279,7 +279,7 @@ class Tracer:
         index = tuple(simplify(e, self.ranges) for e in index)
         if v in self.seeds:
             at, scalar = self.seeds[v]
-            if not self._same(at, index, v):
+            if not same_offset(at, index, v.type.shape, self.ranges):
                 raise Stop(v)
             return scalar
         kept = self.stored.get(v)
@@ -300,10 +300,6 @@ class Tracer:
             if kept is not None and kept.scope is None:
                 self._keep(kept, v, index, depth, got)
         return got  # type: ignore[no-any-return]
-
-    def _same(self, at: Index, index: Index, v: Value) -> bool:
-        from .indexing import same_offset
-        return same_offset(at, index, v.type.shape, self.ranges)
 
     def _compute(self, v: Value, index: Index) -> Value:
         op = v.op

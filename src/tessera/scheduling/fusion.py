@@ -315,7 +315,7 @@ class Fusion:
 
     def _choose_scratch(self, p: Plan) -> None:
         """Softmax: ``exp(x - max)`` is summed in one loop and scaled in the next; keep it in the result's buffer."""
-        if not p.inner or len(p.roots) != 1 or p.roots[0].type.dtype is None:
+        if not p.inner or len(p.roots) != 1:
             return
         root = p.roots[0]
         if len(p.visits[root]) != 1:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import CompileError, UnsupportedError
 from ..ir.core import Block, BufferType, Function, Op, TensorType, Value, uses
+from ..ops.movement import is_uniform
 from ..ops.table import OPS
 from ..transforms.pipeline import USER_PASSES
 from ..types.dims import Dim, DimLike
@@ -169,7 +170,7 @@ class BlockScheduler:
             op = v.op
             if op is None:
                 raise CompileError(f"the value {v!r} has no buffer")
-            if op.name == "constant" and not _uniform(op):
+            if op.name == "constant" and not is_uniform(op):
                 self._constant(v)
             elif op.name in VIEWS:
                 self.look(op)
@@ -350,11 +351,6 @@ def base_of(buffer: Value | None) -> Value | None:
 def _stem(plan: Plan) -> str:
     op = plan.roots[-1].op
     return op.name if op is not None else "copy"
-
-
-def _uniform(op: Op) -> bool:
-    value = np.asarray(op.attrs["value"])
-    return value.size == 0 or value.tobytes() == value.flat[0].tobytes() * value.size
 
 
 Sites = dict[tuple[Op, str], int]
