@@ -121,6 +121,7 @@ def _assemble() -> None:
     methods.attach(ops)
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
+    recorder.REQUIRES.update({name: d.facts["requires"] for name, d in OPS.items() if "requires" in d.facts})
     runtime = importlib.import_module("tessera.runtime")
     allocator = runtime.ALLOCATOR
     runtime.install()

@@ -229,3 +229,33 @@ def test_symbolic_sizes():
         for g, w in zip(f(ts.tensor(a)), want):
             assert np.array_equal(g, w) and g.shape == w.shape
     assert len(f.programs) == 1
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["called", "traced first"])
+@pytest.mark.parametrize("n", [1, 3, 5, 20])
+def test_bounds_of_symbolic_sizes(n, ahead):
+    """As NumPy cuts slices; nothing outside the axis is ever read."""
+    cases = [lambda x: x[:10], lambda x: x[2:], lambda x: x[-4:], lambda x: x[:-3], lambda x: x[1:4], lambda x: x[-5:3]]
+    values = np.arange(n, dtype=np.float32)
+    for body in cases:
+        def f(x: ts.Tensor["S", ts.f32], body=body):
+            return body(x)
+
+        g = ts.function(f)
+        if ahead:
+            g.trace()
+        assert g(ts.tensor(values)).tolist() == body(values).tolist()
+
+
+@pytest.mark.parametrize("body, least", [
+    (lambda x: x[5], 6), (lambda x: x[-5], 5), (lambda x: ts.topk(x, 7)[0], 7), (lambda x: ts.dynamic_slice(x, (2,), (4,)), 6),
+    (lambda x: ts.dynamic_update_slice(x, ts.ones(3), (4,)), 7),
+])
+def test_what_must_lie_inside_a_symbolic_size_is_checked(body, least):
+    def f(x: ts.Tensor["S", ts.f32]):
+        return body(x)
+
+    g = ts.function(f)
+    g(ts.arange(least).to(ts.f32))
+    with pytest.raises(errors.ConstraintError, match="does not hold"):
+        g(ts.arange(least - 1).to(ts.f32))

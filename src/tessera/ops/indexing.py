@@ -223,6 +223,10 @@ def _begin(starts: Any, scalars: Sequence[Array], shape: Sequence[int], sizes: S
             for s, n, size in zip(starts, shape, sizes, strict=True)]
 
 
+def _requires(shape: Sequence[DimLike], sizes: Sequence[DimLike], starts: Any) -> list[tuple[DimLike, str, DimLike]]:
+    return [(n, ">=", size + (s or 0)) for n, size, s in zip(shape, sizes, starts, strict=True)]
+
+
 def _dynamic_slice_infer(types: Types, attrs: Attrs) -> Types:
     _starts("dynamic_slice", types, attrs, 1, types[0].shape, attrs["sizes"])
     return (types[0].with_shape(attrs["sizes"]),)
@@ -239,7 +243,8 @@ def _dynamic_slice_element(e: ElementBuilder, op: Op, index: Index, r: int) -> V
 
 
 primitive("dynamic_slice", family="indexing", infer=_dynamic_slice_infer, reference=_dynamic_slice_reference, dtypes=EVERY,
-          element=_dynamic_slice_element, facts={"attrs": ("starts", "sizes", "checked"), "mixed": ("T", "int")},
+          element=_dynamic_slice_element, facts={"attrs": ("starts", "sizes", "checked"), "mixed": ("T", "int"),
+                                          "requires": lambda types, attrs: _requires(types[0].shape, attrs["sizes"], attrs["starts"])},
           doc="``sizes`` elements from ``starts`` on: a size, or None for a position that the next scalar operand gives.")
 
 
@@ -280,7 +285,8 @@ def _update_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("dynamic_update_slice", family="indexing", infer=_update_infer, reference=_update_reference, dtypes=EVERY,
-          element=_update_element, facts={"attrs": ("starts", "checked"), "mixed": ("T", "T", "int"), "in_place": 0},
+          element=_update_element, facts={"attrs": ("starts", "checked"), "mixed": ("T", "T", "int"), "in_place": 0,
+                                   "requires": lambda types, attrs: _requires(types[0].shape, types[1].shape, attrs["starts"])},
           doc="x with the second operand written at ``starts`` (see dynamic_slice).")
 
 

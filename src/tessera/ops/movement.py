@@ -164,6 +164,11 @@ def _slice_infer(types: Types, attrs: Attrs) -> Types:
     return (types[0].with_shape(out),)
 
 
+def _slice_requires(types: Types, attrs: Attrs) -> list[tuple[DimLike, str, DimLike]]:
+    bounds = zip(types[0].shape, attrs["start"], attrs["limit"], strict=True)
+    return [fact for n, a, b in bounds for fact in ((a, ">=", 0), (b, ">=", a), (n, ">=", b))]
+
+
 def _slice_reference(x: Array, start: Any, limit: Any, stride: Any) -> Array:
     return x[tuple(slice(a, b, s) for a, b, s in zip(start, limit, stride, strict=True))].copy()
 
@@ -173,7 +178,8 @@ def _slice_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("slice", family="movement", infer=_slice_infer, reference=_slice_reference, dtypes=EVERY, element=_slice_element,
-          doc="Elements start, start + stride … below limit along each axis; strides are positive.")
+          doc="Elements start, start + stride … below limit along each axis; strides are positive.",
+          facts={"requires": _slice_requires})
 
 
 def _padding(attrs: Attrs, rank: int) -> tuple[Shape, Shape, Shape]:

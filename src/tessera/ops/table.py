@@ -94,7 +94,8 @@ class OpDef:
         effects: ``random``, ``io`` …
         dtypes: the operand dtypes it accepts (after promotion).
         facts: what particular readers ask for: ``domain`` (where the sweep samples operands), ``attrs`` (names of the
-            attributes), ``mixed`` (operand dtypes that differ), ``combine`` (of reductions and scans), ``prefer``
+            attributes), ``requires`` (types and attributes to what must hold of sizes, as (lhs, op, rhs): checked by each call
+            where it is not certain), ``mixed`` (operand dtypes that differ), ``combine`` (of reductions and scans), ``prefer``
             ("template": a launch of its own although it has an element rule).
         doc: what it computes, in a line.
     """

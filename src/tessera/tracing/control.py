@@ -166,6 +166,7 @@ def _traced_while(trace: Trace, apply: Any, cond: Any, body: Any, init: Any, unp
         promoted = _widened(start, results, weak)
         if promoted is not None:
             start[:] = promoted
+            trace.sites = sites
             return attempt(counted)
         _carry("while_loop()", types, _types(results))
         if trace.sites != sites and not counted:

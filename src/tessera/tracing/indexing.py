@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import DTypeError, IndexOutOfRangeError, ShapeError, TracingError
 from ..ir.core import TensorType
 from ..types import dtypes as dt
+from ..types.constraints import SCOPE, SizeConstraint
 from ..types.dims import Dim, DimLike, as_dim, ceildiv, known_nonnegative, product
 from ..types.promotion import promote_weak, widens
 from .methods import function
@@ -222,7 +223,10 @@ def _bounds(x: Tensor, s: slice, n: DimLike, axis: int) -> tuple[DimLike, DimLik
         return n - 1 - (size - 1) * -step, n, -step, True, size
     low = 0 if s.start is None else _clamped(as_dim(s.start), n)
     high = n if s.stop is None else _clamped(as_dim(s.stop), n)
-    if not known_nonnegative(high - low):
+    ordered = known_nonnegative(high - low) or _holds(high, low)
+    if ordered is False:
+        return 0, 0, 1, False, 0
+    if ordered is None:
         raise ShapeError(f"the slice {low}:{high} of a size {n} may be empty or reversed", received=str(x.type),
                          sentence=f"Nothing is known about how {high} compares with {low}.",
                          hints=["Declare the sizes so that they compare, e.g. \"S+1\"", "Use ts.dynamic_slice(x, starts, sizes)"])
@@ -230,11 +234,25 @@ def _bounds(x: Tensor, s: slice, n: DimLike, axis: int) -> tuple[DimLike, DimLik
 
 
 def _clamped(i: DimLike, n: DimLike) -> DimLike:
+    """The bound ``i`` of a slice, cut to the axis as NumPy does."""
     if isinstance(i, int) and i < 0:
-        i = n + i
-    if isinstance(i, int):
-        return i if known_nonnegative(n - i) or isinstance(n, Dim) else n
-    return i
+        return 0 if _holds(n, -i) is False else n + i
+    return n if isinstance(i, int) and _holds(n, i) is False else i
+
+
+def _holds(a: DimLike, b: DimLike) -> bool | None:
+    """Whether ``a >= b``, by the sizes of the call that is traced for; without a call it is assumed, and the program is for
+    sizes of which it holds.  None where nobody asks later."""
+    c = SizeConstraint(a, ">=", b)
+    certain = c.decide()
+    if certain is not None or SCOPE.decide is None:
+        return certain
+    try:
+        return SCOPE.decide(c)
+    except TypeError:
+        if STATE.trace is not None:
+            STATE.trace.guards.append((c, True))
+        return True
 
 
 def _index_tensor(i: Any) -> Tensor:

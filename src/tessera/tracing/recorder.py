@@ -29,8 +29,8 @@ from ..errors.frames import GENERATED, PACKAGE
 from ..ir.core import Block, Builder, Function, Loc, Op, TensorType, Value
 from ..ir.graph import OP_RULES
 from ..types import dtypes as dt
-from ..types.constraints import Size, plain
-from ..types.dims import Dim
+from ..types.constraints import Size, SizeConstraint, plain
+from ..types.dims import Dim, DimLike
 from ..types.dtypes import as_dtype
 from ..types.effects import format_effects
 from ..types.promotion import PromotionError
@@ -41,6 +41,9 @@ from .tensor import Tensor, Traced, make, ndarray
 # -- registries, filled when the package is assembled -----------------------------------------------------------------
 EFFECTS: dict[str, frozenset[str]] = {}
 """Effects of ops that have any, by name."""
+
+REQUIRES: dict[str, Callable[[Sequence[TensorType], dict[str, Any]], Sequence[tuple[DimLike, str, DimLike]]]] = {}
+"""What ops need of sizes, by name: (operand types, attributes) -> facts (lhs, op, rhs)."""
 
 
 class _State(threading.local):
@@ -157,11 +160,21 @@ class Trace:
         if effects is not None:
             check_effects(effects, name)
             self.effects |= effects
+        if name in REQUIRES:
+            self.require(REQUIRES[name]([v.type for v in values], attrs))
         op = Op(name, values, types, attrs, (), loc)
         self.builder.block.ops.append(op)
         if len(op.results) == 1:
             return make(Traced(self, op.results[0]))
         return tuple([make(Traced(self, r)) for r in op.results])
+
+    def require(self, facts: Sequence[tuple[DimLike, str, DimLike]]) -> None:
+        """Have each call check the ``facts`` that are not certain for all sizes."""
+        for lhs, relation, rhs in facts:
+            if isinstance(lhs, Dim) or isinstance(rhs, Dim):
+                c = SizeConstraint(lhs, relation, rhs)
+                if c.decide() is None and c not in self.constraints:
+                    self.constraints.append(c)
 
     def structured(self, name: str, operands: Sequence[Tensor], result_types: Sequence[TensorType], attrs: dict[str, Any],
                    blocks: Sequence[Block]) -> list[Tensor]:
