@@ -225,3 +225,9 @@ def test_parts_and_questions_of_special_complex_numbers(way: Way) -> None:
     assert np.array_equal(way(lambda z: o.pow(z, 0), z), np.ones(3, np.complex64))
     assert np.array_equal(way(o.imag, np.array([np.inf, 1], np.float32)), np.zeros(2, np.float32))
     assert not way(lambda x, y: o.isclose(x, y), np.array([2 + 3j], np.complex64), z[:1])[0]
+
+
+def test_variance_of_complex_numbers_is_real(way: Way) -> None:
+    z = np.array([[1 + 2j, 3 - 1j, 0.5j], [2, 2j, -2]], np.complex64)
+    same(way(lambda z: o.var(z, 1), z), np.var(z, 1))
+    same(way(lambda z: o.std(z), z), np.std(z))

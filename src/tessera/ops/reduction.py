@@ -266,15 +266,17 @@ def _mean(x: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
 
 
 def var(x: Any, axis: Any = None, keepdims: Any = None, *, dim: Any = None, keepdim: Any = None, correction: int = 0) -> Any:
-    """The variance over ``axis``: squared deviations divided by n - ``correction`` (0, as in NumPy)."""
+    """The variance over ``axis``: squared deviations divided by n - ``correction`` (0, as in NumPy); real also of complex numbers."""
     x, axes, keepdims = _arguments("var", x, axis, dim, keepdims, keepdim)
     wide, out = _wide(x)
-    return convert(_var(wide, axes, keepdims, correction), out)
+    return convert(_var(wide, axes, keepdims, correction), out.real)
 
 
 def _var(x: Any, axes: tuple[int, ...], keepdims: bool, correction: int) -> Any:
-    total = apply("reduce_sum", pw.square(pw.sub(x, _mean(x, axes, True))), axes, keepdims)
-    n = count(x, axes, x.dtype)
+    off = pw.sub(x, _mean(x, axes, True))
+    squares = pw.add(pw.square(pw.real(off)), pw.square(pw.imag(off))) if x.dtype.is_complex else pw.square(off)
+    total = apply("reduce_sum", squares, axes, keepdims)
+    n = count(x, axes, squares.dtype)
     return pw.div(total, pw.sub(n, correction) if correction else n)
 
 
@@ -282,7 +284,7 @@ def std(x: Any, axis: Any = None, keepdims: Any = None, *, dim: Any = None, keep
     """The standard deviation over ``axis``: the root of :func:`var`."""
     x, axes, keepdims = _arguments("std", x, axis, dim, keepdims, keepdim)
     wide, out = _wide(x)
-    return convert(pw.sqrt(_var(wide, axes, keepdims, correction)), out)
+    return convert(pw.sqrt(_var(wide, axes, keepdims, correction)), out.real)
 
 
 def norm(x: Any, ord: Any = 2, axis: Any = None, keepdims: Any = None, *, dim: Any = None, keepdim: Any = None) -> Any:
