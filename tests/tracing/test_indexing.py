@@ -98,6 +98,19 @@ def test_boolean_masks():
     assert np.array_equal(y, np.where(a > 5, -1, a))
 
 
+@pytest.mark.parametrize("mask", [True, False, np.True_])
+def test_a_single_truth_value_is_a_mask(mask):
+    def write(x):
+        x = x.clone()
+        x[mask] = 7.0
+        return x
+
+    a = np.arange(6.0).reshape(2, 3)
+    want = np.full_like(a, 7.0) if mask else a
+    np.testing.assert_array_equal(np.asarray(write(ts.tensor(a))), want)
+    np.testing.assert_array_equal(np.asarray(ts.jit(write)(ts.tensor(a))), want)
+
+
 def _masked(x):
     x[x > 5] = -1
     return x
@@ -249,7 +262,8 @@ def test_bounds_of_symbolic_sizes(n, ahead):
 
 @pytest.mark.parametrize("body, least", [
     (lambda x: x[5], 6), (lambda x: x[-5], 5), (lambda x: ts.topk(x, 7)[0], 7), (lambda x: ts.dynamic_slice(x, (2,), (4,)), 6),
-    (lambda x: ts.dynamic_update_slice(x, ts.ones(3), (4,)), 7),
+    (lambda x: ts.dynamic_update_slice(x, ts.ones(3), (4,)), 7), (lambda x: ts.pad(x, (-5, 0)), 5),
+    (lambda x: ts.zeros((x.shape[0] - 5,)).sum() + x, 5), (lambda x: ts.arange(x.shape[0] - 5), 5),
 ])
 def test_what_must_lie_inside_a_symbolic_size_is_checked(body, least):
     def f(x: ts.Tensor["S", ts.f32]):

@@ -23,6 +23,10 @@ Index = Sequence[DimLike]
 Types = Sequence[TensorType]
 
 
+def _not_negative(shape: Shape) -> list[tuple[DimLike, str, DimLike]]:
+    return [(n, ">=", 0) for n in shape]
+
+
 # -- reshape -----------------------------------------------------------------------------------------------------------
 def _reshape_infer(types: Types, attrs: Attrs) -> Types:
     expect_operands("reshape", types, 1)
@@ -243,7 +247,8 @@ def _pad_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("pad", family="movement", infer=_pad_infer, reference=_pad_reference, dtypes=EVERY, element=_pad_element,
-          doc="``value`` put ``low`` before, ``high`` after and ``interior`` between the elements; negative amounts cut.")
+          doc="``value`` put ``low`` before, ``high`` after and ``interior`` between the elements; negative amounts cut.",
+          facts={"requires": lambda types, attrs: _not_negative(_pad_infer(types, attrs)[0].shape)})
 
 
 def _concat_infer(types: Types, attrs: Attrs) -> Types:
@@ -322,7 +327,8 @@ def _full_infer(types: Types, attrs: Attrs) -> Types:
 
 primitive("full", family="movement", infer=_full_infer,
           reference=lambda shape, value, dtype: np.full(shape, np.asarray(value).astype(dtype.np), dtype.np), dtypes=EVERY,
-          element=lambda e, op, index, r: e.const(op.attrs["value"], op.attrs["dtype"]), doc="One value everywhere.")
+          element=lambda e, op, index, r: e.const(op.attrs["value"], op.attrs["dtype"]), doc="One value everywhere.",
+          facts={"requires": lambda types, attrs: _not_negative(attrs["shape"])})
 
 
 def _iota_infer(types: Types, attrs: Attrs) -> Types:
@@ -346,7 +352,8 @@ def _iota_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("iota", family="movement", infer=_iota_infer, reference=_iota_reference, dtypes=INTS, element=_iota_element,
-          doc="Each element is its own index along ``axis``.")
+          doc="Each element is its own index along ``axis``.",
+          facts={"requires": lambda types, attrs: _not_negative(attrs["shape"])})
 
 
 def _constant_infer(types: Types, attrs: Attrs) -> Types:
