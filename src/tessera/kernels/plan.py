@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.core import Op
+from ..scheduling.templates import affine, block, flat_index
 from ..tiling import dsl as tile
 from ..tiling.dsl import Buffer, TileValue
-from ..types.dims import Dim, DimLike, ceildiv, dim_max, product
+from ..types.dims import DimLike, ceildiv, dim_max, evaluate, product
 from ..types.dtypes import DType, bf16
 from .fused import Point
 
@@ -141,7 +142,6 @@ def guess(d: DimLike) -> int:
     """A number for a size expression."""
     if isinstance(d, int):
         return d
-    from ..types.dims import evaluate
     return max(1, evaluate(d, dict.fromkeys(d.names, UNKNOWN)))
 
 
@@ -208,7 +208,6 @@ def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
 
 def _dtype(op: Op, role: str) -> DType:
     """The dtype of an operand's elements."""
-    from ..scheduling.templates import block
     body = block(op, role)
     t = op.operands[0 if role == "lhs" else 1].type if body is None else body.terminator.operands[0].type
     return t.dtype  # type: ignore[no-any-return]
@@ -224,7 +223,6 @@ def resting_store(op: Op) -> Op | None:
     It holds the accumulator's dtype, and the epilogue reads neither that buffer nor one that may be the same memory: a memory
     plan puts a result into the place of an operand of its own type.
     """
-    from ..scheduling.templates import block
     epilogue = block(op, "epilogue")
     assert epilogue is not None
     stores = [o for o in epilogue.walk() if o.name == "store"]
@@ -245,7 +243,6 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _along_k(op: Op, role: str) -> bool:
     """True when the operand's neighbours in memory are neighbours in k."""
-    from ..scheduling.templates import affine, block, flat_index
     body = block(op, role)
     k_name, other = op.attrs["k"][0], op.attrs["m" if role == "lhs" else "n"][0]
     if body is None:
@@ -300,4 +297,4 @@ def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimL
     return mr * ceildiv(m, mr * dim_max(1, count_m)), count_m  # the last blocks may be empty: their loops then do nothing
 
 
-__all__ = ["Dim", "Plan", "plan_product", "register_tile"]
+__all__ = ["Plan", "plan_product", "register_tile"]

@@ -463,7 +463,7 @@ class _Kernel:
         value = op.operands[1 + btype.rank]
         mask = op.operands[2 + btype.rank] if op.attrs.get("masked") else None
         if isinstance(value.type, ScalarType):
-            self._loads_before(buffer, None, None)
+            self._loads_before(buffer, None)
             access = self._access(op, buffer, offsets, (), ())
             condition = access.inside
             if mask is not None:
@@ -472,7 +472,7 @@ class _Kernel:
             store_piece(w, btype.dtype, access.base, 1, condition, self.scalar(value))
             return
         if isinstance(self.values[value], Held) and mask is None and not op.attrs.get("check") and len(value.type.shape) == 2:
-            self._loads_before(buffer, None, None)
+            self._loads_before(buffer, None)
             emit_amx.write(w, self.values[value], *self._rows_in_memory(op))
             return
         t, lanes = self.tile(value), self.tile(mask) if mask is not None else None
@@ -487,7 +487,7 @@ class _Kernel:
             lanes = transpose(w, lanes, perm, shape) if lanes is not None else None
             key = (buffer, tuple(offsets), axes, shape)
         access = self._access(op, buffer, offsets, shape, axes)
-        self._loads_before(buffer, key, t)
+        self._loads_before(buffer, key)
         beside = [l for _, k, l in self.loads if k[1:] == key[1:]]
         for i in range(access.geo.count):
             for l in beside:  # a load of the same elements, perhaps through another name of the same memory
@@ -515,7 +515,7 @@ class _Kernel:
             pointer = w.gep(access.element, access.row(row)[0], w.dim(access.strides[-1] * (piece.start + lane)))
             store_piece(w, access.dtype, pointer, 1, None, w.extract(rep, piece.width, value, lane))
 
-    def _loads_before(self, buffer: Value, key: tuple[Any, ...] | None, t: Tile | None) -> None:
+    def _loads_before(self, buffer: Value, key: tuple[Any, ...] | None) -> None:
         """Make pending loads that a store to ``buffer`` could change, unless it writes just what they read."""
         self._changed(buffer)
         kept, target = [], root(buffer)
@@ -553,7 +553,7 @@ class _Kernel:
         buffer, where, value = op.operands[:3]
         btype, w = check_buffer(buffer, op), self.w
         element, base = memory_type(btype.dtype), self.values[buffer]
-        self._loads_before(buffer, None, None)
+        self._loads_before(buffer, None)
         mask = op.operands[3] if op.attrs.get("masked") else None
         if isinstance(value.type, ScalarType):
             pointer = w.gep(element, base, self.scalar(where))
@@ -570,7 +570,7 @@ class _Kernel:
             scatter_piece(w, btype.dtype, pointers, piece.width, own or splat_literal("i1", True, piece.width), made)
 
     # -- control flow --------------------------------------------------------------------------------------------------
-    def _phis(self, values: Sequence[Value], count: int) -> tuple[list[Any], list[tuple[str, str]]]:
+    def _phis(self, values: Sequence[Value]) -> tuple[list[Any], list[tuple[str, str]]]:
         """Fresh names for values that a block receives: (the values, (name, LLVM type) of each phi)."""
         made: list[Any] = []
         phis: list[tuple[str, str]] = []
@@ -637,7 +637,7 @@ class _Kernel:
         w.start(loop)
         at = self._reserve()
         index = w.fresh()
-        carried, phis = self._phis(body.args[1:], len(initial))
+        carried, phis = self._phis(body.args[1:])
         self.values[body.args[0]] = index
         if nonnegative(op.operands[0], w.indices):
             w.indices.add(body.args[0])
@@ -652,7 +652,7 @@ class _Kernel:
         self._write_phis(at, [(index, "i64"), *phis], [([lo, *first], before), ([following, *after], last)])
         w.start(done)
         at = self._reserve()
-        results, out = self._phis(op.results, len(initial))
+        results, out = self._phis(op.results)
         self._write_phis(at, out, [(after, last)] if runs else [(first, before), (after, last)])
         self.values.update(zip(op.results, results, strict=True))
 
@@ -666,7 +666,7 @@ class _Kernel:
         w.branch(head)
         w.start(head)
         at = self._reserve()
-        carried, phis = self._phis(test.args, len(initial))
+        carried, phis = self._phis(test.args)
         self.values.update(zip(test.args, carried, strict=True))
         go, *passed = self._block(test)
         self._leave()
@@ -694,7 +694,7 @@ class _Kernel:
             w.branch(done)
         w.start(done)
         at = self._reserve()
-        results, phis = self._phis(op.results, len(op.results))
+        results, phis = self._phis(op.results)
         self._write_phis(at, phis, incoming)
         self.values.update(zip(op.results, results, strict=True))
 
