@@ -120,7 +120,7 @@ class Trace:
         """The hidden parameter for a tensor (or hidden input) from outside."""
         got = self._captured_values.get(id(source))
         if got is None:
-            if self.builder.block is not self.function.body and not self.open:
+            if not self.open:
                 raise TracingError("a finished trace cannot capture")
             got = self.function.body.add_arg(source.type, _free_name(self.function, len(self.captured)))
             self._captured_values[id(source)] = got
