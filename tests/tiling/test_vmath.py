@@ -188,6 +188,12 @@ def test_remainders_are_exact() -> None:
         np.testing.assert_array_equal(quotient[small], np.floor_divide(a[small], b[small]))
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_floor_division_by_infinity(dtype: str) -> None:
+    a, b = [-1.0, 1.0, -3.0, 5.0, 0.0, inf, nan], [inf, inf, -inf, -inf, -inf, inf, inf]
+    np.testing.assert_array_equal(evaluate("floor_div", dtype, a, b), [-1, 0, 0, -1, 0, nan, nan])
+
+
 def test_next_floats() -> None:
     x = np.array([1.0, 1.0, 0.0, -0.0, 0.0, 1e-45, -1.0, inf, 3.4028235e38, nan, 2.0], np.float32)
     y = np.array([2.0, 0.0, 1.0, 1.0, -1.0, 0.0, 0.0, 0.0, inf, 1.0, 2.0], np.float32)

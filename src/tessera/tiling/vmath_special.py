@@ -206,7 +206,8 @@ def floor_div(v: V, a: E, b: E) -> E:
     if a.dtype is f32:
         return floor_div(v, a.to(f64), b.to(f64)).to(f32)
     rest = mod(v, a, b)
-    quotient = (a - rest) / b
+    # An infinite remainder is that of a finite number by an infinite one of the other sign: just below 0.
+    quotient = v.select(v.abs(rest).eq(inf), v.const(-1.0, a.dtype), (a - rest) / b)
     whole = v.round(quotient)
     y = v.select(whole.eq(0.0), v.copysign(0.0, a / b), whole)
     y = v.select(b.eq(0.0), a / b, y)
