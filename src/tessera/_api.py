@@ -171,7 +171,8 @@ def find(name: str, into: dict[str, Any]) -> Any:
     if value is None:
         value = getattr(errors, name, None)
     if value is None:
-        raise AttributeError(f"module 'tessera' has no attribute {name!r}{errors.suggest(name, public_names())}")
+        known = [n for n in public_names() if n != name]
+        raise AttributeError(f"module 'tessera' has no attribute {name!r}{errors.suggest(name, known)}")
     into[name] = value
     return value
 
