@@ -144,3 +144,5 @@ def test_cross_entropy(way: Way) -> None:
     close(way(lambda x, t: o.cross_entropy(x, t, ignore_index=-100), x, t), each[kept].mean())
     p = np.exp(_log_softmax(f32(6, 9))).astype(np.float32)
     close(way(lambda x, p: o.cross_entropy(x, p), x, p), -(p * _log_softmax(x)).sum(-1).mean(), 1e-5)
+    smoothed = 0.9 * p + 0.1 / 9
+    close(way(lambda x, p: o.cross_entropy(x, p, label_smoothing=0.1), x, p), -(smoothed * _log_softmax(x)).sum(-1).mean(), 1e-5)

@@ -10,7 +10,7 @@ import pytest
 from ways import compiled, traced
 
 import tessera.ops as o
-from tessera.errors import DTypeError, IndexOutOfRangeError, NumericalError, ShapeError, TesseraError, TracingError
+from tessera.errors import ArgumentError, DTypeError, IndexOutOfRangeError, NumericalError, ShapeError, TesseraError, TracingError
 from tessera.ops import fft, linalg
 from tessera.types.dims import sym
 
@@ -98,6 +98,21 @@ def test_refused(fn: Callable[..., Any], operands: list[tuple[Any, tuple[Any, ..
 def test_wrong_calls(call: Callable[[], Any]) -> None:
     with pytest.raises(TypeError):
         call()
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), [
+    (lambda: o.chunk(np.zeros(4), 0), ArgumentError, "at least one part"),
+    (lambda: o.chunk(np.zeros(4), -2), ArgumentError, "at least one part"),
+    (lambda: o.topk(np.zeros(4), 1.5), ArgumentError, "topk() takes a number of elements"),  # type: ignore[arg-type]
+    (lambda: o.repeat(np.zeros((4, 3)), -1, 0), ShapeError, "a size is negative"),
+    (lambda: o.tile(np.zeros(4), -1), ShapeError, "a size is negative"),
+    (lambda: o.broadcast_to(np.zeros((1, 3)), (-2, 3)), ShapeError, "a size is negative"),
+    (lambda: o.cross_entropy(np.zeros((4, 3)), np.zeros(3)), ShapeError, "another shape than its logits"),
+])
+def test_numbers_that_are_no_sizes(call: Callable[[], Any], kind: type[TesseraError], message: str) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize("call", [

@@ -447,18 +447,22 @@ def cross_entropy(logits: Any, targets: Any, reduction: str = "mean", ignore_ind
         ignore_index: targets of this number count for nothing (and not in the mean).
 
     Raises:
-        ShapeError: the leading sizes differ.
+        ShapeError: the leading sizes differ; probabilities need the shape of the logits.
         ValueError: an unknown ``reduction``.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is 'mean', 'sum' or 'none', not {reduction!r}")
     logits, targets = as_tensor(logits), as_tensor(targets)
     logits = convert(logits, to_inexact(logits.dtype))
+    kept = None
     if targets.dtype.is_inexact:
+        if targets.type.shape != logits.type.shape:  # broadcasting would hide a forgotten axis
+            raise ShapeError("the probabilities of 'cross_entropy' have another shape than its logits",
+                             expected=str(logits.type), received=str(targets.type))
         loss = pw.neg(rd.sum(pw.mul(targets, log_softmax(logits, -1)), -1))
-        return _reduced(loss, reduction, None)
-    kept = None if ignore_index is None else pw.ne(targets, ignore_index)
-    loss = bind("cross_entropy", logits, targets if kept is None else pw.where(kept, targets, 0))
+    else:
+        kept = None if ignore_index is None else pw.ne(targets, ignore_index)
+        loss = bind("cross_entropy", logits, targets if kept is None else pw.where(kept, targets, 0))
     if label_smoothing:
         flat = pw.sub(rd.logsumexp(logits, -1), rd.mean(logits, -1))
         loss = pw.add(pw.mul(loss, 1.0 - label_smoothing), pw.mul(flat, label_smoothing))

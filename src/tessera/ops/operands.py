@@ -16,7 +16,7 @@ from ..types.constraints import plain
 from ..types.dims import DimLike
 from ..types.dtypes import DType, as_dtype
 from ..types.promotion import PromotionError, promote, promote_weak
-from ..types.shapes import as_shape, normalize_axes, normalize_axis
+from ..types.shapes import as_shape, format_shape, normalize_axes, normalize_axis
 from .rules import broadcast_shapes
 
 SCALARS = (bool, int, float, complex)
@@ -132,12 +132,14 @@ def broadcast_to(x: Any, shape: Sequence[Any]) -> Tensor:
     """``x`` stretched to ``shape`` by NumPy's rule.
 
     Raises:
-        ShapeError: a size is neither equal nor 1.
+        ShapeError: a size is neither equal nor 1, or negative.
     """
     t = as_tensor(x)
     wanted = shape_of((tuple(shape),))
     if t.type.shape == wanted:
         return t
+    if any(isinstance(n, int) and n < 0 for n in wanted):
+        raise ShapeError(f"Cannot stretch a tensor to {format_shape(wanted)}: a size is negative", received=str(t.type))
     out: Tensor = bind("broadcast_to", t, shape=wanted)
     return out
 

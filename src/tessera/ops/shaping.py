@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import IndexOutOfRangeError, ShapeError
+from ..errors import ArgumentError, IndexOutOfRangeError, ShapeError
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import DimLike, as_dim, format_dim, product
@@ -235,9 +235,12 @@ def chunk(x: Any, chunks: int, axis: int | None = None, *, dim: int | None = Non
     """Up to ``chunks`` parts along ``axis`` (0), all but the last of equal size.
 
     Raises:
+        ArgumentError: ``chunks`` is not a positive integer.
         ShapeError: the axis has a symbolic size that does not divide.
     """
     x = as_tensor(x)
+    if not hasattr(chunks, "__index__") or chunks < 1:
+        raise ArgumentError("chunk() cuts into at least one part", expected="chunks: a positive integer", received=repr(chunks))
     axis = axis_of("chunk", x, one_of("chunk", axis, dim, "axis", "dim", 0))
     n = x.type.shape[axis]
     if not isinstance(n, int):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError, TracingError
+from ..errors import ArgumentError, ShapeError, TracingError
 from ..ir.core import TensorType
 from ..tracing.recorder import STATE, bind
 from ..tracing.tensor import Traced, make
 from ..types import dtypes as dt
-from ..types.dims import DimLike, product
+from ..types.dims import Dim, DimLike, product
 from . import indexing as ix
 from . import pointwise as pw
 from . import reduction as rd
@@ -76,6 +76,8 @@ def topk(x: Any, k: int, axis: int | None = None, largest: bool = True, *, dim: 
     x = as_tensor(x)
     axis = axis_of("topk", x, one_of("topk", axis, dim, "axis", "dim", -1))
     n = x.type.shape[axis]
+    if not isinstance(k, int | np.integer | Dim):
+        raise ArgumentError("topk() takes a number of elements", expected="k: an integer or a size", received=repr(k))
     if isinstance(n, int) and not 0 <= k <= n:
         raise ShapeError(f"topk asks for {k} of {n} elements", received=str(x.type))
     i = sh.slice_axis(argsort(x, axis, largest), axis, 0, k)
