@@ -207,6 +207,8 @@ class Executable:
             raise KeyboardInterrupt
         if code == frame.CHECK_FAILED:
             failed = abi.status_of(f.get(abi.STATUS))
+            if plan.arena > KEPT_ARENA:
+                f.arena = None
             plan.frames.append(f)
             if failed is not None:
                 raise_failure(self.manifest, self.source, plan.env, *failed)
