@@ -111,6 +111,12 @@ def test_a_single_truth_value_is_a_mask(mask):
     np.testing.assert_array_equal(np.asarray(ts.jit(write)(ts.tensor(a))), want)
 
 
+def test_an_empty_list_selects_nothing():
+    x = ts.tensor(np.arange(6.0).reshape(2, 3))
+    assert ts.jit(lambda x: x[[]])(x).shape == x[[]].shape == (0, 3)
+    assert ts.jit(lambda x: x[:, []])(x).shape == x[:, []].shape == (2, 0)
+
+
 def _masked(x):
     x[x > 5] = -1
     return x

@@ -120,7 +120,7 @@ def _is_advanced(i: Any) -> bool:
 
 
 def _traced(x: Tensor, items: Sequence[Any]) -> Tensor:
-    plan = _Plan(x, [np.asarray(i) if isinstance(i, list) else i for i in items]).items
+    plan = _Plan(x, [_host_item(i) if isinstance(i, list) else i for i in items]).items
     for i in plan:
         if isinstance(i, bool | np.bool_) or (hasattr(i, "dtype") and i.dtype in (dt.bool_, np.bool_)):
             raise TracingError(
@@ -338,7 +338,7 @@ def _fitting(x: Tensor, value: Any) -> Tensor:
 
 def _updated(x: Tensor, items: Sequence[Any], value: Tensor) -> Tensor:
     """``x`` with ``value`` written at ``items``, in the program."""
-    plan = _Plan(x, [np.asarray(i) if isinstance(i, list | bool) else i for i in items]).items
+    plan = _Plan(x, [_host_item(i) if isinstance(i, list | bool) else i for i in items]).items
     masks = [i for i in plan if hasattr(i, "dtype") and i.dtype in (dt.bool_, np.bool_)]
     if masks:
         return _masked_update(x, plan, masks, value)
