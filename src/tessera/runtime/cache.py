@@ -177,14 +177,23 @@ def _usable(root: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """A hash of the compiler's own sources: another version of Tessera shares nothing with this one."""
+    """A hash of the compiler's own sources and of LLVM's version: another compiler shares nothing with this one."""
     root = Path(__file__).parents[1]
-    h = hashlib.blake2b(digest_size=16)
+    h = hashlib.blake2b(_llvm_version().encode(), digest_size=16)
     for room in ("types", "machine", "ir", "ops", "tracing", "transforms", "scheduling", "tiling", "kernels", "targets", "runtime"):
         for path in sorted((root / room).rglob("*.py")):
             h.update(str(path.relative_to(root)).encode())
             h.update(path.read_bytes())
     return h.hexdigest()
+
+
+def _llvm_version() -> str:
+    """The version of the code generator's package, read without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+    try:
+        return version("llvmlite")
+    except PackageNotFoundError:
+        return "none"
 
 
 def open_cache() -> DiskCache:
