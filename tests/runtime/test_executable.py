@@ -253,6 +253,22 @@ def test_dump_and_override(disk, tmp_path, monkeypatch):
     np.testing.assert_array_equal(Compiler(cache=disk).compile(fn)([x, Y])[0], (x - Y) * (x - Y))
 
 
+def test_an_edited_dump_is_read_back_under_its_own_name(disk, tmp_path, monkeypatch):
+    fn, there = parse_function(AFFINE), tmp_path / "dump"
+    monkeypatch.setenv("TESSERA_DUMP", str(there))
+    Compiler(cache=disk).compile(fn)
+    monkeypatch.delenv("TESSERA_DUMP")
+    (dumped,) = there.glob("*.graph")
+    assert dumped.stem != "affine"
+    for p in there.iterdir():
+        if p != dumped:
+            p.unlink()
+    dumped.write_text(dumped.read_text().replace("add(", "sub("))
+    monkeypatch.setenv("TESSERA_OVERRIDE", str(there))
+    x = floats(5, 16)
+    np.testing.assert_array_equal(Compiler(cache=disk).compile(fn)([x, Y])[0], (x - Y) * (x - Y))
+
+
 def test_a_bad_override_is_an_error_with_its_place(disk, tmp_path, monkeypatch):
     monkeypatch.setenv("TESSERA_OVERRIDE", str(tmp_path))
     (tmp_path / "affine.graph").write_text("graph @affine(%x: f32[B, 16]) {\n  %0 = what(%y) : f32[]\n}")
