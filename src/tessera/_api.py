@@ -83,7 +83,7 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
-    "nn": "nn", "optim": "optim", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
+    "nn": "nn", "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
     "effects": "effects", "numerics": "numerics", "functional": "functional", "kernels": "kernels",
     "runtime": "runtime", "machine": "machine",
     "transforms": "transforms",
@@ -101,13 +101,12 @@ LAZY_NAMES = {
     "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
     "InferencePolicy": ("numerics", "InferencePolicy"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
-    "grad": ("transforms", "grad"), "value_and_grad": ("transforms", "value_and_grad"), "vmap": ("transforms", "vmap"),
-    "jvp": ("transforms", "jvp"), "vjp": ("transforms", "vjp"), "checkpoint": ("transforms", "checkpoint"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
     "unchecked": ("runtime", "unchecked"),
 }
 # Spellings of op functions beside their own.
 SPELLINGS = {
+    "flash_attention": "attention",
     "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs",
     "power": "pow", "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt",
     "greater_equal": "ge", "mm": "matmul", "bmm": "matmul", "clamp": "clip", "remainder": "mod", "floor_divide": "floor_div",
@@ -180,7 +179,7 @@ def find(name: str, into: dict[str, Any]) -> Any:
 def public_names() -> list[str]:
     """Every public name."""
     own = [n for n in dir(ops) if not n.startswith("_") and callable(getattr(ops, n))]
-    return sorted({*PUBLIC, *ALIASES, *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
+    return sorted({*PUBLIC, *(ALIASES.keys() - {"float", "bool"}), *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
 
 
 _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float", "bool", "range", "Callable"})
@@ -189,15 +188,7 @@ _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float"
 def star_names() -> list[str]:
     """What ``from tessera import *`` brings: everything that hides no Python builtin (but ``sum``)."""
     available = [n for n in public_names() if n not in _BUILTIN and n not in LAZY_MODULES]
-    return [n for n in available if n not in LAZY_NAMES or _available(n)] + ["random", "memory", "nn", "effects", "numerics"]
-
-
-def _available(name: str) -> bool:
-    module, attribute = LAZY_NAMES[name]
-    try:
-        return hasattr(importlib.import_module(f"tessera.{module}"), attribute)
-    except ImportError:
-        return False
+    return [*available, "random", "memory", "nn", "effects", "numerics"]
 
 
 __all__ = [
