@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 from ..errors import TesseraError, suggest
+from ..runtime import stages
 from .load import LoadFailed, functions_of, is_kernel, kernel_types, load_file, say_error
 
-STAGES = ("graph", "sched", "tile", "ll", "asm")
+STAGES = (*(s.name for s in stages.STAGES if s.name != "o"), "asm")
 _LANGUAGE = {"ll": "llvm", "asm": "nasm"}
 
 

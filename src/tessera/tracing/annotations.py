@@ -24,7 +24,7 @@ from ..types.dims import Dim, DimLike, as_dim, format_dim, name, substitute
 from ..types.dtypes import ALIASES, DType, as_dtype
 from ..types.policy import NumericalPolicy
 from ..types.promotion import widens
-from ..types.shapes import Constraint, parse_constraint
+from ..types.shapes import Constraint, parse_constraint, unify
 from .recorder import STATE
 from .tensor import Tensor
 
@@ -157,49 +157,7 @@ def matches(spec: TensorSpec, t: TensorType) -> bool:
     if spec.dims is None:
         return True
     declared = expand(spec, t.rank, iter(f"_{i}" for i in range(99)))
-    return declared is not None and bind_sizes(declared, t.shape, env) is None
-
-
-def bind_sizes(declared: Sequence[DimLike], actual: Sequence[DimLike], env: dict[str, DimLike]) -> int | None:
-    """Bind names to the actual sizes (which may be symbolic); returns the axis that does not fit, or None.
-
-    A compound size with one unbound name is solved for it.
-    """
-    pending: list[int] = []
-    for axis, (d, n) in enumerate(zip(declared, actual, strict=True)):
-        if isinstance(d, int):
-            if d != n:
-                return axis
-        elif d.is_name:
-            (only,) = d.names
-            if env.setdefault(only, n) != n:
-                return axis
-        else:
-            pending.append(axis)
-    for axis in pending:
-        d, n = declared[axis], actual[axis]
-        assert isinstance(d, Dim)
-        free = sorted(d.names - env.keys())
-        if len(free) == 1:
-            solved = _solve(d, free[0], n, env)
-            if solved is None:
-                return axis
-            env[free[0]] = solved
-        if not d.names - env.keys() and substitute(d, env) != n:
-            return axis
-    return None
-
-
-def _solve(d: Dim, x: str, n: DimLike, env: Mapping[str, DimLike]) -> DimLike | None:
-    known = {k: v for k, v in env.items() if k in d.names}
-    at0, at1 = substitute(d, {**known, x: 0}), substitute(d, {**known, x: 1})
-    slope, rest = at1 - at0, n - at0
-    if slope == 0:
-        return None
-    q = rest // slope if isinstance(rest, Dim) or isinstance(slope, Dim) else divmod(rest, slope)[0]
-    if isinstance(q, int) and q < 0:
-        return None
-    return q if substitute(d, {**known, x: q}) == n else None
+    return declared is not None and unify(declared, t.shape, env) is None
 
 
 def check_dtype(spec: TensorSpec, t: TensorType, what: str, function: str) -> None:
@@ -419,5 +377,5 @@ def check_sizes(where: Sequence[Constraint], env: Mapping[str, int], function: s
                 hints=["Pad or slice the input so that the constraint holds", "Relax the constraint in where=[…]"])
 
 
-__all__ = ["ANY", "REST", "Declared", "Size", "TensorSpec", "bind_sizes", "check_dtype", "check_sizes", "expand", "flat_specs",
+__all__ = ["ANY", "REST", "Declared", "Size", "TensorSpec", "check_dtype", "check_sizes", "expand", "flat_specs",
            "matches", "read", "shape_mismatch", "spec_of"]

@@ -13,9 +13,9 @@ from ..ir.core import Function, TensorType
 from ..types.constraints import SCOPE, Size
 from ..types.dims import Dim, DimLike, substitute
 from ..types.effects import format_effects
-from ..types.shapes import Constraint
+from ..types.shapes import Constraint, unify
 from . import eager
-from .annotations import Declared, TensorSpec, bind_sizes, check_dtype, expand, flat_specs, shape_mismatch
+from .annotations import Declared, TensorSpec, check_dtype, expand, flat_specs, shape_mismatch
 from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
 from .tensor import Tensor, Traced, make
 
@@ -211,7 +211,7 @@ def check_shape(spec: TensorSpec, t: TensorType, what: str, function: str, env: 
     if declared is None:
         raise shape_mismatch(spec, t, None, what, function, env, origins)
     before = dict(env)
-    axis = bind_sizes(declared, t.shape, env)
+    axis = unify(declared, t.shape, env)
     if axis is not None:
         raise shape_mismatch(spec, t, axis, what, function, before | env, origins)
     return declared

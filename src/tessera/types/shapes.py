@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .dims import Dim, DimLike, as_dim, bounds, evaluate, format_dim, known_nonnegative, mod, product, substitute
+from .dims import Dim, DimLike, as_dim, bounds, format_dim, known_nonnegative, mod, product, substitute
 
 Shape = tuple[DimLike, ...]
 
@@ -86,12 +87,12 @@ def contiguous_strides(shape: Sequence[DimLike]) -> Shape:
     return tuple(product(shape[i + 1:]) for i in range(len(shape)))
 
 
-def unify(declared: Sequence[DimLike], actual: Sequence[int], env: dict[str, int]) -> int | None:
-    """Bind the names of ``declared`` to the concrete sizes; returns the axis that does not fit, or None.
+def unify(declared: Sequence[DimLike], actual: Sequence[DimLike], env: dict[str, Any]) -> int | None:
+    """Bind the names of ``declared`` to the actual sizes (numbers or symbolic); returns the axis that does not fit, or None.
 
     ``env`` is updated.  Compound sizes (``3*D``) are solved when they have one unbound name with an exact solution.
     """
-    pending: list[tuple[int, Dim, int]] = []
+    pending: list[int] = []
     for axis, (d, n) in enumerate(zip(declared, actual, strict=True)):
         if isinstance(d, int):
             if d != n:
@@ -101,30 +102,31 @@ def unify(declared: Sequence[DimLike], actual: Sequence[int], env: dict[str, int
             if env.setdefault(only, n) != n:
                 return axis
         else:
-            pending.append((axis, d, n))
-    for axis, d, n in pending:
-        free = d.names - env.keys()
+            pending.append(axis)
+    for axis in pending:
+        d, n = declared[axis], actual[axis]
+        assert isinstance(d, Dim)
+        free = sorted(d.names - env.keys())
         if len(free) == 1:
-            (x,) = free
-            reduced = substitute(d, {k: v for k, v in env.items() if k in d.names})
-            solution = _solve_linear(reduced, x, n)
-            if solution is None:
+            solved = _solve_linear(d, free[0], n, env)
+            if solved is None:
                 return axis
-            env[x] = solution
-        elif free:
-            continue
-        if evaluate(d, env) != n:
+            env[free[0]] = solved
+        if not d.names - env.keys() and substitute(d, env) != n:
             return axis
     return None
 
 
-def _solve_linear(d: DimLike, x: str, n: int) -> int | None:
-    at0, at1 = substitute(d, {x: 0}), substitute(d, {x: 1})
-    if isinstance(at0, int) and isinstance(at1, int) and at1 != at0:
-        q, r = divmod(n - at0, at1 - at0)
-        if r == 0 and q >= 0 and substitute(d, {x: q}) == n:
-            return q
-    return None
+def _solve_linear(d: Dim, x: str, n: DimLike, env: Mapping[str, DimLike]) -> DimLike | None:
+    known = {k: v for k, v in env.items() if k in d.names}
+    at0, at1 = substitute(d, {**known, x: 0}), substitute(d, {**known, x: 1})
+    slope, rest = at1 - at0, n - at0
+    if slope == 0:
+        return None
+    q = rest // slope
+    if isinstance(q, int) and q < 0:
+        return None
+    return q if substitute(d, {**known, x: q}) == n else None
 
 
 @dataclass(frozen=True)
