@@ -56,8 +56,12 @@ def arguments(fn: Function, sizes: Mapping[str, int], seed: int = 0) -> list[Any
 
 
 def check(graph: str | Function, sizes: Mapping[str, int] | None = None, tolerance: float = 2e-6, inputs: Any = None,
-          optimise: bool = True) -> Function:
-    """Lower, run both interpreters on random inputs, compare; the Schedule program is returned."""
+          optimise: bool = True, sums: bool = False) -> Function:
+    """Lower, run both interpreters on random inputs, compare; the Schedule program is returned.
+
+    ``sums``: a program of sums and products alone, whose errors are measured against the same program on the inputs'
+    magnitudes (terms that cancel leave an error of their own size, in whatever order they are added).
+    """
     fn = parse_function(graph) if isinstance(graph, str) else graph
     out = lower(fn, optimise)
     sizes = dict(sizes or {})
@@ -68,9 +72,13 @@ def check(graph: str | Function, sizes: Mapping[str, int] | None = None, toleran
     run_sched(out, [*given, *got], sizes)
     for k, i in out.attrs.get("aliases", ()):  # a result in a donated parameter's memory
         got[k] = given[i]
-    for e, g in zip(expected, got, strict=True):
+    magnitudes = run_graph(fn, [np.abs(x) for x in xs], sizes) if sums else [None] * len(expected)
+    for e, g, size_of in zip(expected, got, magnitudes, strict=True):
         if e.dtype.kind in "biu":
             assert np.array_equal(e, g)
+        elif size_of is not None:
+            error = np.abs(g.astype(np.float64) - e.astype(np.float64))
+            assert np.all(error <= tolerance * size_of), f"{np.max(error / size_of)} of the terms' sizes"
         else:
             wide = np.complex128 if e.dtype.kind == "c" else np.float64
             np.testing.assert_allclose(g.astype(wide), e.astype(wide), rtol=tolerance, atol=tolerance)
