@@ -291,6 +291,12 @@ def _extremum(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values(shape, d, rng, special=k == 2)], {"axes": axes}
 
 
+@maker("logsumexp", count=len(REDUCED))
+def _logsumexp(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    shape, axes = REDUCED[k]
+    return [values(shape, d, rng)], {"axes": axes}
+
+
 @maker("reduce_prod", count=len(REDUCED))
 def _product(d: DType, k: int, rng: np.random.Generator) -> Sample:
     shape, axes = REDUCED[k]
@@ -557,6 +563,13 @@ def _cholesky(d: DType, k: int, rng: np.random.Generator) -> Sample:
 def _triangular(d: DType, k: int, rng: np.random.Generator) -> Sample:
     attrs = {"lower": k % 2 == 0, "transpose": k >= 2, "unit": False}
     return [_positive((2, 9, 9), d, rng), values((2, 9, 3), d, rng)], attrs
+
+
+@maker("solve", count=2)
+def _solve(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    n, lead = ((5, ()), (9, (2,)))[k]
+    a = rng.standard_normal((*lead, n, n)) * 0.1 + np.eye(n)[rng.permutation(n)] * 4
+    return [a.astype(d.np), values((*lead, n, 3), d, rng)], {}
 
 
 @maker("lu", count=2)

@@ -22,9 +22,10 @@ from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
 from .contraction import dot_general
+from .derivatives import onward, plus, reverse
 from .operands import as_tensor, axis_of, broadcast_to, convert, one_of, promoted
 from .rules import FLOATS, INTS, LOW, Array, accept, check_axis, equal_sizes, expect_operands, lifted, same_dtype
-from .table import Attrs, Bound, primitive
+from .table import Applied, Attrs, Bound, primitive
 
 Types = Sequence[TensorType]
 Fn = Callable[..., Any]
@@ -82,11 +83,39 @@ def _log_softmax_expand(x: Any, axis: int) -> Any:
     return pw.sub(d, pw.log(rd.sum(pw.exp(d), axis, True)))
 
 
+def _softmax_change(x: Applied, t: Any) -> Any:
+    """y * (t - sum(y * t)): the Jacobian is symmetric, so this is the jvp and the vjp."""
+    y, axis = x.out, x.attrs["axis"]
+    wide = accumulator(y.dtype)
+    w, t = convert(y, wide), convert(t, wide)
+    return convert(pw.mul(w, pw.sub(t, rd.sum(pw.mul(w, t), axis, True))), y.dtype)
+
+
+def _probabilities(x: Applied) -> Any:
+    """softmax of the operand of a log_softmax, in the accumulator's dtype."""
+    wide = accumulator(x.out.dtype)
+    return pw.exp(x.out) if wide is x.out.dtype else bind("softmax", convert(x.operands[0], wide), axis=x.attrs["axis"])
+
+
+def _log_softmax_jvp(x: Applied, t: Any) -> Any:
+    p = _probabilities(x)
+    wide = convert(t, p.dtype)
+    return convert(pw.sub(wide, rd.sum(pw.mul(p, wide), x.attrs["axis"], True)), t.dtype)
+
+
+def _log_softmax_back(x: Applied, g: Any) -> Any:
+    p = _probabilities(x)
+    wide = convert(g, p.dtype)
+    return convert(pw.sub(wide, pw.mul(p, rd.sum(wide, x.attrs["axis"], True))), g.dtype)
+
+
 primitive("softmax", family="composite", infer=_same_type("softmax", 1), reference=lifted(_softmax_reference), dtypes=FLOATS,
           expand=_in_wide(_softmax_expand), bound=Bound(4, _axis_terms), facts={"attrs": ("axis",)},
+          jvp=onward(_softmax_change), vjp=reverse(_softmax_change),
           doc="exp(x) / sum(exp(x)) along ``axis``, without overflow.")
 primitive("log_softmax", family="composite", infer=_same_type("log_softmax", 1), reference=lifted(_log_softmax_reference),
           dtypes=FLOATS, expand=_in_wide(_log_softmax_expand), bound=Bound(4, _axis_terms), facts={"attrs": ("axis",)},
+          jvp=onward(_log_softmax_jvp), vjp=reverse(_log_softmax_back),
           doc="log(softmax(x)) along ``axis``.")
 
 
@@ -156,11 +185,55 @@ def _rms_norm_expand(x: Any, *affine: Any, eps: float) -> Any:
     return _affine(pw.mul(x, pw.rsqrt(pw.add(rd.mean(pw.square(x), -1, True), eps))), affine)
 
 
+class _Norm:
+    """A norm's application in the accumulator's dtype: the normalised operand ``y`` and the reciprocal deviation ``r``."""
+
+    def __init__(self, x: Applied):
+        self.out = x.operands[0].dtype
+        self.wide = accumulator(self.out)
+        v, *affine = (convert(t, self.wide) for t in x.operands)
+        self.centred = x.name == "layer_norm"
+        d = pw.sub(v, rd.mean(v, -1, True)) if self.centred else v
+        self.r = pw.rsqrt(pw.add(rd.mean(pw.square(d), -1, True), x.attrs["eps"]))
+        self.y = pw.mul(d, self.r)
+        self.weight = affine[0] if affine else None
+
+    def project(self, t: Any) -> Any:
+        """The derivative of the normalisation on ``t``: symmetric but for the factor ``r``."""
+        along = pw.mul(self.y, rd.mean(pw.mul(t, self.y), -1, True))
+        out = pw.sub(pw.sub(t, rd.mean(t, -1, True)), along) if self.centred else pw.sub(t, along)
+        return pw.mul(out, self.r)
+
+    def scaled(self, t: Any) -> Any:
+        return t if self.weight is None else pw.mul(t, self.weight)
+
+
+def _norm_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
+    n = _Norm(x)
+    t, *affine = (None if t is None else convert(t, n.wide) for t in (*ts, None, None))
+    parts = [None if t is None else n.scaled(n.project(t)), None if affine[0] is None else pw.mul(n.y, affine[0])]
+    total = plus(*parts, None if affine[1] is None else broadcast_to(affine[1], n.y.type.shape))
+    return [convert(total, n.out)]
+
+
+def _norm_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    """The means of a row run with its normalisation; those over rows are sums of what the row's kernel leaves."""
+    n = _Norm(x)
+    g = convert(gs[0], n.wide)
+    lead = tuple(range(g.type.rank - 1))
+    out = [n.project(n.scaled(g)) if x.wanted[0] else None]
+    out += [rd.apply("reduce_sum", pw.mul(g, n.y) if k == 0 else g, lead, False) if wanted else None
+            for k, wanted in enumerate(x.wanted[1:])]
+    return [None if t is None else convert(t, n.out) for t in out]
+
+
 primitive("layer_norm", family="composite", infer=_norm_infer("layer_norm", 3), reference=lifted(_layer_norm_reference),
-          dtypes=FLOATS, expand=_in_wide(_layer_norm_expand), bound=Bound(8, _axis_terms), facts={"attrs": ("eps",)},
+          jvp=_norm_jvp, vjp=_norm_vjp, dtypes=FLOATS, expand=_in_wide(_layer_norm_expand), bound=Bound(8, _axis_terms),
+          facts={"attrs": ("eps",)},
           doc="(x - mean) / sqrt(var + eps) * weight + bias over the last axis, with the biased variance.")
 primitive("rms_norm", family="composite", infer=_norm_infer("rms_norm", 2), reference=lifted(_rms_norm_reference),
-          dtypes=FLOATS, expand=_in_wide(_rms_norm_expand), bound=Bound(8, _axis_terms), facts={"attrs": ("eps",)},
+          jvp=_norm_jvp, vjp=_norm_vjp, dtypes=FLOATS, expand=_in_wide(_rms_norm_expand), bound=Bound(8, _axis_terms),
+          facts={"attrs": ("eps",)},
           doc="x / sqrt(mean(x*x) + eps) * weight over the last axis.")
 
 
@@ -216,12 +289,38 @@ def _absolute_terms(types: Types, attrs: Attrs) -> float:
     return 4.0  # near the negative tail 1 + erf cancels: the error is absolute in units of |x|
 
 
+def _slope(fn: Fn) -> dict[str, Any]:
+    """The rules of an elementwise composite with the derivative ``fn``, evaluated in the accumulator's dtype."""
+
+    def change(x: Applied, t: Any) -> Any:
+        wide = accumulator(t.dtype)
+        return convert(pw.mul(fn(convert(x.operands[0], wide), **x.attrs), convert(t, wide)), t.dtype)
+
+    return {"jvp": onward(change), "vjp": reverse(change)}
+
+
+def _gelu_slope(x: Any, approximate: str = "none") -> Any:
+    if approximate == "tanh":
+        c = math.sqrt(2 / math.pi)
+        square = pw.square(x)
+        th = pw.tanh(pw.mul(pw.mul(x, pw.add(pw.mul(square, 0.044715), 1.0)), c))
+        inner = pw.mul(pw.mul(x, pw.add(pw.mul(square, 3 * 0.044715 * c), c)), pw.sub(1.0, pw.square(th)))
+        return pw.mul(pw.add(pw.add(th, 1.0), inner), 0.5)
+    density = pw.mul(pw.exp(pw.mul(pw.square(x), -0.5)), 1 / math.sqrt(2 * math.pi))
+    return pw.add(pw.mul(pw.add(pw.erf(pw.mul(x, math.sqrt(0.5))), 1.0), 0.5), pw.mul(x, density))
+
+
+def _silu_slope(x: Any) -> Any:
+    s = pw.sigmoid(x)
+    return pw.mul(s, pw.add(pw.mul(x, pw.sub(1.0, s)), 1.0))
+
+
 primitive("gelu", family="composite", infer=_same_type("gelu", 1), reference=lifted(_gelu_reference), dtypes=FLOATS,
-          expand=_in_wide(_gelu_expand), bound=Bound(8, _absolute_terms),
+          expand=_in_wide(_gelu_expand), bound=Bound(8, _absolute_terms), **_slope(_gelu_slope),
           facts={"domain": (-4.0, 4.0), "attrs": ("approximate",)},
           doc="x * Phi(x): exact with ``approximate = \"none\"``, or the tanh form.")
 primitive("silu", family="composite", infer=_same_type("silu", 1), reference=lifted(lambda x: x * m.sigmoid(x)),
-          dtypes=FLOATS, expand=_in_wide(lambda x: pw.mul(x, pw.sigmoid(x))), bound=Bound(6),
+          dtypes=FLOATS, expand=_in_wide(lambda x: pw.mul(x, pw.sigmoid(x))), bound=Bound(6), **_slope(_silu_slope),
           facts={"domain": (-10.0, 10.0)}, doc="x * sigmoid(x).")
 
 
@@ -433,8 +532,43 @@ def _cross_entropy_expand(x: Any, t: Any, checked: bool = True) -> Any:
     return pw.sub(rd.logsumexp(x, -1), sh.squeeze(chosen, -1))
 
 
+def _class_mask(x: Applied, shape: Sequence[Any]) -> Any:
+    """True at each target's class; a kernel compares positions, no one-hot tensor is in memory."""
+    t = convert(x.operands[1], dt.int64)
+    n = as_tensor(shape[-1])
+    t = pw.minimum(pw.maximum(pw.where(pw.lt(t, 0), pw.add(t, n), t), 0), pw.sub(n, 1))
+    line = bind("iota", shape=tuple(shape), axis=len(shape) - 1, dtype=dt.int64)
+    return pw.eq(line, sh.unsqueeze(t, -1))
+
+
+def _cross_entropy_forward(x: Applied) -> tuple[list[Any], Any]:
+    """The residual is the log-sum-exp of each row, in the accumulator's dtype: probabilities are made where they are used."""
+    logits = x.operands[0]
+    wide = convert(logits, accumulator(logits.dtype))
+    total = rd.logsumexp(wide, -1)
+    last = len(logits.type.shape) - 1
+    chosen = bind("take_along_axis", wide, sh.unsqueeze(x.operands[1], -1), axis=last, checked=x.attrs.get("checked", True))
+    return [convert(pw.sub(total, sh.squeeze(chosen, -1)), logits.dtype)], total
+
+
+def _cross_entropy_back(x: Applied, g: Any) -> Any:
+    logits, total = x.operands[0], sh.unsqueeze(x.residuals, -1)
+    p = pw.exp(pw.sub(convert(logits, total.dtype), total))
+    hit = _class_mask(x, logits.type.shape)
+    d = pw.sub(p, convert(hit, p.dtype))
+    return convert(pw.mul(d, sh.unsqueeze(convert(g, p.dtype), -1)), logits.dtype)
+
+
+def _cross_entropy_jvp(x: Applied, t: Any) -> Any:
+    wide = convert(x.operands[0], accumulator(t.dtype))
+    p = bind("softmax", wide, axis=len(t.type.shape) - 1)
+    d = pw.sub(p, convert(_class_mask(x, t.type.shape), p.dtype))
+    return convert(rd.sum(pw.mul(d, convert(t, p.dtype)), -1), t.dtype)
+
+
 primitive("cross_entropy", family="composite", infer=_cross_entropy_infer, reference=_cross_entropy_reference, dtypes=FLOATS,
           expand=_in_wide(_cross_entropy_expand), bound=Bound(8, _axis_terms), facts={"mixed": ("T", "int"), "attrs": ("checked",)},
+          forward=_cross_entropy_forward, jvp=onward(_cross_entropy_jvp), vjp=reverse(_cross_entropy_back),
           doc="-log_softmax(logits)[target] over the last axis of the logits, one value a target.")
 
 

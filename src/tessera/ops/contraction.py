@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ShapeError
 from ..ir.core import Op, TensorType, Value
 from ..tracing.recorder import bind
+from ..types import dtypes as dt
 from ..types.dims import DimLike, format_dim, product
 from ..types.dtypes import DType, as_dtype
 from ..types.promotion import accumulator
@@ -17,9 +18,10 @@ from ..types.shapes import ShapeMismatch, broadcast
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
+from .derivatives import again, plus
 from .operands import as_tensor, axis_of, broadcast_to, convert, promoted
 from .rules import COMPLEX, LOW, REAL, Array, accept, check_axis, expect_operands, same_dtype
-from .table import Attrs, Bound, ElementBuilder, primitive
+from .table import Applied, Attrs, Bound, ElementBuilder, primitive
 
 Types = Sequence[TensorType]
 Axes = tuple[int, ...]
@@ -120,8 +122,60 @@ def _dot_terms(types: Types, attrs: Attrs) -> float:
     return float(n) + 1 if isinstance(n, int) else 1024.0
 
 
+def meet(g: Any, other: Any, into: DType) -> tuple[Any, Any, dict[str, Any]]:
+    """A cotangent and the other operand in one dtype, and the attributes that make their product one of ``into``.
+
+    A wider cotangent of bf16 operands is rounded to bf16, which has its range; other operands are widened to it.
+    """
+    if g.dtype is other.dtype:
+        return g, other, {} if other.dtype is into else {"dtype": into}
+    if other.dtype is dt.bf16 and g.dtype.is_float:
+        return convert(g, dt.bf16), other, {} if into is dt.bf16 else {"dtype": into}
+    wide = g.dtype if g.dtype.bits > other.dtype.bits else other.dtype
+    return convert(g, wide), convert(other, wide), {"dtype": into}
+
+
+def _dot_cotangent(x: Applied, g: Any, side: int) -> Any:
+    """The cotangent of operand ``side``: the product of the result's and the other operand over the other's free axes.
+
+    Of the two orders of that product the one is taken whose result lies like the operand: it is transposed only where
+    neither does, and the matrix products are the fast ones in every layout.
+    """
+    types, names = [v.type for v in x.operands], ("lhs", "rhs")
+    free = dot_axes(types, x.attrs)
+    mine, theirs = names[side], names[1 - side]
+    batch, contract = x.attrs[f"{mine}_batch"], x.attrs[f"{mine}_contract"]
+    their_batch, their_contract = x.attrs[f"{theirs}_batch"], x.attrs[f"{theirs}_contract"]
+    nb, n = len(batch), len(free[0])
+    of_g = (tuple(range(nb, nb + n)), tuple(range(nb + n, nb + n + len(free[1]))))
+    # what remains of the other operand are its contracted axes, in its order: my axes that they are paired with
+    partner = dict(zip(their_contract, contract, strict=True))
+    rest = tuple(partner[a] for a in sorted(their_contract))
+    first = not rest or not free[side] or min(free[side]) < min(rest)
+    g, other, attrs = meet(g, x.operands[1 - side], types[side].dtype)
+    if "accumulate" in x.attrs:
+        attrs["accumulate"] = x.attrs["accumulate"]
+    pairs = (of_g[1 - side], free[1 - side]), (tuple(range(nb)), tuple(their_batch))
+    if first:
+        out, order = dot_general(g, other, pairs[0], pairs[1], **attrs), (*batch, *free[side], *rest)
+    else:
+        out, order = dot_general(other, g, pairs[0][::-1], pairs[1][::-1], **attrs), (*batch, *rest, *free[side])
+    perm = tuple(order.index(i) for i in range(len(order)))
+    return out if perm == tuple(range(len(perm))) else bind("transpose", out, perm=perm)
+
+
+def _dot_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    return [_dot_cotangent(x, gs[0], side) if wanted else None for side, wanted in enumerate(x.wanted)]
+
+
+def product_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
+    """The product rule of an op that is linear in each of two operands."""
+    a, b = x.operands
+    return [plus(None if ts[0] is None else again(x, ts[0], b), None if ts[1] is None else again(x, a, ts[1]))]
+
+
 primitive("dot_general", family="contraction", infer=_dot_infer, reference=_dot_reference, dtypes=REAL + COMPLEX,
-          bound=Bound(1, _dot_terms), element=_dot_element, template="matmul",
+          bound=Bound(1, _dot_terms), element=_dot_element, template="matmul", jvp=product_jvp, vjp=_dot_vjp,
           doc="Products of paired batch axes, summed over paired contract axes: result axes are batch, free of the first, "
               "free of the second.  Sums run in ``accumulate``; ``dtype`` is the result's.",
           facts={"prefer": "template", "attrs": ("lhs_contract", "rhs_contract", "lhs_batch", "rhs_batch", "accumulate",

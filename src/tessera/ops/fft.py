@@ -22,9 +22,10 @@ from ..types.dtypes import DType
 from ..types.promotion import to_inexact
 from . import pointwise as pw
 from . import shaping as sh
+from .derivatives import reverse
 from .operands import as_tensor, axis_of, convert, scalar
 from .rules import COMPLEX, Array, accept, expect_operands
-from .table import Attrs, Bound, primitive
+from .table import Applied, Attrs, Bound, primitive
 
 Types = Sequence[TensorType]
 _REAL = (dt.f32, dt.f64)
@@ -79,14 +80,46 @@ def _irfft_infer(types: Types, attrs: Attrs) -> Types:
     return (TensorType(t.dtype.real, (*t.shape[:-1], n)),)
 
 
+# A transform is a symmetric matrix, so it is its own transpose.  Of the real ones, coefficients that stand for two count twice.
+def _weights(y: Any, n: Any, inner: float) -> Any:
+    """1 for the coefficients that stand for themselves alone (0 and n/2), else ``inner``; in the shape of ``y``."""
+    k = bind("iota", shape=y.type.shape, axis=y.type.rank - 1, dtype=dt.int64)
+    alone = pw.logical_or(pw.eq(k, 0), pw.eq(pw.mul(k, 2), n if isinstance(n, int) else as_tensor(n)))
+    kind = y.dtype.real
+    return pw.where(alone, scalar(1.0, kind), scalar(inner, kind))
+
+
+def _times(z: Any, w: Any) -> Any:
+    return pw.complex_(pw.mul(pw.real(z), w), pw.mul(pw.imag(z), w))
+
+
+def _count(n: Any, kind: DType) -> Any:
+    return scalar(n, kind) if isinstance(n, int) else convert(as_tensor(n), kind)
+
+
+def _rfft_back(x: Applied, g: Any) -> Any:
+    n = x.operands[0].type.shape[-1]
+    return pw.mul(bind("irfft", _times(pw.conj(g), _weights(g, n, 0.5)), n=n), _count(n, g.dtype.real))
+
+
+def _irfft_back(x: Applied, g: Any) -> Any:
+    n = x.attrs["n"]
+    y = pw.conj(bind("rfft", g))
+    return _times(y, pw.div(_weights(y, n, 2.0), _count(n, g.dtype)))
+
+
 primitive("fft", family="fft", infer=lambda types, attrs: (_check("fft", types, COMPLEX),), reference=_fft_reference,
-          dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), doc="The Fourier transform of the last axis.")
+          dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), linear=True, vjp=reverse(lambda x, g: bind("fft", g)),
+          doc="The Fourier transform of the last axis.")
 primitive("ifft", family="fft", infer=lambda types, attrs: (_check("ifft", types, COMPLEX),), reference=_ifft_reference,
-          dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), doc="The inverse transform, divided by the length.")
+          dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), linear=True, vjp=reverse(lambda x, g: bind("ifft", g)),
+          doc="The inverse transform, divided by the length.")
 primitive("rfft", family="fft", infer=_rfft_infer, reference=_rfft_reference, dtypes=_REAL, template="fft",
-          bound=Bound(2, _terms), doc="The first n//2 + 1 coefficients of the transform of a real last axis.")
+          bound=Bound(2, _terms), linear=True, vjp=reverse(_rfft_back),
+          doc="The first n//2 + 1 coefficients of the transform of a real last axis.")
 primitive("irfft", family="fft", infer=_irfft_infer, reference=_irfft_reference, dtypes=COMPLEX, template="fft",
-          bound=Bound(2, _terms), doc="The real inverse of ``rfft``, of ``n`` elements; imaginary parts of the ends are ignored.",
+          bound=Bound(2, _terms), linear=True, vjp=reverse(_irfft_back),
+          doc="The real inverse of ``rfft``, of ``n`` elements; imaginary parts of the ends are ignored.",
           facts={"attrs": ("n",)})
 
 

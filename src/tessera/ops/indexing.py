@@ -21,9 +21,10 @@ from ..types.dtypes import as_dtype
 from ..types.shapes import format_shape
 from . import pointwise as pw
 from . import shaping as sh
+from .derivatives import again, kept, plus, reverse, stretched, zeros
 from .operands import as_tensor, axis_of, broadcast_to, convert, one_of, promoted, scalar, spread
 from .rules import EVERY, INTS, LOW, REAL, Array, accept, check_axis, equal_sizes, expect_operands
-from .table import Attrs, Bound, ElementBuilder, primitive
+from .table import Applied, Attrs, Bound, ElementBuilder, primitive
 
 Types = Sequence[TensorType]
 Index = Sequence[DimLike]
@@ -99,7 +100,53 @@ def _gather_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     return e.operand(0, [found[a] if a in found else next(outer) for a in range(x.rank)])
 
 
+def _clamped(i: Any, n: DimLike) -> Any:
+    """An index as the ops use it: counted from the start and limited to the axis."""
+    size = as_tensor(n)
+    i = convert(i, dt.int64)
+    return pw.minimum(pw.maximum(pw.where(pw.lt(i, 0), pw.add(i, size), i), 0), pw.sub(size, 1))
+
+
+def _number(shape: Sequence[DimLike], parts: Sequence[Any]) -> Any:
+    """The row-major number of the point that clamped indices name in ``shape``."""
+    total = parts[0]
+    for n, i in zip(shape[1:], parts[1:], strict=True):
+        total = pw.add(pw.mul(total, as_tensor(n)), i)
+    return total
+
+
+def along_back(g: Any, i: Any, axis: int, to: TensorType) -> Any:
+    """The transpose of ``take_along_axis``: cotangents added up where they were taken from, in zeros of the type ``to``."""
+    parts = [_clamped(i, n) if a == axis else bind("iota", shape=i.type.shape, axis=a, dtype=dt.int64)
+             for a, n in enumerate(to.shape)]
+    at = bind("reshape", _number(to.shape, parts), shape=(product(i.type.shape),))
+    flat = _scatter_rows(zeros(TensorType(to.dtype, (product(to.shape),))), at, sh.reshape(g, at.type.shape), "add", False)
+    return sh.reshape(flat, to.shape)
+
+
+def _gather_back(x: Applied, g: Any) -> Any:
+    """Cotangents added up at the places that were read."""
+    t, many = x.operands[0].type, x.operands[1].type.shape
+    axes = x.attrs["axes"]
+    at, k = _place(axes), len(many)
+    rest = [n for i, n in enumerate(t.shape) if i not in axes]
+    rows = product(many)
+    if at:  # the indices' axes in front
+        g = sh.moveaxis(g, tuple(range(at, at + k)), tuple(range(k)))
+    u = bind("reshape", g, shape=(rows, *rest))
+    front = tuple(t.shape[a] for a in axes)
+    if len(axes) == 1:
+        i = bind("reshape", x.operands[1], shape=(rows,))
+    else:
+        i = _number(front, [_clamped(i, n) for i, n in zip(x.operands[1:], front, strict=True)])
+        i = bind("reshape", i, shape=(rows,))
+    out = _scatter_rows(zeros(t.with_shape((product(front), *rest))), i, u, "add", False)
+    out = out if len(axes) == 1 else bind("reshape", out, shape=(*front, *rest))
+    return out if axes == tuple(range(len(axes))) else sh.moveaxis(out, tuple(range(len(axes))), axes)
+
+
 primitive("gather", family="indexing", infer=_gather_infer, reference=_gather_reference, dtypes=EVERY, element=_gather_element,
+          linear=(0,), vjp=reverse(_gather_back),
           doc="Operand x and one index tensor for each of ``axes`` (all of one shape): the indices' axes replace the axes they "
               "index, in front if those are not neighbours.", facts={"attrs": ("axes", "checked"), "mixed": ("T", "int")})
 
@@ -123,7 +170,8 @@ def _along_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     return e.operand(0, [*index[:axis], at, *index[axis + 1:]])
 
 
-primitive("take_along_axis", family="indexing", infer=_along_infer, dtypes=EVERY, element=_along_element,
+primitive("take_along_axis", family="indexing", infer=_along_infer, dtypes=EVERY, element=_along_element, linear=(0,),
+          vjp=reverse(lambda x, g: along_back(g, x.operands[1], x.attrs["axis"], x.operands[0].type)),
           reference=lambda x, i, axis, checked=True: np.take_along_axis(x, positions(i, x.shape[axis]), axis),
           doc="out[.., j, ..] = x[.., i[.., j, ..], ..] along ``axis``.",
           facts={"attrs": ("axis", "checked"), "mixed": ("T", "int")})
@@ -173,7 +221,80 @@ def _scatter_terms(types: Types, attrs: Attrs) -> float:
     return (float(m) if isinstance(m, int) else 1024.0) if attrs["mode"] in ("add", "mul") else 0.0
 
 
+def _rows(t: Any, i: Any) -> Any:
+    return bind("gather", t, i, axes=(0,), checked=False)
+
+
+def _into(x: Applied, to: Any, updates: Any, mode: str = "add") -> Any:
+    return bind("scatter", to, x.operands[1], updates, mode=mode, checked=False)
+
+
+def _last_writers(x: Applied) -> Any:
+    """Which updates of mode "set" are there in the end, as a mask of the updates' shape."""
+    i, u = x.operands[1:]
+    m = i.type.shape[0]
+    number = bind("iota", shape=(m,), axis=0, dtype=dt.int64)
+    n = x.operands[0].type.shape[0]
+    owner = bind("scatter", bind("full", shape=(n,), value=-1, dtype=dt.int64), i, number, mode="set", checked=False)
+    return stretched(pw.eq(_rows(owner, i), number), tuple(range(1, u.type.rank)), u.type.shape)
+
+
+def _factors(x: Applied) -> tuple[Any, Any]:
+    """Of mode "mul": the product of all updates of each row, and for each update what it is multiplied by.
+
+    No division by zero: zeros are counted, and a product without one of them is that of the others.
+    """
+    v, i, u = x.operands
+    zero = pw.eq(u, 0)
+    safe = pw.where(zero, 1, u)
+    others = _into(x, bind("full", shape=v.type.shape, value=1, dtype=v.dtype), safe, "mul")
+    count = _into(x, zeros(v.type), convert(zero, v.dtype))
+    left = pw.sub(_rows(count, i), convert(zero, v.dtype))
+    beside = kept(pw.eq(left, 0), pw.mul(_rows(pw.mul(v, others), i), pw.div(1, safe)))
+    return kept(pw.eq(count, 0), others), beside
+
+
+def _ties(x: Applied) -> tuple[Any, Any, Any]:
+    """Of modes "max" and "min": where the operand and the updates are the result, and how many of them are."""
+    v, i, u = x.operands
+    of_x, of_u = pw.eq(v, x.out), pw.eq(u, _rows(x.out, i))
+    return of_x, of_u, pw.add(convert(of_x, v.dtype), _into(x, zeros(v.type), convert(of_u, v.dtype)))
+
+
+def _scatter_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
+    v, i, u = x.operands
+    mode, t = x.attrs["mode"], ts[0]
+    change = zeros(u.type) if ts[2] is None else ts[2]
+    if mode in ("set", "add"):
+        return [again(x, zeros(v.type) if t is None else t, i, change)]
+    if mode == "mul":
+        product_of, beside = _factors(x)
+        grown = None if ts[2] is None else _into(x, zeros(v.type), pw.mul(beside, change))
+        return [plus(None if t is None else pw.mul(product_of, t), grown)]
+    of_x, of_u, count = _ties(x)
+    total = _into(x, zeros(v.type) if t is None else kept(of_x, t), kept(of_u, change))
+    return [pw.div(total, count)]
+
+
+def _scatter_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    i, u = x.operands[1:]
+    g, mode = gs[0], x.attrs["mode"]
+    to_x, to_u = x.wanted[0], x.wanted[2]
+    if mode == "set":
+        return [_into(x, g, zeros(u.type), "set") if to_x else None, None,
+                kept(_last_writers(x), _rows(g, i)) if to_u else None]
+    if mode == "add":
+        return [g if to_x else None, None, _rows(g, i) if to_u else None]
+    if mode == "mul":
+        product_of, beside = _factors(x)
+        return [pw.mul(g, product_of) if to_x else None, None, pw.mul(_rows(g, i), beside) if to_u else None]
+    of_x, of_u, count = _ties(x)
+    share = pw.div(g, count)
+    return [kept(of_x, share) if to_x else None, None, kept(of_u, _rows(share, i)) if to_u else None]
+
+
 primitive("scatter", family="indexing", infer=_scatter_infer, reference=_scatter_reference, template="scatter",
+          jvp=_scatter_jvp, vjp=_scatter_vjp,
           dtypes=tuple(d for d in EVERY if not d.is_complex),
           bound=Bound(1, _scatter_terms),
           doc="x [N, …] with row index[m] replaced by, or combined with (``mode``: set add mul max min), updates[m]; updates "
@@ -242,8 +363,14 @@ def _dynamic_slice_element(e: ElementBuilder, op: Op, index: Index, r: int) -> V
     return e.operand(0, [b + i for b, i in zip(begin, index, strict=True)])
 
 
+def _dynamic_slice_back(x: Applied, g: Any) -> Any:
+    starts = {k: v for k, v in x.attrs.items() if k != "sizes"}
+    return bind("dynamic_update_slice", zeros(x.operands[0].type), g, *x.operands[1:], **starts)
+
+
 primitive("dynamic_slice", family="indexing", infer=_dynamic_slice_infer, reference=_dynamic_slice_reference, dtypes=EVERY,
-          element=_dynamic_slice_element, facts={"attrs": ("starts", "sizes", "checked"), "mixed": ("T", "int"),
+          element=_dynamic_slice_element, linear=(0,), vjp=reverse(_dynamic_slice_back),
+          facts={"attrs": ("starts", "sizes", "checked"), "mixed": ("T", "int"),
                                           "requires": lambda types, attrs: _requires(types[0].shape, attrs["sizes"], attrs["starts"])},
           doc="``sizes`` elements from ``starts`` on: a size, or None for a position that the next scalar operand gives.")
 
@@ -284,8 +411,16 @@ def _update_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     return e.emit("select", hit, e.guarded(hit, lambda: e.operand(1, src), 0), e.operand(0, index), dtype=x.dtype)
 
 
+def _update_back(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    u, starts = x.operands[1], x.operands[2:]
+    whole = again(x, gs[0], zeros(u.type), *starts) if x.wanted[0] else None
+    piece = bind("dynamic_slice", gs[0], *starts, sizes=u.type.shape, **x.attrs) if x.wanted[1] else None
+    return [whole, piece, *[None] * len(starts)]
+
+
 primitive("dynamic_update_slice", family="indexing", infer=_update_infer, reference=_update_reference, dtypes=EVERY,
-          element=_update_element, facts={"attrs": ("starts", "checked"), "mixed": ("T", "T", "int"), "in_place": 0,
+          element=_update_element, linear=(0, 1), vjp=_update_back,
+          facts={"attrs": ("starts", "checked"), "mixed": ("T", "T", "int"), "in_place": 0,
                                    "requires": lambda types, attrs: _requires(types[0].shape, types[1].shape, attrs["starts"])},
           doc="x with the second operand written at ``starts`` (see dynamic_slice).")
 
@@ -390,17 +525,18 @@ def scatter(x: Any, index: Any, updates: Any, axis: int = 0, mode: str = "set", 
     return sh.moveaxis(out, 0, axis) if axis else out
 
 
-def _scatter_rows(x: Any, i: Any, u: Any, mode: str) -> Any:
+def _scatter_rows(x: Any, i: Any, u: Any, mode: str, checked: bool = True) -> Any:
     """The primitive; complex elements are written as pairs.
 
     Raises:
         DTypeError: complex elements and a mode that does not work on their parts.
     """
+    extra = {} if checked else {"checked": False}
     if not x.dtype.is_complex:
-        return bind("scatter", x, i, u, mode=mode)
+        return bind("scatter", x, i, u, mode=mode, **extra)
     if mode not in ("set", "add"):
         raise DTypeError(f"scatter with {mode!r} does not take {x.dtype}", received=str(x.type), hints=["Use 'set' or 'add'"])
-    return bind("view_as_complex", bind("scatter", bind("view_as_real", x), i, bind("view_as_real", u), mode=mode))
+    return bind("view_as_complex", bind("scatter", bind("view_as_real", x), i, bind("view_as_real", u), mode=mode, **extra))
 
 
 def _flat(shape: Sequence[DimLike], axes: Sequence[int], parts: Sequence[Any]) -> Any:

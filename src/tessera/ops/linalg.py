@@ -19,6 +19,7 @@ from ..types.dims import dim_min, format_dim
 from ..types.dtypes import DType
 from . import contraction as co
 from . import indexing as ix
+from . import linalg_rules as rules
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
@@ -72,7 +73,8 @@ def _cholesky_reference(x: Array) -> Array:
 
 
 primitive("cholesky", family="linalg", infer=_cholesky_infer, reference=_cholesky_reference, dtypes=FLOAT, template="cholesky",
-          bound=Bound(4, _terms), doc="The lower triangular L with L L^T = x, of which the lower triangle is read; zeros above. "
+          bound=Bound(4, _terms), jvp=rules.cholesky_jvp, vjp=rules.cholesky_back,
+          doc="The lower triangular L with L L^T = x, of which the lower triangle is read; zeros above. "
           "NaN where x is not positive definite.")
 
 
@@ -104,7 +106,7 @@ def _triangular_reference(a: Array, b: Array, lower: bool = True, transpose: boo
 
 
 primitive("triangular_solve", family="linalg", infer=_triangular_infer, reference=_triangular_reference, dtypes=FLOAT,
-          template="triangular_solve", bound=Bound(4, _terms),
+          template="triangular_solve", bound=Bound(4, _terms), jvp=rules.triangular_jvp, vjp=rules.triangular_back,
           doc="x with op(a) x = b: a [..., n, n] is read in one triangle (``lower``), transposed on request, with ones on the "
               "diagonal if ``unit``; b is [..., n, k].", facts={"attrs": ("lower", "transpose", "unit")})
 
@@ -137,8 +139,36 @@ def _lu_reference(x: Array) -> tuple[Array, Array, Array]:
 
 
 primitive("lu", family="linalg", infer=_lu_infer, reference=_lu_reference, dtypes=FLOAT, template="lu", bound=Bound(4, _terms),
+          jvp=rules.lu_jvp, vjp=rules.lu_back,
           doc="L (below the diagonal, ones on it) and U packed in one matrix; int64 row numbers p with x[p] = L U, by partial "
               "pivoting; and the sign of p as a float.")
+
+
+def _solve_infer(types: Types, attrs: Attrs) -> Types:
+    expect_operands("solve", types, 2)
+    accept("solve", types, FLOAT)
+    same_dtype("solve", types)
+    a, b = types
+    _matrix("solve", a, True)
+    _matrix("solve", b)
+    equal_sizes("solve", (*a.shape[:-2], a.shape[-1]), (*b.shape[:-2], b.shape[-2]), str(a), str(b))
+    return (b,)
+
+
+def _solve_reference(a: Array, b: Array) -> Array:
+    packed, perm, _ = _lu_reference(a)
+    rows = np.take_along_axis(b, np.broadcast_to(perm[..., None], b.shape), -2)
+    return _triangular_reference(packed, _triangular_reference(packed, rows, unit=True), lower=False)
+
+
+def _solve_expand(a: Any, b: Any) -> Any:
+    packed, perm, _ = bind("lu", a)
+    return rules.lu_solve(packed, perm, b)
+
+
+primitive("solve", family="linalg", infer=_solve_infer, reference=_solve_reference, dtypes=FLOAT, expand=_solve_expand,
+          bound=Bound(4, _terms), jvp=rules.solve_jvp, forward=rules.solve_forward, vjp=rules.solve_back,
+          doc="x with a x = b for stacks of square matrices [..., n, n] and b [..., n, k], by LU with partial pivoting.")
 
 
 # -- decompositions by LAPACK ------------------------------------------------------------------------------------------------
@@ -210,12 +240,15 @@ def _eig_one(x: Array) -> tuple[Array, ...]:
 
 
 primitive("qr", family="linalg", infer=_qr_infer, dtypes=FLOAT, external="lapack.geqrf", bound=Bound(4, _terms),
+          jvp=rules.qr_jvp, vjp=rules.qr_back,
           reference=lambda x, complete: _batched(lambda a: tuple(np.linalg.qr(a, "complete" if complete else "reduced")), x, 2),
           doc="Q with orthonormal columns and the upper triangular R with Q R = x.", facts={"attrs": ("complete",)})
 primitive("svd", family="linalg", infer=_svd_infer, dtypes=FLOAT, external="lapack.gesdd", bound=Bound(4, _terms),
+          jvp=rules.svd_jvp, vjp=rules.svd_back,
           reference=lambda x, full: _batched(lambda a: tuple(np.linalg.svd(a, full)), x, 3),
           doc="U, the singular values in descending order, and V^T.", facts={"attrs": ("full",)})
 primitive("eigh", family="linalg", infer=_eigh_infer, dtypes=FLOAT, external="lapack.syevd", bound=Bound(4, _terms),
+          jvp=rules.eigh_jvp, vjp=rules.eigh_back,
           reference=lambda x: _batched(_eigh_one, x, 2),
           doc="The eigenvalues of symmetric matrices (lower triangle read) in ascending order, and eigenvectors as columns.")
 primitive("eig", family="linalg", infer=_eig_infer, dtypes=FLOAT, external="lapack.geev", bound=Bound(4, _terms),
@@ -278,10 +311,7 @@ def solve(a: Any, b: Any) -> Any:
     vector = len(b.type.shape) == 1
     b = sh.unsqueeze(b, -1) if vector else b
     a, b = _same_lead(a, b)
-    packed, perm, _ = bind("lu", a)
-    rows = bind("take_along_axis", b, broadcast_to(sh.unsqueeze(perm, -1), b.type.shape), axis=len(b.type.shape) - 2, checked=False)
-    y = bind("triangular_solve", packed, rows, lower=True, transpose=False, unit=True)
-    x = bind("triangular_solve", packed, y, lower=False, transpose=False, unit=False)
+    x = bind("solve", a, b)
     return sh.squeeze(x, -1) if vector else x
 
 

@@ -12,12 +12,14 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError
 from ..ir.core import Op, TensorType, Value
+from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import DimLike, ceildiv, dim_max, format_dim, known_less, product
 from ..types.dtypes import DType, as_dtype
 from ..types.shapes import Shape, contiguous_strides, format_shape
+from .derivatives import onward, reverse
 from .rules import COMPLEX, EVERY, INTS, Array, accept, check_axis, equal_sizes, expect_operands
-from .table import Attrs, ElementBuilder, primitive
+from .table import Applied, Attrs, ElementBuilder, primitive
 
 Index = Sequence[DimLike]
 Types = Sequence[TensorType]
@@ -81,7 +83,8 @@ def _reshape_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("reshape", family="movement", infer=_reshape_infer, reference=lambda x, shape: x.reshape(shape), dtypes=EVERY,
-          element=_reshape_element, doc="The same elements in row-major order under another shape.")
+          element=_reshape_element, linear=True, vjp=reverse(lambda x, g: bind("reshape", g, shape=x.operands[0].type.shape)),
+          doc="The same elements in row-major order under another shape.")
 
 
 # -- transpose, broadcast_to, flip ----------------------------------------------------------------------------------------
@@ -101,9 +104,15 @@ def _transpose_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value
     return e.operand(0, src)
 
 
+def _transpose_back(x: Applied, g: Any) -> Any:
+    perm = x.attrs["perm"]
+    return bind("transpose", g, perm=tuple(perm.index(i) for i in range(len(perm))))
+
+
 primitive("transpose", family="movement", infer=_transpose_infer,
           reference=lambda x, perm: np.ascontiguousarray(np.transpose(x, perm)).reshape([x.shape[p] for p in perm]),
-          dtypes=EVERY, element=_transpose_element, doc="Axis i of the result is axis perm[i] of the operand.")
+          dtypes=EVERY, element=_transpose_element, linear=True, vjp=reverse(_transpose_back),
+          doc="Axis i of the result is axis perm[i] of the operand.")
 
 
 def _broadcast_infer(types: Types, attrs: Attrs) -> Types:
@@ -129,9 +138,18 @@ def _broadcast_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value
     return e.operand(0, [0 if n == 1 else index[lead + i] for i, n in enumerate(src)])
 
 
+def _broadcast_back(x: Applied, g: Any) -> Any:
+    """The sum over the axes that were stretched."""
+    src, dst = x.operands[0].type.shape, g.type.shape
+    lead = len(dst) - len(src)
+    axes = tuple(i for i, n in enumerate(dst) if i < lead or (src[i - lead] == 1 and n != 1))
+    total = bind("reduce_sum", g, axes=axes) if axes else g
+    return total if total.type.shape == src else bind("reshape", total, shape=src)
+
+
 primitive("broadcast_to", family="movement", infer=_broadcast_infer,
           reference=lambda x, shape: np.ascontiguousarray(np.broadcast_to(x, shape)).reshape(shape), dtypes=EVERY,
-          element=_broadcast_element, doc="The operand stretched to a shape by NumPy's rule.")
+          element=_broadcast_element, linear=True, vjp=reverse(_broadcast_back), doc="The operand stretched to a shape by NumPy's rule.")
 
 
 def _flip_infer(types: Types, attrs: Attrs) -> Types:
@@ -147,7 +165,8 @@ def _flip_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("flip", family="movement", infer=_flip_infer, reference=lambda x, axes: np.flip(x, axes).copy(), dtypes=EVERY,
-          element=_flip_element, doc="The order reversed along each of ``axes``.")
+          element=_flip_element, linear=True, vjp=reverse(lambda x, g: bind("flip", g, axes=x.attrs["axes"])),
+          doc="The order reversed along each of ``axes``.")
 
 
 # -- slice, pad, concat --------------------------------------------------------------------------------------------------
@@ -181,8 +200,16 @@ def _slice_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     return e.operand(0, [a + x * s for x, a, s in zip(index, op.attrs["start"], op.attrs["stride"], strict=True)])
 
 
+def _slice_back(x: Applied, g: Any) -> Any:
+    """The cotangent put where the slice was taken, among zeros."""
+    start, stride = x.attrs["start"], x.attrs["stride"]
+    after = [n - a - m - (dim_max(m - 1, 0) * (s - 1) if s != 1 else 0)
+             for n, a, m, s in zip(x.operands[0].type.shape, start, g.type.shape, stride, strict=True)]
+    return bind("pad", g, low=tuple(start), high=tuple(after), interior=tuple(s - 1 for s in stride), value=0)
+
+
 primitive("slice", family="movement", infer=_slice_infer, reference=_slice_reference, dtypes=EVERY, element=_slice_element,
-          doc="Elements start, start + stride … below limit along each axis; strides are positive.",
+          linear=True, vjp=reverse(_slice_back), doc="Elements start, start + stride … below limit along each axis; strides are positive.",
           facts={"requires": _slice_requires})
 
 
@@ -246,7 +273,24 @@ def _pad_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     return e.guarded(hit, lambda: e.operand(0, src), op.attrs.get("value", 0))
 
 
+def _pad_back(x: Applied, g: Any) -> Any:
+    """The elements that were not padding; those that were cut get 0."""
+    shape = x.operands[0].type.shape
+    low, _, interior = _padding(x.attrs, len(shape))
+    whole = tuple(n * (gap + 1) for n, gap in zip(shape, interior, strict=True))
+    after = tuple(w - m + a for w, m, a in zip(whole, g.type.shape, low, strict=True))
+    g = bind("pad", g, low=tuple(-a for a in low), high=after, value=0)
+    if all(gap == 0 for gap in interior):
+        return g
+    return bind("slice", g, start=(0,) * len(shape), limit=whole, stride=tuple(gap + 1 for gap in interior))
+
+
+def _pad_jvp(x: Applied, t: Any) -> Any:
+    return bind("pad", t, **{**x.attrs, "value": 0})
+
+
 primitive("pad", family="movement", infer=_pad_infer, reference=_pad_reference, dtypes=EVERY, element=_pad_element,
+          jvp=onward(_pad_jvp), vjp=reverse(_pad_back),
           doc="``value`` put ``low`` before, ``high`` after and ``interior`` between the elements; negative amounts cut.",
           facts={"requires": lambda types, attrs: _not_negative(_pad_infer(types, attrs)[0].shape)})
 
@@ -286,8 +330,21 @@ def _concat_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
     return out if out is not None else e.const(0, kind)
 
 
+def _concat_back(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    axis, start = x.attrs["axis"], 0
+    out: list[Any] = []
+    for t, wanted in zip(x.operands, x.wanted, strict=True):
+        low: list[DimLike] = [0] * t.type.rank
+        high = list(t.type.shape)
+        low[axis], high[axis] = start, start + high[axis]
+        out.append(bind("slice", gs[0], start=tuple(low), limit=tuple(high), stride=(1,) * len(low)) if wanted else None)
+        start = high[axis]
+    return out
+
+
 primitive("concat", family="movement", infer=_concat_infer, reference=lambda *xs, axis: np.concatenate(xs, axis),
-          dtypes=EVERY, element=_concat_element, doc="Operands joined along ``axis``.", facts={"variadic": True})
+          dtypes=EVERY, element=_concat_element, linear=True, vjp=_concat_back,
+          doc="Operands joined along ``axis``.", facts={"variadic": True})
 
 
 # -- complex memory as pairs ------------------------------------------------------------------------------------------------
@@ -311,11 +368,17 @@ def _as_complex_reference(x: Array) -> Array:
     return np.ascontiguousarray(x).view(kind).reshape(x.shape[:-1])
 
 
+def _conjugate(z: Any) -> Any:
+    return bind("complex", bind("real", z), bind("neg", bind("imag", z)))
+
+
 primitive("view_as_real", family="movement", infer=_as_real_infer, dtypes=COMPLEX, external="view",
+          linear=True, vjp=reverse(lambda x, g: _conjugate(bind("view_as_complex", g))),
           reference=lambda x: np.stack([x.real, x.imag], -1), doc="Complex elements as pairs along a new last axis: the same "
           "memory.", facts={"view": True})
 primitive("view_as_complex", family="movement", infer=_as_complex_infer, dtypes=(dt.f32, dt.f64), external="view",
-          reference=_as_complex_reference, doc="Pairs along the last axis as complex elements: the same memory.",
+          linear=True, vjp=reverse(lambda x, g: bind("view_as_real", _conjugate(g))), reference=_as_complex_reference,
+          doc="Pairs along the last axis as complex elements: the same memory.",
           facts={"view": True})
 
 

@@ -21,8 +21,9 @@ from ..types.dims import DimLike, product
 from ..types.dtypes import DType, as_dtype
 from ..types.promotion import accumulator, to_inexact
 from . import pointwise as pw
+from . import reduction_rules as rules
 from .operands import as_tensor, axes_of, axis_of, convert, one_of, scalar
-from .rules import BOOL, COMPLEX, LOW, REAL, Array, accept, check_axis, expect_operands
+from .rules import BOOL, COMPLEX, FLOATS, LOW, REAL, Array, accept, check_axis, expect_operands
 from .table import Attrs, Bound, ElementBuilder, primitive
 
 Types = Sequence[TensorType]
@@ -90,16 +91,20 @@ def _choosing(fn: Fn) -> Fn:
 
 
 def _reduction(name: str, combine: str, fn: Fn, dtypes: Sequence[DType], doc: str, sums: bool = False,
-               empty: bool = True) -> None:
-    primitive(name, family="reduction", infer=_infer(name, dtypes, empty), dtypes=tuple(dtypes), doc=doc,
+               empty: bool = True, **derivatives: Any) -> None:
+    primitive(name, family="reduction", infer=_infer(name, dtypes, empty), dtypes=tuple(dtypes), doc=doc, **derivatives,
               reference=_summing(fn) if sums else _choosing(fn), element=_element(combine, sums),
               bound=Bound(1, reduced) if sums else Bound(), facts={"combine": combine, "attrs": ("axes",)})
 
 
-_reduction("reduce_sum", "add", np.sum, REAL + COMPLEX, "The sum over ``axes``.", sums=True)
-_reduction("reduce_prod", "mul", np.prod, REAL, "The product over ``axes``.", sums=True)
-_reduction("reduce_max", "max", np.max, REAL, "The greatest element over ``axes``; NaN wins.", empty=False)
-_reduction("reduce_min", "min", np.min, REAL, "The least element over ``axes``; NaN wins.", empty=False)
+_reduction("reduce_sum", "add", np.sum, REAL + COMPLEX, "The sum over ``axes``.", sums=True, linear=True,
+           vjp=rules.sum_back)
+_reduction("reduce_prod", "mul", np.prod, REAL, "The product over ``axes``.", sums=True,
+           jvp=rules.product_jvp, vjp=rules.product_back)
+_reduction("reduce_max", "max", np.max, REAL, "The greatest element over ``axes``; NaN wins.", empty=False,
+           jvp=rules.extremum_jvp, vjp=rules.extremum_back)
+_reduction("reduce_min", "min", np.min, REAL, "The least element over ``axes``; NaN wins.", empty=False,
+           jvp=rules.extremum_jvp, vjp=rules.extremum_back)
 _reduction("reduce_any", "or", np.any, BOOL, "Whether any element over ``axes`` is true.")
 _reduction("reduce_all", "and", np.all, BOOL, "Whether all elements over ``axes`` are true.")
 
@@ -127,7 +132,7 @@ _arg("argmin", np.argmin)
 
 
 # -- cumulative ----------------------------------------------------------------------------------------------------------
-def _cumulative(name: str, combine: str, ufunc: np.ufunc, dtypes: Sequence[DType]) -> None:
+def _cumulative(name: str, combine: str, ufunc: np.ufunc, dtypes: Sequence[DType], **derivatives: Any) -> None:
     def infer(types: Types, attrs: Attrs) -> Types:
         expect_operands(name, types, 1)
         accept(name, types, dtypes)
@@ -144,15 +149,15 @@ def _cumulative(name: str, combine: str, ufunc: np.ufunc, dtypes: Sequence[DType
         return reduced(types, {"axes": (attrs["axis"],)})
 
     primitive(name, family="reduction", infer=infer, reference=reference, template="scan", dtypes=tuple(dtypes),
-              bound=Bound(1, terms) if combine in ("add", "mul") else Bound(),
+              bound=Bound(1, terms) if combine in ("add", "mul") else Bound(), **derivatives,
               doc=f"The running {combine} along ``axis``, from the end with ``reverse``.",
               facts={"combine": combine, "attrs": ("axis", "reverse")})
 
 
-_cumulative("cumsum", "add", np.add, REAL)
-_cumulative("cumprod", "mul", np.multiply, REAL)
-_cumulative("cummax", "max", np.maximum, REAL)
-_cumulative("cummin", "min", np.minimum, REAL)
+_cumulative("cumsum", "add", np.add, REAL, linear=True, vjp=rules.cumsum_back)
+_cumulative("cumprod", "mul", np.multiply, REAL, jvp=rules.cumprod_jvp, vjp=rules.cumprod_back)
+_cumulative("cummax", "max", np.maximum, REAL, jvp=rules.running_jvp, vjp=rules.running_back)
+_cumulative("cummin", "min", np.minimum, REAL, jvp=rules.running_jvp, vjp=rules.running_back)
 
 
 # -- the user's functions --------------------------------------------------------------------------------------------------
@@ -304,16 +309,32 @@ def norm(x: Any, ord: Any = 2, axis: Any = None, keepdims: Any = None, *, dim: A
     return convert(y, out)
 
 
-def logsumexp(x: Any, axis: Any = None, keepdims: Any = None, *, dim: Any = None, keepdim: Any = None) -> Any:
-    """log(sum(exp(x))) over ``axis`` without overflow; -inf where all elements are -inf."""
-    x, axes, keepdims = _arguments("logsumexp", x, axis, dim, keepdims, keepdim)
-    wide, out = _wide(x)
+def _logsumexp_reference(x: Array, axes: Any) -> Array:
+    wide = x.astype(np.float32) if x.dtype in LOW else x
+    with np.errstate(all="ignore"):
+        top = np.max(wide, tuple(axes), keepdims=True, initial=-np.inf)
+        top = np.where(np.isfinite(top), top, 0)
+        return np.asarray((np.log(np.sum(np.exp(wide - top), tuple(axes), keepdims=True)) + top).squeeze(tuple(axes))).astype(x.dtype)
+
+
+def _logsumexp_expand(x: Any, axes: tuple[int, ...]) -> Any:
+    wide = convert(x, accumulator(x.dtype))
     top = apply("reduce_max", wide, axes, True)
     top = pw.where(pw.isfinite(top), top, 0.0)
     y = pw.add(pw.log(apply("reduce_sum", pw.exp(pw.sub(wide, top)), axes, True)), top)
-    if not keepdims:
-        y = bind("reshape", y, shape=tuple(n for i, n in enumerate(x.type.shape) if i not in axes))
-    return convert(y, out)
+    return convert(bind("reshape", y, shape=tuple(n for i, n in enumerate(x.type.shape) if i not in axes)), x.dtype)
+
+
+primitive("logsumexp", family="composite", infer=_infer("logsumexp", FLOATS, False), reference=_logsumexp_reference,
+          dtypes=FLOATS, expand=_logsumexp_expand, bound=Bound(4, lambda types, attrs: 4 * reduced(types, attrs)),
+          jvp=rules.logsumexp_jvp, forward=rules.logsumexp_forward, vjp=rules.logsumexp_back,
+          doc="log(sum(exp(x))) over ``axes`` without overflow; -inf where all elements are -inf.", facts={"attrs": ("axes",)})
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: Any = None, *, dim: Any = None, keepdim: Any = None) -> Any:
+    """log(sum(exp(x))) over ``axis`` without overflow; -inf where all elements are -inf."""
+    x, axes, keepdims = _arguments("logsumexp", x, axis, dim, keepdims, keepdim)
+    return apply("logsumexp", convert(x, to_inexact(x.dtype)), axes, keepdims)
 
 
 def count_nonzero(x: Any, axis: Any = None, keepdims: Any = None, *, dim: Any = None, keepdim: Any = None) -> Any:

@@ -17,9 +17,11 @@ from . import indexing as ix
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
+from .derivatives import onward, reverse
+from .indexing import along_back
 from .operands import as_tensor, axis_of, convert, one_of, promoted, scalar
 from .rules import BOOL, LOW, REAL, Array, accept, check_axis, expect_operands, same_dtype
-from .table import Attrs, primitive
+from .table import Applied, Attrs, primitive
 
 Types = Sequence[TensorType]
 
@@ -45,7 +47,23 @@ def _sort_infer(name: str) -> Callable[[Types, Attrs], Types]:
     return infer
 
 
+def _sort_forward(x: Applied) -> tuple[list[Any], Any]:
+    """Reverse mode sorts positions, which are the residual, and takes the values by them."""
+    v, axis = x.operands[0], x.attrs["axis"]
+    order = bind("argsort", v, **x.attrs)
+    return [bind("take_along_axis", v, order, axis=axis, checked=False)], order
+
+
+def _sort_jvp(x: Applied, t: Any) -> Any:
+    return bind("take_along_axis", t, bind("argsort", x.operands[0], **x.attrs), axis=x.attrs["axis"], checked=False)
+
+
+def _sort_back(x: Applied, g: Any) -> Any:
+    return along_back(g, x.residuals, x.attrs["axis"], x.operands[0].type)
+
+
 primitive("sort", family="sorting", infer=_sort_infer("sort"), dtypes=REAL + BOOL, template="sort",
+          jvp=onward(_sort_jvp), forward=_sort_forward, vjp=reverse(_sort_back),
           reference=lambda x, axis, descending=False: np.take_along_axis(x, order(x, axis, descending), axis),
           doc="Sorted along ``axis``; NaN counts as the greatest.", facts={"attrs": ("axis", "descending")})
 primitive("argsort", family="sorting", infer=_sort_infer("argsort"), dtypes=REAL + BOOL, template="sort",

@@ -75,6 +75,39 @@ class Bound:
 EXACT = Bound()
 
 
+@dataclass(slots=True)
+class Applied:
+    """One application of an op, as derivative and batching rules see it.
+
+    Attributes:
+        operands, results: tensors of the trace that is being recorded; ``out`` is the only result.
+        residuals: what a ``forward`` rule returned beside the results.
+        wanted: reverse mode: for each operand, whether it needs a cotangent; forward mode: whether it has a tangent.
+    """
+
+    name: str
+    attrs: Attrs
+    operands: list[Any]
+    results: list[Any] = field(default_factory=list)
+    residuals: Any = None
+    wanted: tuple[bool, ...] = ()
+
+    @property
+    def out(self) -> Any:
+        """The only result."""
+        (result,) = self.results
+        return result
+
+
+Partial = Callable[[Applied], Any]  # the derivative of the result by one operand, elementwise: a tensor or a number
+JvpRule = Callable[[Applied, list[Any]], list[Any]]  # tangents of operands -> tangents of results; None is a zero
+VjpRule = Callable[[Applied, list[Any]], list[Any]]  # cotangents of results -> cotangents of operands; None is a zero
+ForwardRule = Callable[[Applied], tuple[list[Any], Any]]  # -> results and residuals
+# (application, which operands are mapped, batch size) -> results.  Mapped operands carry the batch as axis 0, and so do all
+# results.  None: the op has no better way than its definition (``expand``).
+BatchRule = Callable[[Applied, tuple[bool, ...], DimLike], "list[Any] | None"]
+
+
 @dataclass(frozen=True)
 class OpDef:
     """One op.  Exactly one of ``element``, ``template``, ``expand``, ``external`` says how it is computed.
@@ -91,6 +124,12 @@ class OpDef:
         template: the name of a tile program in ``kernels/`` (with ``element`` also given: the scheduler chooses).
         expand: builds the same value from other ops; named composites have it, and it is applied last.
         external: a host routine.
+        partials: pointwise ops: for each operand the derivative of the result by it; None: it is zero everywhere.
+        linear: the operands (True: all) in which the op is jointly linear; the others carry no derivative.  Its ``jvp`` is the
+            op itself on tangents, ``vjp`` is the transpose.
+        jvp, vjp: derivative rules, written in the ops that users call.
+        forward: reverse mode: computes the results together with what ``vjp`` wants to keep (``residuals``).
+        batch: the op over a batch of examples (pointwise ops and composites do without).
         effects: ``random``, ``io`` …
         dtypes: the operand dtypes it accepts (after promotion).
         facts: what particular readers ask for: ``domain`` (where the sweep samples operands), ``attrs`` (names of the
@@ -111,6 +150,12 @@ class OpDef:
     template: str | None = None
     expand: Callable[..., Any] | None = None
     external: str | None = None
+    partials: tuple[Partial | None, ...] | None = None
+    linear: tuple[int, ...] | bool | None = None
+    jvp: JvpRule | None = None
+    vjp: VjpRule | None = None
+    forward: ForwardRule | None = None
+    batch: BatchRule | None = None
     effects: frozenset[str] = PURE
     doc: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -134,4 +179,5 @@ def primitive(name: str, **facets: Any) -> OpDef:
     return op
 
 
-__all__ = ["EXACT", "OPS", "Attrs", "Bound", "Element", "ElementBuilder", "Function", "Infer", "OpDef", "Reference", "primitive"]
+__all__ = ["EXACT", "OPS", "Applied", "Attrs", "BatchRule", "Bound", "Element", "ElementBuilder", "ForwardRule", "Function", "Infer",
+           "JvpRule", "OpDef", "Partial", "Reference", "VjpRule", "primitive"]
