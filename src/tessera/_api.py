@@ -102,7 +102,7 @@ LAZY_NAMES = {
     "InferencePolicy": ("numerics", "InferencePolicy"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
-    "unchecked": ("runtime", "unchecked"),
+    "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
 }
 # Spellings of op functions beside their own.
 SPELLINGS = {

@@ -528,10 +528,27 @@ def _search(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [line[np.argsort(line.astype(np.float64) if line.dtype in LOW else line)], keys], {"side": ("left", "right", "left")[k]}
 
 
-@maker("random_bits", count=3)
+@maker("random_bits", count=4)
 def _random(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    if k == 3:  # a key for each example
+        return [rng.integers(0, 2 ** 63, (3, 2)).astype(np.uint64)], {"site": 1, "shape": (3, 7), "dtype": dt.uint64}
     attrs = ({"shape": (17,), "dtype": dt.uint32}, {"shape": (3, 5), "dtype": dt.uint64}, {"shape": (), "dtype": dt.uint32, "stream": 1})[k]
     return [rng.integers(0, 2 ** 63, 2).astype(np.uint64)], {"site": 3 + k, **attrs}
+
+
+@maker("all_reduce", count=2)
+def _all_reduce(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    return [values(((5,), (3, 7))[k], d, rng)], {"axis": "unbound", "combine": ("sum", "max")[k]}
+
+
+@maker("all_gather", count=2)
+def _all_gather(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    return [values(((5,), ())[k], d, rng)], {"axis": "unbound", "members": 1}
+
+
+@maker("axis_index", count=1)
+def _axis_index(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    return [], {"axis": "unbound"}
 
 
 @maker("fft", "ifft", count=5)

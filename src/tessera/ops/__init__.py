@@ -1,6 +1,7 @@
 """The op table, one file a family, and the functions of the op namespace that users call."""
 
 from . import fft, linalg, movement, table  # noqa: F401
+from .collectives import all_gather, all_reduce, axis_index, axis_size, pmax, pmean, pmin, psum
 from .composites import (
     attention,
     cross_entropy,
@@ -225,6 +226,8 @@ __all__ = [
     "acosh",
     "add",
     "all",
+    "all_gather",
+    "all_reduce",
     "allclose",
     "amax",
     "amin",
@@ -241,6 +244,8 @@ __all__ = [
     "attention",
     "avg_pool",
     "avg_pool2d",
+    "axis_index",
+    "axis_size",
     "bincount",
     "bitcast",
     "bitwise_and",
@@ -358,9 +363,13 @@ __all__ = [
     "outer",
     "pad",
     "permute",
+    "pmax",
+    "pmean",
+    "pmin",
     "positions",
     "pow",
     "prod",
+    "psum",
     "put_along_axis",
     "random_bits",
     "ravel",

@@ -17,6 +17,7 @@ from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import format_dim, mod
 from ..types.promotion import accumulator, to_inexact
+from . import batch_rules as br
 from . import meaning as m
 from . import pointwise as pw
 from . import reduction as rd
@@ -110,10 +111,12 @@ def _log_softmax_back(x: Applied, g: Any) -> Any:
 
 
 primitive("softmax", family="composite", infer=_same_type("softmax", 1), reference=lifted(_softmax_reference), dtypes=FLOATS,
+          batch=br.shifting("axis"),
           expand=_in_wide(_softmax_expand), bound=Bound(4, _axis_terms), facts={"attrs": ("axis",)},
           jvp=onward(_softmax_change), vjp=reverse(_softmax_change),
           doc="exp(x) / sum(exp(x)) along ``axis``, without overflow.")
 primitive("log_softmax", family="composite", infer=_same_type("log_softmax", 1), reference=lifted(_log_softmax_reference),
+          batch=br.shifting("axis"),
           dtypes=FLOATS, expand=_in_wide(_log_softmax_expand), bound=Bound(4, _axis_terms), facts={"attrs": ("axis",)},
           jvp=onward(_log_softmax_jvp), vjp=reverse(_log_softmax_back),
           doc="log(softmax(x)) along ``axis``.")
@@ -228,10 +231,12 @@ def _norm_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
 
 
 primitive("layer_norm", family="composite", infer=_norm_infer("layer_norm", 3), reference=lifted(_layer_norm_reference),
+          batch=br.norm(("mul", "add")),
           jvp=_norm_jvp, vjp=_norm_vjp, dtypes=FLOATS, expand=_in_wide(_layer_norm_expand), bound=Bound(8, _axis_terms),
           facts={"attrs": ("eps",)},
           doc="(x - mean) / sqrt(var + eps) * weight + bias over the last axis, with the biased variance.")
 primitive("rms_norm", family="composite", infer=_norm_infer("rms_norm", 2), reference=lifted(_rms_norm_reference),
+          batch=br.norm(("mul",)),
           jvp=_norm_jvp, vjp=_norm_vjp, dtypes=FLOATS, expand=_in_wide(_rms_norm_expand), bound=Bound(8, _axis_terms),
           facts={"attrs": ("eps",)},
           doc="x / sqrt(mean(x*x) + eps) * weight over the last axis.")
@@ -316,10 +321,12 @@ def _silu_slope(x: Any) -> Any:
 
 
 primitive("gelu", family="composite", infer=_same_type("gelu", 1), reference=lifted(_gelu_reference), dtypes=FLOATS,
+          batch=br.leading,
           expand=_in_wide(_gelu_expand), bound=Bound(8, _absolute_terms), **_slope(_gelu_slope),
           facts={"domain": (-4.0, 4.0), "attrs": ("approximate",)},
           doc="x * Phi(x): exact with ``approximate = \"none\"``, or the tanh form.")
 primitive("silu", family="composite", infer=_same_type("silu", 1), reference=lifted(lambda x: x * m.sigmoid(x)),
+          batch=br.leading,
           dtypes=FLOATS, expand=_in_wide(lambda x: pw.mul(x, pw.sigmoid(x))), bound=Bound(6), **_slope(_silu_slope),
           facts={"domain": (-10.0, 10.0)}, doc="x * sigmoid(x).")
 
@@ -470,6 +477,7 @@ def _attention_terms(types: Types, attrs: Attrs) -> float:
 
 
 primitive("attention", family="composite", infer=_attention_infer, reference=_attention_reference, dtypes=FLOATS,
+          batch=br.attention,
           expand=_attention_expand, bound=Bound(8, _attention_terms),
           facts={"attrs": ("scale", "causal"), "template": "attention"},
           doc="softmax(scale * q k^T [+ mask]) v over operands [..., S, D].  A bool mask keeps where it is true.  ``causal``: "
@@ -567,6 +575,7 @@ def _cross_entropy_jvp(x: Applied, t: Any) -> Any:
 
 
 primitive("cross_entropy", family="composite", infer=_cross_entropy_infer, reference=_cross_entropy_reference, dtypes=FLOATS,
+          batch=br.leading,
           expand=_in_wide(_cross_entropy_expand), bound=Bound(8, _axis_terms), facts={"mixed": ("T", "int"), "attrs": ("checked",)},
           forward=_cross_entropy_forward, jvp=onward(_cross_entropy_jvp), vjp=reverse(_cross_entropy_back),
           doc="-log_softmax(logits)[target] over the last axis of the logits, one value a target.")

@@ -15,6 +15,7 @@ from ..types.dims import DimLike, format_dim, product
 from ..types.dtypes import DType, as_dtype
 from ..types.promotion import accumulator
 from ..types.shapes import ShapeMismatch, broadcast
+from . import batch_rules as br
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
@@ -175,6 +176,7 @@ def product_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
 
 
 primitive("dot_general", family="contraction", infer=_dot_infer, reference=_dot_reference, dtypes=REAL + COMPLEX,
+          batch=br.dot_general,
           bound=Bound(1, _dot_terms), element=_dot_element, template="matmul", jvp=product_jvp, vjp=_dot_vjp,
           doc="Products of paired batch axes, summed over paired contract axes: result axes are batch, free of the first, "
               "free of the second.  Sums run in ``accumulate``; ``dtype`` is the result's.",

@@ -18,6 +18,7 @@ from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import DimLike, format_dim, known_nonnegative, product
 from ..types.dtypes import DType, as_dtype
+from . import batch_rules as br
 from . import pointwise as pw
 from . import shaping as sh
 from .contraction import dot_accumulate, meet, product_jvp
@@ -213,6 +214,7 @@ def _conv_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
 
 
 primitive("conv", family="contraction", infer=_conv_infer, reference=_conv_reference, dtypes=REAL, element=_conv_element,
+          batch=br.conv,
           template="conv", jvp=product_jvp, vjp=_conv_vjp, bound=Bound(1, _conv_terms),
           doc="Cross-correlation of [N, C, *spatial] with [O, C/groups, *kernel]; ``input_dilation`` spreads the input.",
           facts={"prefer": "template", "attrs": ("strides", "padding", "dilation", "groups", "input_dilation", "accumulate",
@@ -347,6 +349,7 @@ def _pool_terms(types: Types, attrs: Attrs) -> float:
 
 
 primitive("reduce_window", family="reduction", infer=_pool_infer, reference=_pool_reference, dtypes=REAL,
+          batch=br.folding,
           element=_pool_element, bound=Bound(1, _pool_terms), jvp=window_jvp, vjp=window_back,
           doc="``combine`` (add, max, min) over a window that moves along the spatial axes of [N, C, *spatial].",
           facts={"attrs": ("window", "strides", "padding", "dilation", "combine")})

@@ -20,6 +20,7 @@ from ..types import dtypes as dt
 from ..types.dims import format_dim
 from ..types.dtypes import DType
 from ..types.promotion import to_inexact
+from . import batch_rules as br
 from . import pointwise as pw
 from . import shaping as sh
 from .derivatives import reverse
@@ -109,15 +110,19 @@ def _irfft_back(x: Applied, g: Any) -> Any:
 
 
 primitive("fft", family="fft", infer=lambda types, attrs: (_check("fft", types, COMPLEX),), reference=_fft_reference,
+          batch=br.leading,
           dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), linear=True, vjp=reverse(lambda x, g: bind("fft", g)),
           doc="The Fourier transform of the last axis.")
 primitive("ifft", family="fft", infer=lambda types, attrs: (_check("ifft", types, COMPLEX),), reference=_ifft_reference,
+          batch=br.leading,
           dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), linear=True, vjp=reverse(lambda x, g: bind("ifft", g)),
           doc="The inverse transform, divided by the length.")
 primitive("rfft", family="fft", infer=_rfft_infer, reference=_rfft_reference, dtypes=_REAL, template="fft",
+          batch=br.leading,
           bound=Bound(2, _terms), linear=True, vjp=reverse(_rfft_back),
           doc="The first n//2 + 1 coefficients of the transform of a real last axis.")
 primitive("irfft", family="fft", infer=_irfft_infer, reference=_irfft_reference, dtypes=COMPLEX, template="fft",
+          batch=br.leading,
           bound=Bound(2, _terms), linear=True, vjp=reverse(_irfft_back),
           doc="The real inverse of ``rfft``, of ``n`` elements; imaginary parts of the ends are ignored.",
           facts={"attrs": ("n",)})

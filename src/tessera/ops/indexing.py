@@ -19,6 +19,7 @@ from ..types.constraints import plain
 from ..types.dims import Dim, DimLike, as_dim, format_dim, known_less, product
 from ..types.dtypes import as_dtype
 from ..types.shapes import format_shape
+from . import batch_rules as br
 from . import pointwise as pw
 from . import shaping as sh
 from .derivatives import again, kept, plus, reverse, stretched, zeros
@@ -32,8 +33,9 @@ Index = Sequence[DimLike]
 
 def positions(i: Array, n: int) -> Array:
     """Indices as the op uses them: negative ones counted from the end, all clamped into the axis."""
+    counted = i.dtype.kind == "i"
     i = i.astype(np.int64)
-    return np.clip(np.where(i < 0, i + n, i), 0, max(n - 1, 0))
+    return np.clip(np.where((i < 0) & counted, i + n, i), 0, max(n - 1, 0))
 
 
 def _position(e: ElementBuilder, op: Op, v: Value, n: DimLike, axis: int) -> DimLike:
@@ -146,6 +148,7 @@ def _gather_back(x: Applied, g: Any) -> Any:
 
 
 primitive("gather", family="indexing", infer=_gather_infer, reference=_gather_reference, dtypes=EVERY, element=_gather_element,
+          batch=br.gather,
           linear=(0,), vjp=reverse(_gather_back),
           doc="Operand x and one index tensor for each of ``axes`` (all of one shape): the indices' axes replace the axes they "
               "index, in front if those are not neighbours.", facts={"attrs": ("axes", "checked"), "mixed": ("T", "int")})
@@ -171,6 +174,7 @@ def _along_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("take_along_axis", family="indexing", infer=_along_infer, dtypes=EVERY, element=_along_element, linear=(0,),
+          batch=br.shifting("axis"),
           vjp=reverse(lambda x, g: along_back(g, x.operands[1], x.attrs["axis"], x.operands[0].type)),
           reference=lambda x, i, axis, checked=True: np.take_along_axis(x, positions(i, x.shape[axis]), axis),
           doc="out[.., j, ..] = x[.., i[.., j, ..], ..] along ``axis``.",
@@ -294,6 +298,7 @@ def _scatter_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
 
 
 primitive("scatter", family="indexing", infer=_scatter_infer, reference=_scatter_reference, template="scatter",
+          batch=br.scatter,
           jvp=_scatter_jvp, vjp=_scatter_vjp,
           dtypes=tuple(d for d in EVERY if not d.is_complex),
           bound=Bound(1, _scatter_terms),
@@ -369,6 +374,7 @@ def _dynamic_slice_back(x: Applied, g: Any) -> Any:
 
 
 primitive("dynamic_slice", family="indexing", infer=_dynamic_slice_infer, reference=_dynamic_slice_reference, dtypes=EVERY,
+          batch=br.dynamic_slice,
           element=_dynamic_slice_element, linear=(0,), vjp=reverse(_dynamic_slice_back),
           facts={"attrs": ("starts", "sizes", "checked"), "mixed": ("T", "int"),
                                           "requires": lambda types, attrs: _requires(types[0].shape, attrs["sizes"], attrs["starts"])},
@@ -419,6 +425,7 @@ def _update_back(x: Applied, gs: Sequence[Any]) -> list[Any]:
 
 
 primitive("dynamic_update_slice", family="indexing", infer=_update_infer, reference=_update_reference, dtypes=EVERY,
+          batch=br.dynamic_update_slice,
           element=_update_element, linear=(0, 1), vjp=_update_back,
           facts={"attrs": ("starts", "checked"), "mixed": ("T", "T", "int"), "in_place": 0,
                                    "requires": lambda types, attrs: _requires(types[0].shape, types[1].shape, attrs["starts"])},

@@ -17,6 +17,7 @@ from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import dim_min, format_dim
 from ..types.dtypes import DType
+from . import batch_rules as br
 from . import contraction as co
 from . import indexing as ix
 from . import linalg_rules as rules
@@ -73,6 +74,7 @@ def _cholesky_reference(x: Array) -> Array:
 
 
 primitive("cholesky", family="linalg", infer=_cholesky_infer, reference=_cholesky_reference, dtypes=FLOAT, template="cholesky",
+          batch=br.leading,
           bound=Bound(4, _terms), jvp=rules.cholesky_jvp, vjp=rules.cholesky_back,
           doc="The lower triangular L with L L^T = x, of which the lower triangle is read; zeros above. "
           "NaN where x is not positive definite.")
@@ -106,6 +108,7 @@ def _triangular_reference(a: Array, b: Array, lower: bool = True, transpose: boo
 
 
 primitive("triangular_solve", family="linalg", infer=_triangular_infer, reference=_triangular_reference, dtypes=FLOAT,
+          batch=br.triangular_solve,
           template="triangular_solve", bound=Bound(4, _terms), jvp=rules.triangular_jvp, vjp=rules.triangular_back,
           doc="x with op(a) x = b: a [..., n, n] is read in one triangle (``lower``), transposed on request, with ones on the "
               "diagonal if ``unit``; b is [..., n, k].", facts={"attrs": ("lower", "transpose", "unit")})
@@ -139,6 +142,7 @@ def _lu_reference(x: Array) -> tuple[Array, Array, Array]:
 
 
 primitive("lu", family="linalg", infer=_lu_infer, reference=_lu_reference, dtypes=FLOAT, template="lu", bound=Bound(4, _terms),
+          batch=br.leading,
           jvp=rules.lu_jvp, vjp=rules.lu_back,
           doc="L (below the diagonal, ones on it) and U packed in one matrix; int64 row numbers p with x[p] = L U, by partial "
               "pivoting; and the sign of p as a float.")
@@ -240,18 +244,22 @@ def _eig_one(x: Array) -> tuple[Array, ...]:
 
 
 primitive("qr", family="linalg", infer=_qr_infer, dtypes=FLOAT, external="lapack.geqrf", bound=Bound(4, _terms),
+          batch=br.leading,
           jvp=rules.qr_jvp, vjp=rules.qr_back,
           reference=lambda x, complete: _batched(lambda a: tuple(np.linalg.qr(a, "complete" if complete else "reduced")), x, 2),
           doc="Q with orthonormal columns and the upper triangular R with Q R = x.", facts={"attrs": ("complete",)})
 primitive("svd", family="linalg", infer=_svd_infer, dtypes=FLOAT, external="lapack.gesdd", bound=Bound(4, _terms),
+          batch=br.leading,
           jvp=rules.svd_jvp, vjp=rules.svd_back,
           reference=lambda x, full: _batched(lambda a: tuple(np.linalg.svd(a, full)), x, 3),
           doc="U, the singular values in descending order, and V^T.", facts={"attrs": ("full",)})
 primitive("eigh", family="linalg", infer=_eigh_infer, dtypes=FLOAT, external="lapack.syevd", bound=Bound(4, _terms),
+          batch=br.leading,
           jvp=rules.eigh_jvp, vjp=rules.eigh_back,
           reference=lambda x: _batched(_eigh_one, x, 2),
           doc="The eigenvalues of symmetric matrices (lower triangle read) in ascending order, and eigenvectors as columns.")
 primitive("eig", family="linalg", infer=_eig_infer, dtypes=FLOAT, external="lapack.geev", bound=Bound(4, _terms),
+          batch=br.leading,
           reference=lambda x: _batched(_eig_one, x, 2), doc="Complex eigenvalues and eigenvectors of square matrices.")
 
 

@@ -17,6 +17,7 @@ from ..types import dtypes as dt
 from ..types.dims import DimLike, ceildiv, dim_max, format_dim, known_less, product
 from ..types.dtypes import DType, as_dtype
 from ..types.shapes import Shape, contiguous_strides, format_shape
+from . import batch_rules as br
 from .derivatives import onward, reverse
 from .rules import COMPLEX, EVERY, INTS, Array, accept, check_axis, equal_sizes, expect_operands
 from .table import Applied, Attrs, ElementBuilder, primitive
@@ -83,6 +84,7 @@ def _reshape_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("reshape", family="movement", infer=_reshape_infer, reference=lambda x, shape: x.reshape(shape), dtypes=EVERY,
+          batch=br.reshape,
           element=_reshape_element, linear=True, vjp=reverse(lambda x, g: bind("reshape", g, shape=x.operands[0].type.shape)),
           doc="The same elements in row-major order under another shape.")
 
@@ -110,6 +112,7 @@ def _transpose_back(x: Applied, g: Any) -> Any:
 
 
 primitive("transpose", family="movement", infer=_transpose_infer,
+          batch=br.transpose,
           reference=lambda x, perm: np.ascontiguousarray(np.transpose(x, perm)).reshape([x.shape[p] for p in perm]),
           dtypes=EVERY, element=_transpose_element, linear=True, vjp=reverse(_transpose_back),
           doc="Axis i of the result is axis perm[i] of the operand.")
@@ -148,6 +151,7 @@ def _broadcast_back(x: Applied, g: Any) -> Any:
 
 
 primitive("broadcast_to", family="movement", infer=_broadcast_infer,
+          batch=br.broadcast_to,
           reference=lambda x, shape: np.ascontiguousarray(np.broadcast_to(x, shape)).reshape(shape), dtypes=EVERY,
           element=_broadcast_element, linear=True, vjp=reverse(_broadcast_back), doc="The operand stretched to a shape by NumPy's rule.")
 
@@ -165,6 +169,7 @@ def _flip_element(e: ElementBuilder, op: Op, index: Index, r: int) -> Value:
 
 
 primitive("flip", family="movement", infer=_flip_infer, reference=lambda x, axes: np.flip(x, axes).copy(), dtypes=EVERY,
+          batch=br.shifting("axes"),
           element=_flip_element, linear=True, vjp=reverse(lambda x, g: bind("flip", g, axes=x.attrs["axes"])),
           doc="The order reversed along each of ``axes``.")
 
@@ -209,6 +214,7 @@ def _slice_back(x: Applied, g: Any) -> Any:
 
 
 primitive("slice", family="movement", infer=_slice_infer, reference=_slice_reference, dtypes=EVERY, element=_slice_element,
+          batch=br.prefixing(start=0, limit="size", stride=1),
           linear=True, vjp=reverse(_slice_back), doc="Elements start, start + stride … below limit along each axis; strides are positive.",
           facts={"requires": _slice_requires})
 
@@ -290,6 +296,7 @@ def _pad_jvp(x: Applied, t: Any) -> Any:
 
 
 primitive("pad", family="movement", infer=_pad_infer, reference=_pad_reference, dtypes=EVERY, element=_pad_element,
+          batch=br.prefixing(low=0, high=0, interior=0),
           jvp=onward(_pad_jvp), vjp=reverse(_pad_back),
           doc="``value`` put ``low`` before, ``high`` after and ``interior`` between the elements; negative amounts cut.",
           facts={"requires": lambda types, attrs: _not_negative(_pad_infer(types, attrs)[0].shape)})
@@ -343,6 +350,7 @@ def _concat_back(x: Applied, gs: Sequence[Any]) -> list[Any]:
 
 
 primitive("concat", family="movement", infer=_concat_infer, reference=lambda *xs, axis: np.concatenate(xs, axis),
+          batch=br.shifting("axis"),
           dtypes=EVERY, element=_concat_element, linear=True, vjp=_concat_back,
           doc="Operands joined along ``axis``.", facts={"variadic": True})
 
@@ -373,10 +381,12 @@ def _conjugate(z: Any) -> Any:
 
 
 primitive("view_as_real", family="movement", infer=_as_real_infer, dtypes=COMPLEX, external="view",
+          batch=br.leading,
           linear=True, vjp=reverse(lambda x, g: _conjugate(bind("view_as_complex", g))),
           reference=lambda x: np.stack([x.real, x.imag], -1), doc="Complex elements as pairs along a new last axis: the same "
           "memory.", facts={"view": True})
 primitive("view_as_complex", family="movement", infer=_as_complex_infer, dtypes=(dt.f32, dt.f64), external="view",
+          batch=br.leading,
           linear=True, vjp=reverse(lambda x, g: bind("view_as_real", _conjugate(g))), reference=_as_complex_reference,
           doc="Pairs along the last axis as complex elements: the same memory.",
           facts={"view": True})

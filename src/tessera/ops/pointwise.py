@@ -18,6 +18,7 @@ from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dtypes import DType
 from ..types.promotion import to_inexact
+from . import batch_rules as br
 from . import meaning as m
 from .operands import aligned, as_tensor, convert, promoted, scalar, spread
 from .rules import (
@@ -305,8 +306,10 @@ def _integer_pow_expand(x: Any, y: Any) -> Any:
 
 
 primitive("nextafter", family="composite", infer=_two_infer("nextafter", FLOATS), reference=m.nextafter, dtypes=FLOATS,
+          batch=br.leading,
           expand=_nextafter_expand, doc="The representable neighbour of x in the direction of y.")
 primitive("integer_pow", family="composite", infer=_two_infer("integer_pow", INTS), reference=m.power, dtypes=INTS,
+          batch=br.leading,
           expand=_integer_pow_expand, doc="x**y of integers, wrapping around; x**-n is the truncated quotient 1/x**n.")
 
 

@@ -22,7 +22,8 @@ from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import DimLike
 from ..types.dtypes import DType, as_dtype
-from ..types.shapes import contiguous_strides
+from ..types.shapes import contiguous_strides, format_shape
+from . import batch_rules as br
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
@@ -51,6 +52,10 @@ def philox(counter: Sequence[Array], key: tuple[int, int]) -> list[Array]:
 
 
 def _reference(key: Array, shape: Any, site: int, dtype: DType, stream: int = 0) -> Array:
+    if key.ndim > 1:  # a key for each example: each counts its own elements
+        lead = key.shape[:-1]
+        own = [_reference(k, shape[len(lead):], site, dtype, stream) for k in key.reshape(-1, 2)]
+        return np.stack(own).reshape(shape) if own else np.zeros(shape, dtype.np)
     seed, call = int(key[0]), (int(key[1]) + site) % 2 ** 64
     number = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64)
     words = philox((number, number >> np.uint64(32), np.full_like(number, call & LOW32),
@@ -96,11 +101,13 @@ class _Words:
 def _element(e: ElementBuilder, op: Op, index: Sequence[DimLike], r: int) -> Value:
     w = _Words(e)
     number: DimLike = 0
-    for i, stride in zip(index, contiguous_strides(op.results[0].type.shape), strict=True):
+    lead = op.operands[0].type.rank - 1
+    example = index[:lead]
+    for i, stride in zip(index[lead:], contiguous_strides(op.results[0].type.shape[lead:]), strict=True):
         number = number + i * stride
     at = e.emit("convert", e.index(number), dtype=dt.uint64)
-    seed = e.operand(0, (0,))
-    call = w.op("add", e.operand(0, (1,)), w.const(op.attrs["site"], dt.uint64))
+    seed = e.operand(0, (*example, 0))
+    call = w.op("add", e.operand(0, (*example, 1)), w.const(op.attrs["site"], dt.uint64))
     c0, c1, c2, c3 = w.low(at), w.high(at), w.low(call), w.high(call)
     k0, k1 = w.low(seed), w.xor(w.high(seed), w.const(op.attrs.get("stream", 0) * W0 & LOW32))
     for n in range(ROUNDS):
@@ -115,16 +122,22 @@ def _element(e: ElementBuilder, op: Op, index: Sequence[DimLike], r: int) -> Val
 
 def _infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
     expect_operands("random_bits", types, 1)
-    if types[0] != TensorType(dt.uint64, (2,)):
-        raise ShapeError("'random_bits' takes a key uint64[2]: seed and call counter", received=str(types[0]))
+    key, shape = types[0], tuple(attrs["shape"])
+    if key.dtype is not dt.uint64 or key.rank == 0 or key.shape[-1] != 2:
+        raise ShapeError("'random_bits' takes a key uint64[2]: seed and call counter", received=str(key))
+    if key.shape[:-1] != shape[:key.rank - 1]:
+        raise ShapeError(f"keys for {format_shape(key.shape[:-1])} examples, and random bits of the shape {format_shape(shape)}",
+                         sentence="With a key for each example, the examples come first in the shape.", received=str(key))
     if attrs["dtype"] not in (dt.uint32, dt.uint64):
         raise ShapeError(f"'random_bits' gives uint32 or uint64, not {attrs['dtype']}")
-    return (TensorType(attrs["dtype"], tuple(attrs["shape"])),)
+    return (TensorType(attrs["dtype"], shape),)
 
 
 primitive("random_bits", family="random", infer=_infer, reference=_reference, dtypes=(dt.uint64,), element=_element,
+          batch=br.random_bits,
           doc="Random words of ``dtype`` (uint32, uint64): element i depends on the key (seed, call counter), ``site``, "
-              "``stream`` and i alone.", facts={"attrs": ("shape", "site", "dtype", "stream")})
+              "``stream`` and i alone.  Keys uint64[L…, 2] for a shape [L…, …]: each example draws with its own.",
+          facts={"attrs": ("shape", "site", "dtype", "stream")})
 
 
 def random_bits(key: Any, site: int, shape: Sequence[Any], dtype: Any = dt.uint32, stream: int = 0) -> Any:
@@ -139,13 +152,13 @@ def words(key: Any, site: int, shape: Sequence[Any]) -> Any:
 
 
 def fold_in(key: Any, number: Any) -> Any:
-    """Another key: the call counter mixed with an integer (a loop's iteration, an example's index)."""
+    """Another key: the call counter mixed with an integer (a loop's iteration, an example's index), or one for each key."""
     key = as_tensor(key)
     n = convert(as_tensor(number), dt.uint64)
-    z = pw.add(sh.slice_axis(key, 0, 1, 2), pw.mul(pw.add(sh.reshape(n, (1,)), 1), 0x9E3779B97F4A7C15))
+    z = pw.add(sh.slice_axis(key, -1, 1, 2), pw.mul(pw.add(sh.reshape(n, (*n.type.shape, 1)), 1), 0x9E3779B97F4A7C15))
     z = pw.mul(pw.bitwise_xor(z, pw.shift_right(z, 30)), 0xBF58476D1CE4E5B9)
     z = pw.mul(pw.bitwise_xor(z, pw.shift_right(z, 27)), 0x94D049BB133111EB)
-    return sh.concat([sh.slice_axis(key, 0, 0, 1), pw.bitwise_xor(z, pw.shift_right(z, 31))], 0)
+    return sh.concat([sh.slice_axis(key, -1, 0, 1), pw.bitwise_xor(z, pw.shift_right(z, 31))], -1)
 
 
 # -- distributions: (key, site, shape, …) ------------------------------------------------------------------------------------

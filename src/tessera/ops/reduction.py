@@ -20,6 +20,7 @@ from ..types import dtypes as dt
 from ..types.dims import DimLike, product
 from ..types.dtypes import DType, as_dtype
 from ..types.promotion import accumulator, to_inexact
+from . import batch_rules as br
 from . import pointwise as pw
 from . import reduction_rules as rules
 from .operands import as_tensor, axes_of, axis_of, convert, one_of, scalar
@@ -93,6 +94,7 @@ def _choosing(fn: Fn) -> Fn:
 def _reduction(name: str, combine: str, fn: Fn, dtypes: Sequence[DType], doc: str, sums: bool = False,
                empty: bool = True, **derivatives: Any) -> None:
     primitive(name, family="reduction", infer=_infer(name, dtypes, empty), dtypes=tuple(dtypes), doc=doc, **derivatives,
+              batch=br.shifting("axes"),
               reference=_summing(fn) if sums else _choosing(fn), element=_element(combine, sums),
               bound=Bound(1, reduced) if sums else Bound(), facts={"combine": combine, "attrs": ("axes",)})
 
@@ -123,6 +125,7 @@ def _arg(name: str, fn: Fn) -> None:
                         lambda inner: e.operand(0, [*index[:axis], inner[0], *index[axis:]]))
 
     primitive(name, family="reduction", infer=infer, reference=reference, element=element, dtypes=REAL + BOOL,
+              batch=br.shifting("axis"),
               doc=f"Index of the first {name[3:]}imum along ``axis``; a NaN counts as the {name[3:]}imum.",
               facts={"attrs": ("axis",)})
 
@@ -149,6 +152,7 @@ def _cumulative(name: str, combine: str, ufunc: np.ufunc, dtypes: Sequence[DType
         return reduced(types, {"axes": (attrs["axis"],)})
 
     primitive(name, family="reduction", infer=infer, reference=reference, template="scan", dtypes=tuple(dtypes),
+              batch=br.shifting("axis"),
               bound=Bound(1, terms) if combine in ("add", "mul") else Bound(), **derivatives,
               doc=f"The running {combine} along ``axis``, from the end with ``reverse``.",
               facts={"combine": combine, "attrs": ("axis", "reverse")})

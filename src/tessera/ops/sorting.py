@@ -13,6 +13,7 @@ from ..tracing.recorder import STATE, bind
 from ..tracing.tensor import Traced, make
 from ..types import dtypes as dt
 from ..types.dims import Dim, DimLike, product
+from . import batch_rules as br
 from . import indexing as ix
 from . import pointwise as pw
 from . import reduction as rd
@@ -63,10 +64,12 @@ def _sort_back(x: Applied, g: Any) -> Any:
 
 
 primitive("sort", family="sorting", infer=_sort_infer("sort"), dtypes=REAL + BOOL, template="sort",
+          batch=br.shifting("axis"),
           jvp=onward(_sort_jvp), forward=_sort_forward, vjp=reverse(_sort_back),
           reference=lambda x, axis, descending=False: np.take_along_axis(x, order(x, axis, descending), axis),
           doc="Sorted along ``axis``; NaN counts as the greatest.", facts={"attrs": ("axis", "descending")})
 primitive("argsort", family="sorting", infer=_sort_infer("argsort"), dtypes=REAL + BOOL, template="sort",
+          batch=br.shifting("axis"),
           reference=lambda x, axis, descending=False: order(x, axis, descending).astype(np.int64),
           doc="The stable order that sorts along ``axis``, as int64 indices.", facts={"attrs": ("axis", "descending")})
 
@@ -133,6 +136,7 @@ def _search_expand(a: Any, v: Any, side: str) -> Any:
 
 
 primitive("searchsorted", family="sorting", infer=_search_infer, reference=_search_reference, dtypes=REAL, expand=_search_expand,
+          batch=br.searchsorted,
           doc="Where each value would be put into a sorted vector: before equal elements (``side`` = left) or after.",
           facts={"attrs": ("side",)})
 
