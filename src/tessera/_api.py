@@ -28,7 +28,7 @@ from .errors import (
     UnsupportedError,
 )
 from .ops.table import OPS
-from .tracing import creation, indexing, methods, recorder
+from .tracing import creation, indexing, methods, policies, recorder
 from .tracing.control import cond, fori_loop, scan, while_loop
 from .tracing.creation import (
     arange,
@@ -73,6 +73,7 @@ from .types.dtypes import (
     int16,
     int32,
     int64,
+    tf32,
     uint4,
     uint8,
     uint16,
@@ -116,11 +117,30 @@ dtype = DType
 op = ops
 
 
+_EXACT = frozenset({  # pointwise ops of which the result is an operand, or part of one: there is nothing to round
+    "select", "convert", "bitcast", "neg", "abs", "sign", "minimum", "maximum", "copysign", "floor", "ceil", "round", "trunc",
+    "real", "imag", "complex", "nextafter", "reduce_precision", "flush_subnormals"})
+
+
+def _kinds_of_arithmetic() -> dict[str, str]:
+    """What a numerical policy means for an op: ``tracing/policies.py``."""
+    kinds = {"dot_general": "product", "conv": "product"}
+    kinds |= dict.fromkeys(("reduce_sum", "reduce_prod", "cumsum", "cumprod"), "sum")
+    kinds |= dict.fromkeys(("reduce_max", "reduce_min", "cummax", "cummin"), "choice")
+    for name, rule in OPS.items():
+        computes = rule.pointwise or rule.family == "composite"
+        if computes and name not in _EXACT and any(d.is_float for d in rule.dtypes) and name not in (
+                "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "searchsorted"):
+            kinds[name] = "pointwise"
+    return kinds
+
+
 def _assemble() -> None:
     methods.attach(ops)
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
     recorder.REQUIRES.update({name: d.facts["requires"] for name, d in OPS.items() if "requires" in d.facts})
+    policies.KINDS.update(_kinds_of_arithmetic())
     runtime = importlib.import_module("tessera.runtime")
     allocator = runtime.ALLOCATOR
     runtime.install()
@@ -134,6 +154,9 @@ def _assemble() -> None:
     def expand_tile(fn: Any) -> Any:
         return importlib.import_module("tessera.tiling.vmath").expand(fn)
 
+    def random_words(shape: Any, key: Any) -> Any:
+        return importlib.import_module("tessera.random").words(shape, key=key)
+
     def run_tile(fn: Any, buffers: list[Any]) -> None:
         importlib.import_module("tessera.ir.interpret_tile").interpret(fn, buffers)
 
@@ -141,6 +164,7 @@ def _assemble() -> None:
     graph_level: Any = importlib.import_module("tessera.ir.interpret_graph")
     tile_level.EXPAND_TILE = expand_tile
     graph_level.KERNEL = run_tile
+    recorder.RANDOM_WORDS = random_words
     creation.EMPTY = empty_array
     indexing.is_block = is_block
 
@@ -260,6 +284,7 @@ __all__ = [
     "scan",
     "sym",
     "tensor",
+    "tf32",
     "uint4",
     "uint8",
     "uint16",

@@ -188,6 +188,11 @@ def uniform(*shape: Any, low: Any = 0.0, high: Any = 1.0, dtype: Any = dt.f32, k
 rand = uniform
 
 
+def words(shape: Any, *, key: Any = None) -> Tensor:
+    """uint32 words with all bits random."""
+    return _draw("words", shape_from((tuple(shape),), "words"), key, called="words")
+
+
 def normal(*shape: Any, mean: Any = 0.0, std: Any = 1.0, dtype: Any = dt.f32, key: Any = None, **extra: Any) -> Tensor:
     """Normal numbers: ``normal((2, 3))`` or ``normal(2, 3)``."""
     sizes = _shape(shape, extra, "normal", ("mean", "std", "dtype", "key"))
@@ -283,4 +288,4 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
 
 
 __all__ = ["bernoulli", "categorical", "dropout", "exponential", "fold_in", "get_state", "key", "normal", "permutation",
-           "rand", "randint", "randn", "seed", "set_state", "shuffle", "split", "truncated_normal", "uniform"]
+           "rand", "randint", "randn", "seed", "set_state", "shuffle", "split", "truncated_normal", "uniform", "words"]

@@ -457,6 +457,18 @@ def _gelu(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values((5, 9), d, rng, (-4, 4))], {"approximate": ("none", "tanh")[k]}
 
 
+@maker("reduce_precision", count=3)
+def _reduce_precision(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    exponent, mantissa = ((8, 10), (5, 2), (8 if d is dt.f32 else 11, 23))[k]
+    return [values((47,), d, rng, special=True)], {"exponent_bits": exponent, "mantissa_bits": mantissa}
+
+
+@maker("flush_subnormals", count=1)
+def _flush_subnormals(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    tiny = values((20,), d, rng).astype(np.float64) * float(d.finfo.tiny)
+    return [np.concatenate([tiny.astype(d.np), values((27,), d, rng, special=True)])], {}
+
+
 @maker("silu", count=1)
 def _silu(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values((5, 9), d, rng, (-10, 10))], {}
@@ -623,6 +635,13 @@ def _converts(full: bool) -> Iterable[Case]:
         if src.is_float and src.bits > 8:
             yield Case("convert", src, "saturated", [values((17,), src, rng_for(src), (-1e4, 1e4))],
                        {"dtype": dt.fp8_e4m3, "saturate": True})
+        if src.is_float and src.bits > 8:
+            for dst in (dt.f16, dt.bf16, dt.fp8_e5m2, dt.int8):
+                for mode in ("toward_zero", "up", "down", "stochastic", "nearest") if full else ("up", "stochastic"):
+                    rng = rng_for("rounding", src, dst, mode)
+                    words = [rng.integers(0, 1 << 32, 33, dtype=np.uint32)] if mode == "stochastic" else []
+                    yield Case("convert", src, f"to-{dst}-{mode}", [values((33,), src, rng, (-1e5, 1e5), True), *words],
+                               {"dtype": dst, "rounding": mode})
         same = [d for d in all_types if d.bits == src.bits and "bool" not in (d.kind, src.kind) and not (d.is_complex or src.is_complex)]
         for dst in same if full else same[i % max(len(same), 1):][:2]:
             yield Case("bitcast", src, f"to-{dst}", [values((17,), src, rng_for(src, dst))], {"dtype": dst})

@@ -174,6 +174,10 @@ from .reduction import (
     sum,
     var,
 )
+from .rounding import (
+    flush_subnormals,
+    reduce_precision,
+)
 from .shaping import (
     broadcast_arrays,
     cat,
@@ -302,6 +306,7 @@ __all__ = [
     "flip",
     "floor",
     "floor_div",
+    "flush_subnormals",
     "fma",
     "full",
     "gather",
@@ -375,6 +380,7 @@ __all__ = [
     "ravel",
     "real",
     "reciprocal",
+    "reduce_precision",
     "relu",
     "relu6",
     "repeat",

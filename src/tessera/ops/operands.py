@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DTypeError, IndexOutOfRangeError, ShapeError
-from ..tracing import recorder
+from ..errors import ArgumentError, DTypeError, IndexOutOfRangeError, ShapeError, suggest
+from ..tracing import policies, recorder
 from ..tracing.recorder import bind
 from ..tracing.tensor import Tensor, Traced, make
 from ..types import dtypes as dt
 from ..types.constraints import plain
 from ..types.dims import DimLike
 from ..types.dtypes import DType, as_dtype
+from ..types.policy import RoundingMode
 from ..types.promotion import PromotionError, promote, promote_weak
 from ..types.shapes import as_shape, format_shape, normalize_axes, normalize_axis
 from .rules import broadcast_shapes
@@ -70,6 +71,9 @@ def common_dtype(name: str, xs: Sequence[Any]) -> DType:
             try:
                 kind = d if kind is None else promote(kind, d)
             except PromotionError as e:
+                meeting = policies.meeting(items) if (items := [y for y in xs if isinstance(y, Tensor)]) else None
+                if meeting is not None:  # the declared policies say in which format they meet
+                    return dt.f32 if meeting is dt.tf32 else meeting
                 raise DTypeError(f"Cannot implicitly convert between {e.a} and {e.b}", sentence=f"In {name!r}: {e.why}.",
                                  hints=[f"Convert one operand: x.to({e.a}) or y.to({e.b})"]) from None
     for x in xs:
@@ -116,16 +120,47 @@ def convert(x: Tensor, dtype: DType, saturate: bool = False) -> Tensor:
     if x.dtype is dtype:
         return x
     out: Tensor = bind("convert", x, dtype=dtype, saturate=True) if saturate else bind("convert", x, dtype=dtype)
+    policies.attach(out, policies.of(x))
     return out
 
 
-def cast(x: Any, dtype: Any, saturate: bool = False) -> Tensor:
+def cast(x: Any, dtype: Any, saturate: bool = False, rounding: Any = None, key: Any = None) -> Tensor:
     """``x.to(dtype)``: an explicit conversion, rounding to nearest even.
 
     Args:
         saturate: clamp to the largest finite value of ``dtype`` instead of overflowing.
+        rounding: "nearest", "toward_zero", "up", "down" or "stochastic" (:class:`RoundingMode`); integers are truncated unless it
+            is given.
+        key: the key of the random words of stochastic rounding (default: the next of the random stream).
+
+    Raises:
+        ArgumentError: no rounding mode is called that, or a key is given to another mode.
     """
-    return convert(as_tensor(x), as_dtype(dtype), saturate)
+    x = as_tensor(x)
+    if rounding is None and key is None:
+        if x.dtype is as_dtype(dtype):
+            return x
+        out: Tensor = bind("convert", x, dtype=as_dtype(dtype), **({"saturate": True} if saturate else {}))
+        return out
+    try:
+        mode = RoundingMode(str(rounding))
+    except ValueError:
+        raise ArgumentError(f"there is no rounding mode {rounding!r}{suggest(str(rounding), list(RoundingMode))}",
+                            expected=", ".join(RoundingMode)) from None
+    if key is not None and mode is not RoundingMode.STOCHASTIC:
+        raise ArgumentError(f"rounding {mode} draws no random numbers, so it takes no key")
+    return convert_rounded(x, as_dtype(dtype), mode, saturate, key)
+
+
+def convert_rounded(x: Tensor, dtype: DType, mode: RoundingMode, saturate: bool = False, key: Any = None) -> Tensor:
+    """``x`` in another dtype by a rounding mode; the same tensor where nothing changes."""
+    if x.dtype is dtype:
+        return x
+    attrs: dict[str, Any] = {"dtype": dtype} | ({"saturate": True} if saturate else {})
+    if mode is RoundingMode.NEAREST and not dtype.is_integer:
+        return bind("convert", x, **attrs)  # type: ignore[no-any-return]
+    extra: list[Tensor] = [recorder.RANDOM_WORDS(x.type.shape, key)] if mode is RoundingMode.STOCHASTIC else []
+    return bind("convert", x, *extra, **attrs, rounding=str(mode))  # type: ignore[no-any-return]
 
 
 def broadcast_to(x: Any, shape: Sequence[Any]) -> Tensor:

@@ -243,17 +243,6 @@ primitive("select", family="pointwise", infer=_select_infer, reference=lambda p,
           dtypes=EVERY, pointwise=True, doc="a where p holds, else b.", facts={"mixed": ("bool", "T", "T")})
 
 
-def _convert_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
-    expect_operands("convert", types, 1)
-    return (types[0].with_dtype(attrs["dtype"]),)
-
-
-primitive("convert", family="pointwise", infer=_convert_infer, reference=m.convert, dtypes=EVERY, pointwise=True,
-          doc="The value in another dtype: floats round to nearest even, float to integer saturates (NaN gives 0), integers "
-              "wrap, and ``saturate`` clamps floats to the target's finite range.",
-          facts={"attrs": ("dtype", "saturate")})
-
-
 def _bitcast_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
     expect_operands("bitcast", types, 1)
     src, dst = types[0].dtype, attrs["dtype"]

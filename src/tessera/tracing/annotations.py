@@ -56,6 +56,8 @@ class TensorSpec:
         """
         parts = items if isinstance(items, tuple) else (items,)
         dtype, policy = None, None
+        if parts and isinstance(parts[-1], type) and issubclass(parts[-1], NumericalPolicy):
+            parts = (*parts[:-1], parts[-1].from_class())
         if parts and _is_dtype(parts[-1]):
             policy = parts[-1] if isinstance(parts[-1], NumericalPolicy) else None
             dtype = as_dtype(parts[-1])
@@ -167,7 +169,7 @@ def check_dtype(spec: TensorSpec, t: TensorType, what: str, function: str) -> No
         DTypeError: "Cannot implicitly convert from bf16 to fp8_e4m3".
     """
     want = spec.dtype
-    if STATE.policy is not None and want is not None and want.is_float and t.dtype.is_float:
+    if STATE.policy is not None and STATE.policy.policy is not None and want is not None and want.is_float and t.dtype.is_float:
         return  # inside ``with ts.precision(...)`` declared conversions are made
     if want is None or want is t.dtype or (widens(t.dtype, want) and want.is_float and t.dtype.is_float):
         return

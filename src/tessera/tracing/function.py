@@ -23,7 +23,7 @@ from ..types.dims import DimLike, substitute
 from ..types.dims import name as name_of
 from ..types.effects import as_effects, format_effects
 from ..types.shapes import Constraint
-from . import eager
+from . import eager, policies
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
 from .donation import consume
 from .program import (
@@ -306,6 +306,10 @@ class TracedFunction:
                 if o and want is not None and want is not p.dtype:
                     bound.arguments[o] = p.to(want)  # a float that widens to the declared dtype
             args, kwargs = list(bound.args), dict(bound.kwargs)
+            params = [bound.arguments[o] if o and o in declared else p for p, o in zip(params, owners, strict=True)]
+        for p, o in zip(params, owners, strict=True):
+            if o and o in declared:
+                policies.attach(p, declared[o].policy)
         with owning(self):
             return self.fn(*args, **kwargs)
 
@@ -325,6 +329,7 @@ class TracedFunction:
                 origins |= dict.fromkeys(env.keys() - before, f"the argument {n!r}")
                 check_dtype(spec, t.type, n, self.__name__)
                 bound.arguments[n] = t if spec.dtype in (None, t.dtype) else t.to(spec.dtype)
+                policies.attach(bound.arguments[n], spec.policy)
         for c in self.declared.where:
             require(SizeConstraint(substitute(c.lhs, env), c.op, substitute(c.rhs, env)))
         from ..types.constraints import SCOPE

@@ -89,7 +89,7 @@ def binary(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
     fast = name in FAST
 
     def operator(self: Any, other: Any) -> Any:
-        if fast and STATE.trace is None:
+        if fast and STATE.trace is None and STATE.policy is None:
             a = self._p
             kind = type(other)
             try:
@@ -230,7 +230,7 @@ def whole(f: Callable[..., Any]) -> Callable[..., Any]:
     _tables.append(table)
 
     def function_of_one(*args: Any, **kwargs: Any) -> Any:
-        if STATE.trace is None and args and type(args[0]) is Tensor:
+        if STATE.trace is None and STATE.policy is None and args and type(args[0]) is Tensor:
             p = args[0]._p
             try:
                 key = (p.dtype, p.shape) if len(args) == 1 and not kwargs else _full_key(p, args, kwargs)
@@ -272,7 +272,7 @@ def _whole_program(f: Callable[..., Any], p: Any, args: Any, kwargs: Any) -> Cal
                     out = f(x, *args[1:], **kwargs)
             except (TesseraError, TypeError):  # a size is needed as a number; or the general path says what is wrong
                 continue
-            if not isinstance(out, Tensor):
+            if not isinstance(out, Tensor) or trace.captured:  # (stochastic rounding takes the next key of the stream)
                 return None
             if trace.constraints:  # true of these sizes, and not of all
                 continue

@@ -46,9 +46,17 @@ REQUIRES: dict[str, Callable[[Sequence[TensorType], dict[str, Any]], Sequence[tu
 """What ops need of sizes, by name: (operand types, attributes) -> facts (lhs, op, rhs)."""
 
 
+def _no_random(shape: Any, key: Any) -> Any:
+    raise TracingError("stochastic rounding needs tessera.random, which is not loaded")
+
+
+RANDOM_WORDS: Callable[[Any, Any], Any] = _no_random
+"""uint32 random words of a shape for a key (None: the next draw of the stream); set when the package is assembled."""
+
+
 class _State(threading.local):
     trace: Trace | None = None
-    policy: Any = None  # the ambient numerical policy; part of every trace's key
+    policy: Any = None  # the numerical policy in force (tracing/policies.py); part of every trace's key
     allowed: tuple[tuple[frozenset[str], str], ...] = ()  # (effects, who says so), innermost last
     unchecked: bool = False  # ops that can do without their run-time checks do
 
@@ -108,6 +116,7 @@ class Trace:
         self.constraints: list[Any] = []
         self.guards: list[tuple[Any, bool]] = []
         self.sites = 0
+        self.policies: dict[Value, Any] = {}  # of values whose declared type names a numerical policy, and what is made of them
         self.iterations: tuple[Tensor, ...] = ()  # the numbers of the surrounding loops' iterations, where known
         self.open = True
 
@@ -261,32 +270,36 @@ def bind(name: str, *operands: Any, **attrs: Any) -> Any:
     trace = STATE.trace
     if STATE.unchecked and name in CHECKED:
         attrs.setdefault("checked", False)
-    if STATE.policy is not None and name in CONTRACTIONS:
-        return _under_policy(STATE.policy, name, operands, attrs)
+    if STATE.policy is not None or (trace is not None and trace.policies):
+        return POLICIES(name, operands, attrs)
     if trace is not None:
         return trace.bind(name, operands, attrs)
     return eager.dispatch(name, operands, attrs)
 
 
-CONTRACTIONS = frozenset({"dot_general", "conv"})
+def plain_bind(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    """:func:`bind` without looking at policies."""
+    trace = STATE.trace
+    return eager.dispatch(name, operands, attrs) if trace is None else trace.bind(name, operands, attrs, 5)
 
 
-def _under_policy(policy: Any, name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
-    """A contraction over floats in the formats of ``policy``; the result's dtype is what it is without one."""
-    tensors = [lift(t) for t in operands]
-    kind, compute = tensors[0].dtype, policy.compute
+def _no_policies(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
+    return plain_bind(name, operands, attrs)
+
+
+POLICIES: Callable[[str, Sequence[Any], dict[str, Any]], Any] = _no_policies
+"""How an op is bound where a numerical policy holds (``tracing/policies.py``)."""
+
+
+@contextmanager
+def without_policies() -> Iterator[None]:
+    """Inside the block ops are recorded as they stand: no policy in scope has a say (transformations replay graphs so)."""
+    saved = STATE.policy
     STATE.policy = None
     try:
-        if not kind.is_float or not compute.is_float:
-            return bind(name, *tensors, **attrs)
-        extra = {"saturate": True} if policy.saturate else {}
-        tensors = [t if t.dtype is compute else bind("convert", t, dtype=compute, **extra) for t in tensors]
-        if name == "dot_general":
-            return bind(name, *tensors, **{"accumulate": policy.accumulate, "dtype": kind} | attrs)
-        out = bind(name, *tensors, **attrs)
-        return out if out.dtype is kind else bind("convert", out, dtype=kind)
+        yield
     finally:
-        STATE.policy = policy
+        STATE.policy = saved
 
 
 def lift(x: Any) -> Tensor:

@@ -157,7 +157,7 @@ def _conversions(c: Copier, op: Op, xs: list[Value]) -> Value | None:
     if xs[0].type.dtype is t.dtype:
         return xs[0]
     inner = producer(xs[0], "convert")
-    if inner is not None and not op.attrs.get("saturate") and not inner.attrs.get("saturate"):
+    if inner is not None and op.attrs.keys() <= {"dtype"} and inner.attrs.keys() <= {"dtype"}:
         source = inner.operands[0]
         lossless = source.type.dtype is not bool_ and widens(source.type.dtype, inner.results[0].type.dtype) \
             and _holds(inner.results[0].type.dtype, source.type.dtype)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
-from ..ops.table import OPS
+from ..ops.table import OPS, OpDef
 from ..tracing.recorder import Trace, tracing
 from .rewriting import everywhere, key_of
 
@@ -20,12 +21,20 @@ def definition(name: str, types: tuple[TensorType, ...], attrs: dict[str, Any]) 
         trace = Trace(name)
         with tracing(trace):
             given = [trace.parameter(t) for t in types]
-            made = OPS[name].expand(*given, **attrs)  # type: ignore[misc]
+            made = _written(OPS[name], attrs)(*given, **attrs)  # type: ignore[misc]
             fn = trace.finish(list(made) if isinstance(made, tuple | list) else [made])
         if len(_DEFINITIONS) > 4096:
             _DEFINITIONS.clear()
         fn = _DEFINITIONS[key] = _expand(fn)
     return fn
+
+
+def _written(rule: OpDef, attrs: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """How an op is written in others: a composite's definition, or what a pointwise op's attributes ask for (fact ``expands``)."""
+    asked = rule.facts.get("expands")
+    if asked is not None:
+        return rule.facts["written"] if asked(attrs) else None
+    return rule.expand
 
 
 def scheduled_whole(op: Op) -> bool:
@@ -41,7 +50,7 @@ def expand_composites(fn: Function) -> Function:
 def _expand(fn: Function) -> Function:
     def rule(c: Copier, op: Op) -> list[Value] | None:
         rule = OPS.get(op.name)
-        if rule is None or rule.expand is None or scheduled_whole(op):
+        if rule is None or _written(rule, op.attrs) is None or scheduled_whole(op):
             return None
         return inline(c, op, definition(op.name, tuple(v.type for v in op.operands), op.attrs))
 

@@ -138,6 +138,9 @@ fp4_e2m1 = DType("fp4_e2m1", "float", 4, ml_dtypes.float4_e2m1fn)
 complex64 = DType("complex64", "complex", 64, np.complex64)
 complex128 = DType("complex128", "complex", 128, np.complex128)
 
+tf32 = DType("tf32", "float", 32, np.float32)
+"""A format of arithmetic alone (8 exponent bits, 10 of fraction): tensors are stored as f32 and read in it by a policy's ``compute``."""
+
 ALL: tuple[DType, ...] = (
     bool_, int4, int8, int16, int32, int64, uint4, uint8, uint16, uint32, uint64, f16, bf16, f32, f64,
     fp8_e4m3, fp8_e5m2, fp6_e2m3, fp6_e3m2, fp4_e2m1, complex64, complex128,
@@ -158,7 +161,7 @@ ALIASES: dict[str, DType] = {
     "fp8": fp8_e4m3, "float8_e4m3fn": fp8_e4m3, "float8_e5m2": fp8_e5m2,
     "fp4": fp4_e2m1, "float4_e2m1fn": fp4_e2m1, "fp6": fp6_e3m2,
     "float6_e2m3fn": fp6_e2m3, "float6_e3m2fn": fp6_e3m2,
-    "Complex64": complex64, "Complex128": complex128, "c64": complex64, "c128": complex128,
+    "tf32": tf32, "Complex64": complex64, "Complex128": complex128, "c64": complex64, "c128": complex128,
 }
 _BY_NP: dict[np.dtype[Any], DType] = {d.np: d for d in ALL}
 _BY_PY: dict[type, DType] = {bool: bool_, int: int64, float: f32, complex: complex64}

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from .dtypes import DType, as_dtype, f32, f64
+from .dtypes import DType, as_dtype, f32, f64, tf32
 
 
 class RoundingMode(enum.StrEnum):
@@ -31,6 +31,9 @@ _ROUNDING_ALIASES = {
     "rte": RoundingMode.NEAREST, "rne": RoundingMode.NEAREST, "nearest_even": RoundingMode.NEAREST,
     "rtz": RoundingMode.TOWARD_ZERO, "rtp": RoundingMode.UP, "rtn": RoundingMode.DOWN,
 }
+
+
+_FIELDS = ("storage", "compute", "accumulate", "rounding", "saturate", "denorm_mode")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class NumericalPolicy:
         saturate: clamp to the largest finite value instead of overflowing.
         denorm_mode: ``"preserve"`` or ``"flush"`` subnormal numbers.
 
+    ``names_storage`` says whether ``storage`` was given: only then does a scope change the dtype in which results are stored.
     ``store``, ``round`` are accepted for ``storage``, ``rounding``.
 
     Raises:
@@ -70,37 +74,70 @@ class NumericalPolicy:
     rounding: RoundingMode
     saturate: bool
     denorm_mode: str
+    names_storage: bool = dataclasses.field(default=False, compare=False, repr=False)
 
     def __init__(self, storage: object = None, compute: object = None, accumulate: object = None,
-                 rounding: object = "nearest", saturate: bool = False, denorm_mode: str = "preserve", **aliases: Any):
+                 rounding: object = None, saturate: bool | None = None, denorm_mode: str | None = None, **aliases: Any):
         if "store" in aliases:
             storage = aliases.pop("store")
         if "round" in aliases:
             rounding = aliases.pop("round")
         if aliases:
-            known = [f.name for f in dataclasses.fields(self)] + ["store", "round"]
+            known = [*_FIELDS, "store", "round"]
             raise TypeError(f"a numerical policy has no field {next(iter(aliases))!r}; it has {', '.join(known)}")
+
+        def stated(name: str, value: Any, default: Any = None) -> Any:
+            return getattr(type(self), name, default) if value is None else value
+
+        storage, compute, accumulate = stated("storage", storage), stated("compute", compute), stated("accumulate", accumulate)
+        rounding, saturate = stated("rounding", rounding, "nearest"), stated("saturate", saturate, False)
+        denorm_mode = stated("denorm_mode", denorm_mode, "preserve")
         store = f32 if storage is None else as_dtype(storage)
         if denorm_mode not in ("preserve", "flush"):
             raise ValueError(f"denorm_mode is 'preserve' or 'flush', not {denorm_mode!r}")
         put = object.__setattr__
+        if store is tf32:
+            raise ValueError("tf32 is a format of arithmetic (compute=, accumulate=); tensors are stored as f32")
         put(self, "storage", store)
         put(self, "compute", store if compute is None else as_dtype(compute))
         put(self, "accumulate", (f64 if store is f64 else f32) if accumulate is None else as_dtype(accumulate))
         put(self, "rounding", RoundingMode(str(rounding)))
         put(self, "saturate", bool(saturate))
         put(self, "denorm_mode", denorm_mode)
+        put(self, "names_storage", storage is not None)
+
+    @classmethod
+    def from_class(cls) -> NumericalPolicy:
+        """The policy that a class states by its attributes (``class Mine(ts.TrainingPolicy): accumulate = ts.f64``)."""
+        return NumericalPolicy(**{f: getattr(cls, f) for f in _FIELDS if hasattr(cls, f)})
 
     def replace(self, **changes: Any) -> NumericalPolicy:
         """A copy with some fields changed."""
-        return NumericalPolicy(**{**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **changes})
+        same = {k: getattr(self, k) for k in _FIELDS if k != "storage" or self.names_storage}
+        return NumericalPolicy(**{**same, **changes})
 
     def __str__(self) -> str:
         plain = NumericalPolicy(storage=self.storage, accumulate=self.accumulate)
         if self == plain:
             return f"{self.storage} @ accum({self.accumulate})"
-        fields = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        return "Policy(" + ", ".join(f"{k}={v}" for k, v in fields) + ")"
+        return "Policy(" + ", ".join(f"{k}={getattr(self, k)}" for k in _FIELDS) + ")"
+
+
+def wider(a: DType, b: DType) -> DType:
+    """The format of two that holds more: f32 for f16 with bf16 and for two formats of 8 bits; policies may mix all floats."""
+    if a is b or b is tf32:
+        return a
+    if a is tf32:
+        return b
+    return f32 if a.bits == b.bits and a.bits <= 16 else max((a, b), key=lambda d: d.bits)
+
+
+def join(a: NumericalPolicy, b: NumericalPolicy) -> NumericalPolicy:
+    """The policy of an op whose operands follow ``a`` and ``b``: the wider formats, the less usual modes."""
+    rounding = a.rounding if a.rounding is not RoundingMode.NEAREST else b.rounding
+    return NumericalPolicy(storage=wider(a.storage, b.storage), compute=wider(a.compute, b.compute),
+                           accumulate=wider(a.accumulate, b.accumulate), rounding=rounding, saturate=a.saturate or b.saturate,
+                           denorm_mode="flush" if "flush" in (a.denorm_mode, b.denorm_mode) else "preserve")
 
 
 Policy = NumericalPolicy
