@@ -136,11 +136,11 @@ def cast(x: Any, dtype: Any, saturate: bool = False, rounding: Any = None, key: 
     Raises:
         ArgumentError: no rounding mode is called that, or a key is given to another mode.
     """
-    x = as_tensor(x)
+    t = as_tensor(x)
     if rounding is None and key is None:
-        if x.dtype is as_dtype(dtype):
-            return x
-        out: Tensor = bind("convert", x, dtype=as_dtype(dtype), **({"saturate": True} if saturate else {}))
+        if t.dtype is as_dtype(dtype):
+            return t
+        out: Tensor = bind("convert", t, dtype=as_dtype(dtype), **({"saturate": True} if saturate else {}))
         return out
     try:
         mode = RoundingMode(str(rounding))
@@ -149,7 +149,7 @@ def cast(x: Any, dtype: Any, saturate: bool = False, rounding: Any = None, key: 
                             expected=", ".join(RoundingMode)) from None
     if key is not None and mode is not RoundingMode.STOCHASTIC:
         raise ArgumentError(f"rounding {mode} draws no random numbers, so it takes no key")
-    return convert_rounded(x, as_dtype(dtype), mode, saturate, key)
+    return convert_rounded(t, as_dtype(dtype), mode, saturate, key)
 
 
 def convert_rounded(x: Tensor, dtype: DType, mode: RoundingMode, saturate: bool = False, key: Any = None) -> Tensor:
