@@ -18,6 +18,7 @@ from ..types import dtypes as dt
 from ..types.dims import format_dim, mod
 from ..types.promotion import accumulator, to_inexact
 from . import batch_rules as br
+from . import formulas
 from . import meaning as m
 from . import pointwise as pw
 from . import reduction as rd
@@ -276,6 +277,33 @@ rmsnorm = rms_norm
 
 
 # -- gelu and its kin ------------------------------------------------------------------------------------------------------
+def _as_written(fn: Fn) -> Fn:
+    """A definition that gives way to the formula that the composite was raised from."""
+
+    def expand(x: Any, formula: Any = None, **attrs: Any) -> Any:
+        return formulas.build(formula, x) if formula is not None else fn(x, **attrs)
+
+    return expand
+
+
+def _reads_formula(fn: Fn) -> Fn:
+    def reference(x: Array, formula: Any = None, **attrs: Any) -> Array:
+        return np.asarray(formulas.evaluate(formula, x) if formula is not None else fn(x, **attrs))
+
+    return reference
+
+
+def _activation_infer(name: str) -> Fn:
+    plain = _same_type(name, 1)
+
+    def infer(types: Types, attrs: Attrs) -> Types:
+        out: Types = plain(types, attrs)
+        formulas.check(name, attrs, types[0].dtype)
+        return out
+
+    return infer
+
+
 def _gelu_reference(x: Array, approximate: str = "none") -> Array:
     if approximate == "tanh":
         c = math.sqrt(2 / math.pi)
@@ -299,7 +327,8 @@ def _slope(fn: Fn) -> dict[str, Any]:
 
     def change(x: Applied, t: Any) -> Any:
         wide = accumulator(t.dtype)
-        return convert(pw.mul(fn(convert(x.operands[0], wide), **x.attrs), convert(t, wide)), t.dtype)
+        attrs = {k: v for k, v in x.attrs.items() if k != "formula"}  # however it was written, the slope is one
+        return convert(pw.mul(fn(convert(x.operands[0], wide), **attrs), convert(t, wide)), t.dtype)
 
     return {"jvp": onward(change), "vjp": reverse(change)}
 
@@ -320,15 +349,14 @@ def _silu_slope(x: Any) -> Any:
     return pw.mul(s, pw.add(pw.mul(x, pw.sub(1.0, s)), 1.0))
 
 
-primitive("gelu", family="composite", infer=_same_type("gelu", 1), reference=lifted(_gelu_reference), dtypes=FLOATS,
-          batch=br.leading,
-          expand=_in_wide(_gelu_expand), bound=Bound(8, _absolute_terms), **_slope(_gelu_slope),
-          facts={"domain": (-4.0, 4.0), "attrs": ("approximate",)},
-          doc="x * Phi(x): exact with ``approximate = \"none\"``, or the tanh form.")
-primitive("silu", family="composite", infer=_same_type("silu", 1), reference=lifted(lambda x: x * m.sigmoid(x)),
-          batch=br.leading,
-          dtypes=FLOATS, expand=_in_wide(lambda x: pw.mul(x, pw.sigmoid(x))), bound=Bound(6), **_slope(_silu_slope),
-          facts={"domain": (-10.0, 10.0)}, doc="x * sigmoid(x).")
+primitive("gelu", family="composite", infer=_activation_infer("gelu"), reference=_reads_formula(lifted(_gelu_reference)),
+          batch=br.leading, dtypes=FLOATS, expand=_as_written(_in_wide(_gelu_expand)), bound=Bound(8, _absolute_terms),
+          **_slope(_gelu_slope), facts={"domain": (-4.0, 4.0), "attrs": ("approximate",)},
+          doc="x * Phi(x): exact with ``approximate = \"none\"``, or the tanh form.  ``formula``: how it was written by hand.")
+primitive("silu", family="composite", infer=_activation_infer("silu"),
+          reference=_reads_formula(lifted(lambda x: x * m.sigmoid(x))), batch=br.leading, dtypes=FLOATS,
+          expand=_as_written(_in_wide(lambda x: pw.mul(x, pw.sigmoid(x)))), bound=Bound(6), **_slope(_silu_slope),
+          facts={"domain": (-10.0, 10.0)}, doc="x * sigmoid(x).  ``formula``: how it was written by hand.")
 
 
 def gelu(x: Any, approximate: Any = "none") -> Any:

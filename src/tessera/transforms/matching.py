@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..ir.core import Op, Value
+from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, name
+from .canonicalize import uniform
 from .rewriting import key_of, producer
 
 CLOSE = 1e-3  # relative: how closely a written constant has to agree with the formula's (bf16 has 8 bits)
@@ -107,6 +109,21 @@ def factors(v: Value, depth: int = 6) -> tuple[float, list[Value]]:
             a, left = factors(op.operands[0], depth - 1)
             return a ** int(n), left * int(n)
     return 1.0, [v]
+
+
+def formula_of(op: Op, x: Value, depth: int = 12) -> Any:
+    """``op`` as a formula of ``x`` (``ops/formulas.py``): pointwise ops and constants alone; None where it is more."""
+    if not OPS[op.name].pointwise or op.attrs or op.results[0].type.dtype is not x.type.dtype or depth == 0:
+        return None
+    parts = []
+    for v in op.operands:
+        number = uniform(v)
+        part = "x" if same(v, x) else number if number is not None else \
+            formula_of(v.op, x, depth - 1) if v.op is not None and v.op.name in OPS else None
+        if part is None:
+            return None
+        parts.append(part)
+    return (op.name, *parts)
 
 
 def close(a: float, b: float) -> bool:

@@ -1,7 +1,8 @@
 """Formulas that people write by hand become the composites they are: softmax, norms, gelu, attention, cross entropy.
 
-Raising runs before every other transformation, so that derivative rules and the scheduler see the composite.  A raised
-formula is evaluated by the composite's definition, which may round differently from the formula as written.
+Raising runs before every other transformation, so that derivative rules and the scheduler see the composite.  Reductions and
+products are then evaluated by the composite's definition, which may round differently from the formula as written; gelu and
+silu, whose eager form is bit for bit that of their ops, carry the formula where their definition has other roundings.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
+from ..ops.formulas import canonical
 from ..types import dtypes as dt
 from ..types.dims import mod
 from .canonicalize import canonicalize
 from .cleanup import eliminate_dead_code, merge_common_subexpressions
+from .expand import definition
 from .matching import (
     close,
     either,
     factors,
+    formula_of,
     is_literal,
     literal,
     lower_triangle,
@@ -207,6 +211,19 @@ def _vector(w: Value, y: Value) -> Value | None:
 
 
 # -- gelu and silu -------------------------------------------------------------------------------------------------------------
+def _activation(c: Copier, op: Op, name: str, x: Value, **attrs: Any) -> Value | None:
+    """The composite, with the formula of ``op`` over ``x`` where the definition would round in another order."""
+    made = formula_of(op, x)
+    if made is None or op.results[0].type != x.type:
+        return None
+    body = definition(name, (x.type,), attrs)
+    result = body.returns[0].op
+    meant = formula_of(result, body.args[0]) if result is not None else None
+    if meant is None or canonical(meant) != canonical(made):
+        attrs["formula"] = made
+    return _make(c, op, name, (x,), op.results[0].type, **attrs)
+
+
 @raises("mul")
 def _gelu(c: Copier, op: Op, xs: list[Value]) -> Value | None:
     scale, parts = 1.0, list[Value]()
@@ -223,7 +240,7 @@ def _gelu(c: Copier, op: Op, xs: list[Value]) -> Value | None:
             if is_literal(one, 1.0) and curve.op is not None and curve.op.name in ("erf", "tanh"):
                 form = _gelu_form(curve.op, x)
                 if form is not None:
-                    return _make(c, op, "gelu", (x,), op.results[0].type, approximate=form)
+                    return _activation(c, op, "gelu", x, approximate=form)
     return None
 
 
@@ -258,12 +275,11 @@ def _cubic(v: Value, x: Value, linear: Value | None) -> bool:
 
 @raises("mul", "div")
 def _silu(c: Copier, op: Op, xs: list[Value]) -> Value | None:
-    t = op.results[0].type
     if op.name == "mul":
         for x, gate in either(op):
             s = producer(gate, "sigmoid")
             if s is not None and same(s.operands[0], x):
-                return _make(c, op, "silu", (x,), t)
+                return _activation(c, op, "silu", x)
         return None
     add = producer(xs[1], "add")
     if add is None:
@@ -272,7 +288,7 @@ def _silu(c: Copier, op: Op, xs: list[Value]) -> Value | None:
         exp = producer(e, "exp")
         neg = producer(exp.operands[0], "neg") if exp is not None else None
         if neg is not None and is_literal(one, 1.0) and same(neg.operands[0], xs[0]):
-            return _make(c, op, "silu", (xs[0],), t)
+            return _activation(c, op, "silu", xs[0])
     return None
 
 
