@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scheduling"))
 import sweep
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from random_graphs import graphs
 from ways import host_compiler
 
 from tessera.ir.core import TensorType
@@ -161,3 +165,28 @@ def test_decompositions_one_by_one(name: str) -> None:
     got, alone = compile_(fn)([x]), [compile_(one)([m]) for m in x]
     for k, g in enumerate(got):
         np.testing.assert_array_equal(np.asarray(g), np.stack([np.asarray(a[k]) for a in alone]))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(graphs(symbolic=False), st.data())
+def test_random_programs(fn: Any, data: Any) -> None:
+    """A batch of a random program equals its examples stacked, whichever of its parameters are mapped."""
+    assume(fn.args and "floor" not in {op.name for op in fn.walk()})
+    flags = tuple(data.draw(st.lists(st.booleans(), min_size=len(fn.args), max_size=len(fn.args))))
+    assume(any(flags))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    arrays = [rng.standard_normal((SIZE, *a.type.shape) if m else a.type.shape).astype(np.float32)
+              for a, m in zip(fn.args, flags, strict=True)]
+    trace = Trace("batched")
+    with tracing(trace):
+        args = [trace.parameter(TensorType(as_dtype(a.dtype), a.shape)) for a in arrays]
+        outs, mapped = batch_function(fn, args, flags, [False] * len(args), SIZE)
+        batched = trace.finish(outs)
+    verify(batched)
+    got = interpret(batched, arrays)
+    for b in range(SIZE):
+        want = interpret(fn, [a[b] if m else a for a, m in zip(arrays, flags, strict=True)])
+        for g, w, m in zip(got, want, mapped, strict=True):
+            mine = g[b] if m else g
+            scale = np.max(np.abs(w[np.isfinite(w)]), initial=1.0)
+            np.testing.assert_allclose(mine, w, rtol=1e-4, atol=1e-4 * scale)

@@ -23,6 +23,7 @@ from ..ops.table import OPS, Applied
 from ..tracing.recorder import STATE, Trace, bind
 from ..tracing.tensor import Tensor
 from ..types.dims import DimLike
+from .batch_kernel import batch_kernel
 from .expand import definition
 
 Flags = tuple[bool, ...]
@@ -242,7 +243,7 @@ class Batch:
             if op.name in OPS:
                 outs = br.as_list(bind(op.name, *operands, **op.attrs))
             else:
-                outs = self.trace.structured(op.name, operands, [r.type for r in op.results], op.attrs, ())
+                outs = self.launch(self.fn.functions[op.attrs["callee"]], op, operands, [r.type for r in op.results])
         self.trace.terminate(block, outs)
         types = [t.type.with_shape((self.size, *t.type.shape)) for t in outs]
         return list(self.trace.structured("scan", streams, types, {"carry": 0, "length": self.size, "reverse": False}, [block]))
@@ -321,13 +322,29 @@ class Batch:
         return [*made[:n], *[br.moved(t, 1, 0) if w in self.flow.mapped else t for t, w in zip(made[n:], wanted[n:], strict=True)]]
 
     def kernel_call(self, op: Op, xs: list[Any], flags: Flags) -> list[Any]:
-        self.adopt(op.attrs["callee"])
+        fn = self.fn.functions[op.attrs["callee"]]
         if not any(flags):
-            return self.trace.structured("kernel_call", xs, [r.type for r in op.results], op.attrs, ())
-        return self.one_by_one(op, xs, flags)
+            return self.launch(fn, op, xs, [r.type for r in op.results])
+        # What a kernel writes is each example's own.
+        own = [m or i in op.attrs["writes"] for i, m in enumerate(flags)]
+        batched = batch_kernel(fn, own, self.size)
+        if batched is None:
+            return self.one_by_one(op, xs, flags)
+        xs = [br.stretched(t, self.size) if o and not m else t for t, m, o in zip(xs, flags, own, strict=True)]
+        return self.launch(batched, op, xs, [xs[i].type for i in op.attrs["writes"]])
 
-    def adopt(self, name: str) -> None:
-        self.trace.function.functions.setdefault(name, self.fn.functions[name])
+    def launch(self, fn: Function, op: Op, xs: list[Any], types: Sequence[TensorType]) -> list[Any]:
+        return self.trace.structured("kernel_call", xs, types, {**op.attrs, "callee": self.adopt(fn.name, fn)}, ())
+
+    def adopt(self, name: str, fn: Function) -> str:
+        """Keep a tile function beside the program; another one may have its name."""
+        functions = self.trace.function.functions
+        free, k = name, 0
+        while functions.get(free, fn) is not fn and str(functions[free]) != str(fn):
+            k += 1
+            free = f"{name}_{k}"
+        functions.setdefault(free, fn)
+        return free
 
 
 _STRUCTURES = {"call": Batch.call, "cond": Batch.cond, "while": Batch.loop, "scan": Batch.scan, "kernel_call": Batch.kernel_call}

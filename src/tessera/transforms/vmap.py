@@ -77,11 +77,13 @@ def vmap(fn: Callable[..., Any] | None = None, in_dims: Any = 0, out_dims: Any =
 class _Mapped:
     """What :func:`vmap` returns.  A direct call runs a program that is traced once for each kind of arguments."""
 
+    __slots__ = ("__name__", "__signature__", "__weakref__", "axis_name", "axis_size", "fn", "in_dims", "out_dims", "program")
+
     def __init__(self, fn: Callable[..., Any], in_dims: Any, out_dims: Any, axis_name: str | None, axis_size: Any):
         self.fn, self.in_dims, self.out_dims = fn, in_dims, out_dims
         self.axis_name, self.axis_size = axis_name, axis_size
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
-        self.__doc__ = getattr(fn, "__doc__", None)  # and no __wrapped__: the annotations are those of one example
+        self.__signature__ = _signature(fn)
 
         def batched(*args: Any, **kwargs: Any) -> Any:
             return self.record(args, kwargs)
@@ -147,6 +149,15 @@ class _Mapped:
         return raise_composites(graph), given, tree, statics
 
 
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    """The parameters of ``fn`` without their annotations, which are those of one example."""
+    try:
+        given = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        given = [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL), inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
+    return inspect.Signature([p.replace(annotation=p.empty) for p in given])
+
+
 # -- arguments ---------------------------------------------------------------------------------------------------------------
 def _is_dim(x: Any) -> bool:
     return x is None or (isinstance(x, int | np.integer) and not isinstance(x, bool))
@@ -202,9 +213,16 @@ def _take_apart(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, A
     return leaves, rebuild
 
 
+def _number_kind(x: Any) -> type | None:
+    """The Python type of a number, also of one that is an input of the program."""
+    if isinstance(x, _ARRAYS):
+        return x._p.weak if isinstance(x, Tensor) and type(x._p) is Traced else None
+    return type(x)
+
+
 def _is_mapped_by_default(x: Any) -> bool:
     """Tensors, and tuples; dicts, lists and modules hold what all examples share."""
-    return isinstance(x, (*_ARRAYS, tuple))
+    return isinstance(x, tuple) or _number_kind(x) is None
 
 
 def _names(fn: Callable[..., Any], args: Sequence[Any]) -> list[str]:
@@ -234,10 +252,11 @@ def _dims(spec: Any, value: Any, name: str) -> tuple[list[int | None], list[Any]
 
 
 def _leaf(value: Any, dim: int | None, name: str, everywhere: bool) -> Leaf:
-    if dim is None or (everywhere and not isinstance(value, _ARRAYS)):
+    number = _number_kind(value)
+    if dim is None or (everywhere and number is not None):
         return Leaf(value, None, name)
-    if not isinstance(value, _ARRAYS):
-        raise ArgumentError(f"in_dims maps dimension {dim} of {name}, which is a {type(value).__name__}",
+    if number is not None:
+        raise ArgumentError(f"in_dims maps dimension {dim} of {name}, which is a {number.__name__}",
                             expected="a tensor", received=repr(value)[:80], hints=["Use None for what all examples share"])
     t = lift(value)
     rank = len(t.type.shape)
