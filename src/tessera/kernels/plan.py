@@ -37,6 +37,7 @@ class Plan:
         lhs_along_k, rhs_along_k: which loop the operand's contiguous axis is.
         whole_rows, whole_columns, single_depth: the register tiles cover m (n) exactly; one depth covers k.
         unit: the matrix instruction that multiplies, or None; its panels hold pairs of k side by side.
+        ahead: rows of a panel between the one that is multiplied and the one that is fetched.
     """
 
     dtype: DType
@@ -56,6 +57,7 @@ class Plan:
     whole_columns: bool
     single_depth: bool
     unit: str | None = None
+    ahead: int = AHEAD
 
     # -- the strip of lhs: along k as it lies in memory, so that a copy never transposes -------------------------------------
     @property
@@ -90,7 +92,7 @@ class Plan:
     def multiply(self, left: Buffer, right: Buffer, t: Any, k: Any, acc: TileValue) -> TileValue:
         """acc + left[:, k : k + step] @ panel t [k : k + step, :]."""
         if self.unit is None:
-            prefetch_row(right, (t, k + AHEAD), self.nr)
+            prefetch_row(right, (t, k + self.ahead), self.nr)
             return tile.dot(self.column(left, k), tile.load(right, (t, k, 0), (1, self.nr)), acc)
         pairs = tile.load(right, (t, k // 2, 0), (16, 2 * self.nr))
         rows = tile.reshape(tile.transpose(tile.reshape(pairs, (16, self.nr, 2)), (0, 2, 1)), (32, self.nr))
@@ -179,21 +181,30 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     dtype = bf16 if unit else accumulate
     size = dtype.itemsize
     scratch = UNIT_SCRATCH if unit else SCRATCH
+    asked = dict(op.attrs.get("schedule", ()))
     depth = max(64, min(256, 1024 // accumulate.itemsize, _round_up(guess(k), 32) if isinstance(k, int) else 1 << 30))
+    if "tile_k" in asked:
+        depth = min(_round_up(asked["tile_k"], 32), 1024)
     single = isinstance(k, int) and k <= depth
     resting = single or (not unit and resting_store(op) is not None)
     widest = max(1, scratch // (depth * size) // nr) * nr
     if not resting:
         widest = max(nr, min(widest, (704 if unit else 512) // nr * nr))
+    if "tile_n" in asked:
+        widest = max(nr, min(widest, asked["tile_n"]) // nr * nr)
     columns, grid_n = _cut(n, nr, min(widest, 1024))
     most_rows = 1 << 30 if resting else max(mr, (scratch - columns * depth * size) // ((columns + 16) * accumulate.itemsize) // mr * mr)
-    rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
+    if "tile_m" in asked:
+        rows = min(_round_up(asked["tile_m"], mr), max(mr, most_rows // mr * mr))
+        grid_m = ceildiv(m, rows)
+    else:
+        rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
     return Plan(
         dtype=dtype, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
         rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows), grid_m=grid_m, grid_n=grid_n, k=k,
         lhs_along_k=bool(unit) or _along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
         whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single,
-        unit=unit)
+        unit=unit, ahead=asked.get("prefetch_distance", AHEAD))
 
 
 def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:

@@ -73,7 +73,7 @@ def _dot_infer(types: Types, attrs: Attrs) -> Types:
 
 
 def _dot_reference(x: Array, y: Array, lhs_contract: Any, rhs_contract: Any, lhs_batch: Any, rhs_batch: Any,
-                   accumulate: DType | None = None, dtype: DType | None = None) -> Array:
+                   accumulate: DType | None = None, dtype: DType | None = None, schedule: Any = None) -> Array:
     free_x = [i for i in range(x.ndim) if i not in (*lhs_contract, *lhs_batch)]
     free_y = [i for i in range(y.ndim) if i not in (*rhs_contract, *rhs_batch)]
     out = dtype.np if dtype is not None else x.dtype
@@ -179,7 +179,7 @@ primitive("dot_general", family="contraction", infer=_dot_infer, reference=_dot_
           batch=br.dot_general,
           bound=Bound(1, _dot_terms), element=_dot_element, template="matmul", jvp=product_jvp, vjp=_dot_vjp,
           doc="Products of paired batch axes, summed over paired contract axes: result axes are batch, free of the first, "
-              "free of the second.  Sums run in ``accumulate``; ``dtype`` is the result's.",
+              "free of the second.  Sums run in ``accumulate``; ``dtype`` is the result's; ``schedule`` holds decisions for its kernel.",
           facts={"prefer": "template", "attrs": ("lhs_contract", "rhs_contract", "lhs_batch", "rhs_batch", "accumulate",
                                                "dtype")})
 

@@ -341,6 +341,8 @@ def dot_general(bs: BlockScheduler, op: Op) -> None:
                              "blocks": (*before, "epilogue"), "batch": tuple(batch), **one,
                              **{role: at for role, at in (("lhs", left), ("rhs", right)) if role not in before},
                              "accumulate": accumulate}
+    if op.attrs.get("schedule"):
+        attrs["schedule"] = op.attrs["schedule"]
     bs.append(Op("template", operands, (), attrs, blocks, op.loc), (value,), (bs.buffers[value],))
 
 

@@ -39,6 +39,7 @@ The products
     ``m n k``     one loop each; extent 1 where the product has no such loop (matrix-vector, dot); ``k`` may be 0
     ``lhs rhs``   index maps of operands 0 and 1 (or prologue blocks) over batch, m/n and k
     ``accumulate``  dtype of the sum and of the epilogue's scalar; 16-bit operands are widened before multiplying
+    ``schedule``  optional: pairs ``("tile_m", 128)`` that decide how it is cut up; no bit of the result depends on them
     ============  ==================================================================================================
 
     Blocks: ``lhs`` (yields the element; its dtype is that of ``lhs_dtype``), ``rhs``, ``epilogue(…, %acc)``.

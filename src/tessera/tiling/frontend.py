@@ -29,9 +29,11 @@ from ..errors import KernelError
 from ..errors.frames import is_internal
 from ..ir import interpret_tile
 from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
-from ..types.dims import Dim
+from ..scheduling.decisions import Schedule, as_schedule
+from ..types.dims import Dim, DimLike
 from ..types.shapes import unify
 from .control import TileRange
+from .counts import access_pattern, count_flops
 from .kernel_ops import KernelRange
 from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Volatile, Window, plain
 from .rewrite import Machinery, rewritten
@@ -139,16 +141,19 @@ class Kernel:
     not tensors are static: the kernel is built for their values.
     """
 
-    def __init__(self, fn: Callable[..., Any], tiles: Mapping[str, int] | None = None):
+    def __init__(self, fn: Callable[..., Any], schedule: Schedule | None = None):
         if isinstance(fn, Kernel):
-            fn = fn.function
+            fn, schedule = fn.function, fn.schedule | (schedule or Schedule())
         if not isinstance(fn, types.FunctionType):
             raise KernelError(f"a kernel is a plain `def` function, not a {type(fn).__name__}")
         self.function: types.FunctionType = fn
-        self.tiles = {**DEFAULT_TILES, **(tiles or {})}
+        self.schedule = schedule or Schedule()
+        self.tiles = {**DEFAULT_TILES, **tiles_of(self.schedule)}
         self._declared: Declared | None = None
         self._built: dict[Any, Built] = {}
         self._frozen: dict[Any, frozenset[str]] = {}
+        self._example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._variants: dict[Schedule, Kernel] = {}
         functools.update_wrapper(self, fn)
 
     @property
@@ -158,8 +163,8 @@ class Kernel:
         return self._declared
 
     def with_schedule(self, schedule: Any) -> Kernel:
-        """The same kernel under another tile configuration (``tile_m``, ``tile_n``, ``tile_k`` of a mapping or object)."""
-        return Kernel(self.function, {**self.tiles, **tiles_of(schedule)})
+        """The same kernel under further decisions: a :class:`Schedule`, a mapping, or an object with such attributes."""
+        return Kernel(self.function, self.schedule | as_schedule(schedule))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from ..tracing.recorder import STATE
@@ -268,7 +273,7 @@ class Kernel:
         written = [p for p in prog.params.values() if p.buffer.value in prog.written]
         self._check(prog, written, returned)
         fn = prog.finish()
-        return Built(fn, tuple(params), tuple(fn.attrs["writes"]), params)
+        return Built(fn, tuple(params), tuple(fn.attrs["writes"]), params, prog.spans)
 
     def _check(self, prog: KernelProgram, written: list[Param], returned: Any) -> None:
         """Every program must write places of its own."""
@@ -326,6 +331,78 @@ class Kernel:
                 target._p = r._p
         return results[0] if len(results) == 1 else tuple(results)
 
+    # -- what it does, without running it --------------------------------------------------------------------------------
+    def example(self, *args: Any, **kwargs: Any) -> Kernel:
+        """Keep arguments for what needs some: the counts, :meth:`run` and the autotuner.  Returns the kernel.
+
+        Raises:
+            KernelError: the arguments do not fit the parameters.
+        """
+        self._arguments(args, kwargs)
+        self._example = args, kwargs
+        return self
+
+    def _instance(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Built, dict[str, int], dict[str, TensorType]]:
+        """(Tile function, sizes, argument types) for these arguments, else for the example's."""
+        if not args and not kwargs:
+            if self._example is None:
+                raise KernelError(f"the kernel {self.function.__name__!r} has no example arguments",
+                                  hints=["pass arguments", "give some once: k.example(A, B, C)"])
+            args, kwargs = self._example
+        tensors, static = self._arguments(args, kwargs)
+        given = {n: t.type if hasattr(t, "_p") else _type_of(t) for n, t in tensors.items()}
+        built = self.build(given, static)
+        env: dict[str, int] = {}
+        for p in built.params.values():
+            unify(p.type.shape, given[p.name].shape, env)
+        return built, env, given
+
+    def count_flops(self, *args: Any, **kwargs: Any) -> int:
+        """Floating-point operations of one call (2 m n k for a product of m x k and k x n), counted on the Tile function.
+
+        Raises:
+            KernelError: without arguments, no example was given.
+        """
+        built, env, _ = self._instance(args, kwargs)
+        return count_flops(built.function, env, built.spans)
+
+    def count_memory_bytes(self, *args: Any, **kwargs: Any) -> int:
+        """The fewest bytes that one call moves: every argument once, and once more where it is read and written."""
+        built, _, given = self._instance(args, kwargs)
+        buffers = dict(zip(built.names, built.function.args))
+        read = {op.operands[0] for op in built.function.walk() if op.name in ("load", "gather")}
+        total = 0
+        for i, n in enumerate(built.names):
+            nbytes = int(given[n].size) * given[n].dtype.itemsize  # type: ignore[arg-type]
+            total += nbytes * (1 + (i in built.writes and buffers[n] in read))
+        return total
+
+    def arithmetic_intensity(self, *args: Any, **kwargs: Any) -> float:
+        """Floating-point operations per byte moved."""
+        return self.count_flops(*args, **kwargs) / max(1, self.count_memory_bytes(*args, **kwargs))
+
+    def memory_access_pattern(self, *args: Any, **kwargs: Any) -> str:
+        """"coalesced", "strided" or "gather": how neighbouring lanes walk global memory."""
+        return access_pattern(self._instance(args, kwargs)[0].function)
+
+    def run(self, schedule: Any = None) -> Any:
+        """Run the kernel on its example arguments, under further decisions.
+
+        Raises:
+            KernelError: no example was given (:meth:`example`).
+        """
+        if self._example is None:
+            self._instance((), {})
+        args, kwargs = self._example  # type: ignore[misc]
+        return (self if schedule is None else self._under(as_schedule(schedule)))(*args, **kwargs)
+
+    def _under(self, schedule: Schedule) -> Kernel:
+        """The kernel under further decisions; the same one for equal schedules, with what it has built."""
+        made = self._variants.get(schedule)
+        if made is None:
+            made = self._variants[schedule] = self.with_schedule(schedule)
+        return made
+
     def tile_ir(self, *args: Any, **kwargs: Any) -> str:
         """The text of the Tile function for these arguments."""
         tensors, static = self._arguments(args, kwargs)
@@ -345,12 +422,13 @@ class _Serial(Exception):
 
 
 class Built:
-    """One Tile function of a kernel: parameter names in order, and which are written."""
+    """One Tile function of a kernel: parameter names in order, which are written, and which grid axes walk in windows."""
 
-    __slots__ = ("function", "names", "params", "writes")
+    __slots__ = ("function", "names", "params", "spans", "writes")
 
-    def __init__(self, function: Function, names: tuple[str, ...], writes: tuple[int, ...], params: Mapping[str, Bound]):
-        self.function, self.names, self.writes, self.params = function, names, writes, params
+    def __init__(self, function: Function, names: tuple[str, ...], writes: tuple[int, ...], params: Mapping[str, Bound],
+                 spans: Mapping[int, tuple[DimLike, int]]):
+        self.function, self.names, self.writes, self.params, self.spans = function, names, writes, params, spans
 
 
 def _values(static: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -438,23 +516,12 @@ def _depends(store: Op, axis: int) -> bool:
     return False
 
 
-def tiles_of(schedule: Any) -> dict[str, int]:
-    """``tile_m``, ``tile_n``, ``tile_k`` of a mapping or a schedule object, as a kernel's configuration."""
-    def get(k: str) -> Any:
-        return schedule.get(k) if isinstance(schedule, Mapping) else getattr(schedule, k, None)
-
-    everywhere = get("tile_size")
-    out = {}
-    for short, long in (("M", "tile_m"), ("N", "tile_n"), ("K", "tile_k")):
-        n = get(long) if get(long) is not None else everywhere
-        if n is not None:
-            if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-                raise KernelError(f"{long} is a positive integer, not {n!r}")
-            out[short] = n
-    return out
+def tiles_of(schedule: Schedule) -> dict[str, int]:
+    """The default tile extents under a schedule."""
+    return {short: n for short, n in (("M", schedule.tile_m), ("N", schedule.tile_n), ("K", schedule.tile_k)) if n is not None}
 
 
-def kernel(fn: Callable[..., Any] | None = None, *, schedule: Any = None, **tiles: int) -> Any:
+def kernel(fn: Callable[..., Any] | None = None, *, schedule: Any = None, **fields: Any) -> Any:
     """Decorator: a function over tile parameters as a kernel.
 
         @ts.kernel
@@ -462,25 +529,23 @@ def kernel(fn: Callable[..., Any] | None = None, *, schedule: Any = None, **tile
             tile.store(C, A + B)
 
     Args:
-        schedule: an object with ``tile_m``, ``tile_n``, ``tile_k``; or give these as keywords.
+        schedule: a :class:`Schedule`, a mapping or an object with such attributes; its fields may also be given as keywords,
+            which win.
 
     Raises:
-        KernelError: the function is not a plain ``def``, or a configuration is not a positive integer.
+        KernelError: the function is not a plain ``def``.
+        ArgumentError: a schedule has no such field, or a value is out of range.
     """
-    unknown = [k for k in tiles if k not in ("tile_m", "tile_n", "tile_k", "tile_size")]
-    if unknown:
-        from ..errors import unknown_keyword
-        raise unknown_keyword("kernel", unknown[0], ["tile_m", "tile_n", "tile_k", "tile_size", "schedule"])
-    config = {**(tiles_of(schedule) if schedule is not None else {}), **tiles_of(tiles)}
+    config = (as_schedule(schedule) if schedule is not None else Schedule()) | Schedule(**fields)
 
     def make(f: Callable[..., Any]) -> Kernel:
-        return Kernel(f, {**(f.tiles if isinstance(f, Kernel) else {}), **config})
+        return Kernel(f, config)
 
     return make if fn is None else make(fn)
 
 
 def with_schedule(schedule: Any) -> Callable[[Callable[..., Any]], Kernel]:
-    """``@ts.kernel.with_schedule(schedule)``: a kernel under a tile configuration."""
+    """``@ts.kernel.with_schedule(schedule)``: a kernel under a schedule."""
     return kernel(schedule=schedule)  # type: ignore[no-any-return]
 
 

@@ -82,6 +82,7 @@ class KernelProgram(TileProgram):
     Attributes:
         grid_keys: axis key -> grid axis, for grid axes and for axes that the grid walks in windows.
         windows: axis key -> extent of one program's window along it.
+        spans: grid axis -> (size of the axis, extent of a window), for axes walked in windows.
         registers: every register allocated so far.
         tiles: the extents that ``tile.context()`` reports.
     """
@@ -91,6 +92,7 @@ class KernelProgram(TileProgram):
         super().__init__(name, [(n, BufferType(b.type.dtype, b.type.shape)) for n, b in bound.items()], sizes, grid=())
         self.grid_keys: dict[str, int] = {}
         self.windows: dict[str, int] = {}
+        self.spans: dict[int, tuple[DimLike, int]] = {}
         self.registers: list[Register] = []
         self.tiles = tiles
         self.serial = serial  # ordinals of outermost loops over an axis that must not be spread over the grid
@@ -119,6 +121,7 @@ class KernelProgram(TileProgram):
             fail(f"the axis {plain(key)} is walked in windows of {known} and of {extent}; a program has one window",
                  hints=["use equal extents along equal axes", "give an explicit position: tile.load(A, (i, j), shape=…)"])
         axis = self.grid_axis(key, ceildiv(total, extent))
+        self.spans[axis] = total, extent
         with self.before():
             offset = self.memo(("window", key), lambda: dsl.program_id(axis) * extent)
         self.multiples.setdefault(offset.value, (extent, total))

@@ -561,6 +561,7 @@ def normal_axis(axis: Any, rank: int) -> int:
 
 def reshape(x: TileValue, shape: Any) -> TileValue:
     """The same elements in row-major order under another shape (one extent may be -1)."""
+    x = as_value(x)
     dims = list(shape) if isinstance(shape, tuple | list) else [shape]
     total = 1
     for n in x.shape:
@@ -587,6 +588,7 @@ def reshape(x: TileValue, shape: Any) -> TileValue:
 
 def transpose(x: TileValue, perm: Any = None) -> TileValue:
     """Axes permuted (default: reversed)."""
+    x = as_value(x)
     p = tuple(normal_axis(a, x.rank) for a in perm) if perm else tuple(reversed(range(x.rank)))
     if sorted(p) != list(range(x.rank)):
         fail(f"{p} is not a permutation of the axes of {x.type}")

@@ -133,7 +133,7 @@ class TracedFunction:
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._simple and STATE.trace is None and not kwargs and STATE.policy is None:
+        if self._simple and STATE.trace is None and not kwargs and STATE.policy is None and STATE.schedule is None:
             try:
                 arrays = [a._p for a in args]
                 run = self._fast.get(tuple([(p.shape, p.dtype) for p in arrays]))
@@ -147,7 +147,7 @@ class TracedFunction:
         if STATE.trace is not None:
             return self._inline(args, kwargs)
         call = self.take_apart(args, kwargs)
-        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy)
+        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule)
         known = self._kinds.get(key)
         if known is not None:
             run, program = known
@@ -159,7 +159,7 @@ class TracedFunction:
                 self._kinds.clear()
                 self._fast.clear()
             self._kinds[key] = run, program
-            if self._simple and not kwargs and STATE.policy is None and all(type(a) is Tensor for a in args):
+            if self._simple and not kwargs and STATE.policy is None and STATE.schedule is None and all(type(a) is Tensor for a in args):
                 self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = run
         if not self.donated:
             return run([_array(x, t) for x, t in zip(call.arrays, call.types, strict=True)])
@@ -269,7 +269,7 @@ class TracedFunction:
         check_sizes(declared.where, actual, self.__name__, origins)
         for _ in range(RETRACES):
             types = [t.with_shape(sizes_of(s, actual, self._static_sizes)) for t, s in zip(call.types, shapes, strict=True)]
-            key = (call.static, tuple(types), STATE.policy)
+            key = (call.static, tuple(types), STATE.policy, STATE.schedule)
             for found in self._by_types.get(key, ()):
                 if found.fits(actual):
                     return found, actual

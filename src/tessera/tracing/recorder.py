@@ -57,6 +57,7 @@ RANDOM_WORDS: Callable[[Any, Any], Any] = _no_random
 class _State(threading.local):
     trace: Trace | None = None
     policy: Any = None  # the numerical policy in force (tracing/policies.py); part of every trace's key
+    schedule: Any = None  # the ambient schedule of ``ts.schedule``; part of every trace's key
     allowed: tuple[tuple[frozenset[str], str], ...] = ()  # (effects, who says so), innermost last
     unchecked: bool = False  # ops that can do without their run-time checks do
 
@@ -270,11 +271,17 @@ def bind(name: str, *operands: Any, **attrs: Any) -> Any:
     trace = STATE.trace
     if STATE.unchecked and name in CHECKED:
         attrs.setdefault("checked", False)
+    if STATE.schedule is not None and name in SCHEDULED:
+        attrs.setdefault("schedule", STATE.schedule.items)
     if STATE.policy is not None or (trace is not None and trace.policies):
         return POLICIES(name, operands, attrs)
     if trace is not None:
         return trace.bind(name, operands, attrs)
     return eager.dispatch(name, operands, attrs)
+
+
+SCHEDULED = frozenset({"dot_general"})
+"""Ops whose kernels a schedule decides on; it stands in their attribute ``schedule``, which changes no bit of the result."""
 
 
 def plain_bind(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
