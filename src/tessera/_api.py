@@ -90,7 +90,7 @@ LAZY_MODULES = {
     "transforms": "transforms",
     "compiler": "compiler",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
-    "targets": "targets",
+    "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml",
 }
 # Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
 LAZY_NAMES = {
@@ -104,6 +104,8 @@ LAZY_NAMES = {
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
     "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
+    "Schedule": ("scheduling.decisions", "Schedule"), "Kernel": ("tiling", "Kernel"), "Autotuner": ("autotune", "Autotuner"),
+    "PerformanceModel": ("autotune", "PerformanceModel"), "time": ("autotune.measure", "time"),
 }
 # Spellings of op functions beside their own.
 SPELLINGS = {

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import ShapeError
 from ..ir.core import Op, TensorType, Value
 from ..tracing.recorder import bind
+from ..tracing.tensor import Tensor
 from ..types import dtypes as dt
 from ..types.dims import DimLike, format_dim, product
 from ..types.dtypes import DType, as_dtype
@@ -201,12 +202,16 @@ def matmul(x: Any, y: Any, accumulate: Any = None, dtype: Any = None) -> Any:
     """The matrix product by NumPy's rule: vectors lose their axis, leading axes broadcast.
 
     Args:
-        accumulate: the dtype in which products are summed (f32 for 16-bit and smaller floats).
+        accumulate: the dtype in which products are summed (f32 for 16-bit and smaller floats); or a tensor, into which the product
+            is then written.
         dtype: the result's dtype (the promoted one).
 
     Raises:
         ShapeError: "Shape mismatch in dimension 1: S vs K", or a scalar operand.
     """
+    if isinstance(accumulate, Tensor):  # the three-operand form writes its third operand, and returns it
+        accumulate[...] = matmul(x, y, dtype=accumulate.dtype if dtype is None else dtype)
+        return accumulate
     x, y = promoted("matmul", x, y)
     xs, ys = x.type.shape, y.type.shape
     if not xs or not ys:

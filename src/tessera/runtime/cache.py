@@ -1,8 +1,9 @@
 """The compile cache on disk: files named by their key, in a directory of the user's own.
 
-Two tiers, ``programs`` and ``kernels``.  A file holds a checksum and the payload; it is written under another name and
-renamed, so a reader sees a whole file or none, whatever other processes do and whenever one is killed.  A damaged file
-counts as absent and is deleted.  The least recently used files go when the total exceeds the limit.
+Three tiers: ``programs`` and ``kernels`` hold machine code, ``tuning`` what the autotuner found.  A file holds a checksum and the
+payload; it is written under another name and renamed, so a reader sees a whole file or none, whatever other processes do and
+whenever one is killed.  A damaged file counts as absent and is deleted.  The least recently used files go when the total exceeds
+the limit.
 
 The payload is machine code that will be run: a directory that others could write to is not used.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from ..settings import CACHE, CACHE_LIMIT
 
-TIERS = ("programs", "kernels")
+TIERS = ("programs", "kernels", "tuning")
 _MAGIC = b"TSCACHE1"
 _DIGEST = 16
 _STALE_SECONDS = 3600.0

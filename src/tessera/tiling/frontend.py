@@ -71,7 +71,8 @@ class KernelMachinery(Machinery):
         """What the loop variable stands for; remembers that it is a multiple of the step."""
         if isinstance(items.lo, int) and items.lo == 0 and isinstance(items.step, int):
             hi = items.hi.dim if isinstance(items.hi, TileValue) and items.hi.dim is not None else items.hi
-            prog.multiples[i.value] = (items.step, int(hi) if isinstance(hi, int) else hi)
+            if not isinstance(hi, TileValue):  # an end that is known only when the kernel runs says nothing of the axis
+                prog.multiples[i.value] = (items.step, int(hi) if isinstance(hi, int) else hi)
         return items.item(i)
 
     @staticmethod
