@@ -42,8 +42,9 @@ class PerformancePredictor:
     """
 
     def __init__(self) -> None:
-        self._x = np.zeros((0, 0))
-        self._alpha = self._chol = np.zeros(0)
+        self._x: np.ndarray[Any, Any] = np.zeros((0, 0))
+        self._alpha: np.ndarray[Any, Any] = np.zeros(0)
+        self._chol: np.ndarray[Any, Any] = np.zeros(0)
         self._length = 1.0
         self._mean, self._scale = 0.0, 1.0
         self._log = False

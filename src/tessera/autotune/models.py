@@ -100,7 +100,8 @@ class RooflineModel(PerformanceModel):
         return "memory" if kernel.arithmetic_intensity() < self.peak_flops / self.peak_bandwidth else "compute"
 
     def predict(self, kernel: Any, *args: Any) -> float:
-        return max(kernel.count_flops() / self.peak_flops, kernel.count_memory_bytes() / self.peak_bandwidth)
+        seconds: float = max(kernel.count_flops() / self.peak_flops, kernel.count_memory_bytes() / self.peak_bandwidth)
+        return seconds
 
 
 class EmpiricalModel(PerformanceModel):

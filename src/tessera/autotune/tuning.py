@@ -145,7 +145,8 @@ def search(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], space: A
     """
     measure = metric_of(metric)
     tuner.space = space
-    shapes = [tuple(x.shape) for x in optree.tree_leaves((args, kwargs)) if isinstance(x, Tensor | np.ndarray)]
+    both: Any = tuple(args), dict(kwargs)
+    shapes = [tuple(x.shape) for x in optree.tree_leaves(both) if isinstance(x, Tensor | np.ndarray)]
     seen: dict[Config, Trial] = {}
     own, own_kw = _copies((tuple(args), dict(kwargs)))
     expected = _bits(target(*own, **own_kw), own, own_kw)
@@ -194,7 +195,7 @@ class Tuned:
             target = target.target
         if not callable(target):
             raise ArgumentError(f"autotune() takes a function or a kernel, not a {type(target).__name__}")
-        self.target = target if isinstance(target, Kernel | TracedFunction) else _traced(target, space)
+        self.target: Any = target if isinstance(target, Kernel | TracedFunction) else _traced(target, space)
         _check_names(self.target, space)
         self.space, self.metric, self.tuner = space, metric, tuner
         self.numerics, self.trials, self.cache = numerics, trials, cache
@@ -225,7 +226,8 @@ class Tuned:
 
     def _class(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What of the arguments a result holds for: dtypes, sizes up to the next power of two, and other values."""
-        leaves, tree = optree.tree_flatten((tuple(args), dict(kwargs)), none_is_leaf=True)
+        both: Any = tuple(args), dict(kwargs)
+        leaves, tree = optree.tree_flatten(both, none_is_leaf=True)
         parts: list[Any] = [str(tree)]
         for x in leaves:
             if isinstance(x, Tensor | np.ndarray):

@@ -195,8 +195,7 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     columns, grid_n = _cut(n, nr, min(widest, 1024))
     most_rows = 1 << 30 if resting else max(mr, (scratch - columns * depth * size) // ((columns + 16) * accumulate.itemsize) // mr * mr)
     if "tile_m" in asked:
-        rows = min(_round_up(asked["tile_m"], mr), max(mr, most_rows // mr * mr))
-        grid_m = ceildiv(m, rows)
+        rows, grid_m = _cut_rows_as_asked(m, _round_up(asked["tile_m"], mr), max(mr, most_rows // mr * mr))
     else:
         rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
     return Plan(
@@ -281,6 +280,11 @@ def _cut(n: DimLike, unit: int, most: int) -> tuple[int, DimLike]:
         return columns, -(-n // columns)
     columns = max(unit, min(most, 512) // unit * unit)
     return columns, ceildiv(n, columns)
+
+
+def _cut_rows_as_asked(m: DimLike, rows: int, most: int) -> tuple[DimLike, DimLike]:
+    rows = min(rows, most)
+    return rows, ceildiv(m, rows)
 
 
 def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimLike, ...], machine: Any) -> tuple[DimLike, DimLike]:

@@ -21,8 +21,6 @@ FREE = frozenset({"convert", "bitcast", "select", "isnan", "isinf", "isfinite", 
 MOST_BLOCKS = 4096
 """Blocks that are looked at one by one where the work depends on the position in the grid; larger grids are sampled evenly."""
 
-Scalar = int | float | Fraction | None
-
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "minimum": min, "maximum": max,
     "neg": lambda a: -a, "floor_div": lambda a, b: a // b if b else None, "mod": lambda a, b: a % b if b else None,
@@ -89,7 +87,7 @@ class _Counter:
 
     def __init__(self, fn: Function, sizes: Mapping[str, int], at: Sequence[int]):
         self.sizes, self.at = sizes, at
-        self.known: dict[Value, Any] = {a: sizes[a.name] for a in fn.args if a.name in sizes}
+        self.known: dict[Value, Any] = {a: sizes[a.name] for a in fn.args if a.name is not None and a.name in sizes}
 
     def block(self, block: Block) -> Fraction:
         return sum((self.op(op) for op in block.ops), Fraction(0))
@@ -108,9 +106,10 @@ class _Counter:
         return Fraction(work(op))
 
     def loop(self, op: Op) -> Fraction:
-        lo, hi, step = (self.known.get(v) for v in op.operands[:3])
+        bounds: list[Any] = [self.known.get(v) for v in op.operands[:3]]
+        lo, hi, step = bounds
         body = op.blocks[0]
-        trips = Fraction(1) if None in (lo, hi, step) or not step else max(Fraction(0), Fraction(hi - lo) / step)
+        trips = Fraction(1) if None in bounds or not step else max(Fraction(0), Fraction(hi - lo) / step)
         if not trips:
             return trips
         if self.varies(body, body.args[0]) and lo is not None and trips <= MOST_BLOCKS:

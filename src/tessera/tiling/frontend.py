@@ -142,9 +142,10 @@ class Kernel:
     not tensors are static: the kernel is built for their values.
     """
 
-    def __init__(self, fn: Callable[..., Any], schedule: Schedule | None = None):
+    def __init__(self, fn: Callable[..., Any] | Kernel, schedule: Schedule | None = None):
         if isinstance(fn, Kernel):
-            fn, schedule = fn.function, fn.schedule | (schedule or Schedule())
+            schedule = fn.schedule | (schedule or Schedule())
+            fn = fn.function
         if not isinstance(fn, types.FunctionType):
             raise KernelError(f"a kernel is a plain `def` function, not a {type(fn).__name__}")
         self.function: types.FunctionType = fn
@@ -374,7 +375,7 @@ class Kernel:
         read = {op.operands[0] for op in built.function.walk() if op.name in ("load", "gather")}
         total = 0
         for i, n in enumerate(built.names):
-            nbytes = int(given[n].size) * given[n].dtype.itemsize  # type: ignore[arg-type]
+            nbytes = int(given[n].size) * given[n].dtype.itemsize
             total += nbytes * (1 + (i in built.writes and buffers[n] in read))
         return total
 
