@@ -142,6 +142,8 @@ class Kernel:
     not tensors are static: the kernel is built for their values.
     """
 
+    schedule: Schedule
+
     def __init__(self, fn: Callable[..., Any] | Kernel, schedule: Schedule | None = None):
         if isinstance(fn, Kernel):
             schedule = fn.schedule | (schedule or Schedule())
