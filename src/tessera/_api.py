@@ -106,6 +106,7 @@ LAZY_NAMES = {
     "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
     "Schedule": ("scheduling.decisions", "Schedule"), "Kernel": ("tiling", "Kernel"), "Autotuner": ("autotune", "Autotuner"),
     "PerformanceModel": ("autotune", "PerformanceModel"), "time": ("autotune.measure", "time"),
+    "fold": ("transforms.folding", "fold"),
 }
 # Spellings of op functions beside their own.
 SPELLINGS = {

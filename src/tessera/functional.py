@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import optree
 
-from .errors import ArgumentError, TesseraError
-from .tracing.function import TracedFunction
+from .errors import ArgumentError, TesseraError, suggest, unknown_keyword
+from .ops import add, layer_norm, mean, mul, rms_norm, rsqrt, square, sub
 from .tracing.recorder import STATE
-from .tracing.tensor import Tensor
+from .tracing.tensor import Tensor, make
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -53,9 +54,69 @@ def pipe(*fs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def curry(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
-    """``f`` with some arguments fixed; its signature shows the remaining ones."""
+    """``f`` with some arguments fixed: constants of every program it becomes part of; its signature shows the remaining ones.
+
+    Raises:
+        ArgumentError: ``f`` has no such parameter.
+    """
     _callables((f,), "curry")
-    return functools.partial(f.fn if isinstance(f, TracedFunction) and STATE.trace is not None else f, *args, **kwargs)
+    bound = functools.partial(f, *args, **kwargs)
+    try:
+        signature = inspect.signature(f)
+    except ValueError:  # a builtin that has none
+        return bound
+    try:
+        signature.bind_partial(*args, **kwargs)
+    except TypeError as e:
+        names = list(signature.parameters)
+        wrong = next((k for k in kwargs if k not in names), None)
+        if wrong is not None:
+            raise unknown_keyword(getattr(f, "__name__", "curry"), wrong, names) from None
+        raise ArgumentError(f"curry(): {e}", expected=f"{getattr(f, '__name__', 'f')}{signature}") from None
+    parameters = inspect.signature(bound).parameters.values()
+
+    def curried(*more: Any, **named: Any) -> Any:
+        return bound(*more, **named)
+
+    curried.__name__ = getattr(f, "__name__", type(f).__name__)
+    curried.__signature__ = inspect.Signature([p for p in parameters if p.name not in kwargs])  # type: ignore[attr-defined]
+    return curried
+
+
+def scale(factor: Any = 1.0) -> Callable[[Any], Any]:
+    """A function that multiplies by ``factor``."""
+    def scaled(x: Any) -> Any:
+        return mul(x, factor)
+
+    scaled.__name__ = "scale"
+    return scaled
+
+
+NORMALIZATIONS = ("layer", "batch", "rms")
+
+
+def normalize(x: Any = None, *, method: str = "layer", eps: float = 1e-5) -> Any:
+    """A function that normalises: over the last axis ("layer", "rms") or over the first ("batch").
+
+    ``normalize(x)`` applies it at once, so that the name itself can stand in a pipeline.
+
+    Raises:
+        ArgumentError: another ``method``.
+    """
+    if method not in NORMALIZATIONS:
+        raise ArgumentError(f"normalize() knows the methods {', '.join(NORMALIZATIONS)}, not {method!r}"
+                            f"{suggest(str(method), NORMALIZATIONS)}", expected=", ".join(NORMALIZATIONS), received=repr(method))
+
+    def normalized(v: Any) -> Any:
+        if method == "layer":
+            return layer_norm(v, eps=eps)
+        if method == "rms":
+            return rms_norm(v, eps=eps)
+        centred = sub(v, mean(v, 0, True))
+        return mul(centred, rsqrt(add(mean(square(centred), 0, True), eps)))
+
+    normalized.__name__ = f"normalize_{method}"
+    return normalized if x is None else normalized(x)
 
 
 # -- optional values -------------------------------------------------------------------------------------------------------
@@ -172,11 +233,11 @@ def memoize(f: Callable[..., Any] | None = None, *, maxsize: int | None = 128, t
             if key in kept:
                 counts[0] += 1
                 kept.move_to_end(key)
-                return kept[key]
+                return _handed_out(kept[key])
             counts[1] += 1
         out = f(*args, **kwargs)
         with lock:
-            kept[key] = out
+            kept[key] = _handed_out(out)
             while maxsize is not None and len(kept) > maxsize:
                 kept.popitem(last=False)
         return out
@@ -187,6 +248,11 @@ def memoize(f: Callable[..., Any] | None = None, *, maxsize: int | None = 128, t
     remembered.cache_clear = kept.clear  # type: ignore[attr-defined]
     remembered.cache_info = cache_info  # type: ignore[attr-defined]
     return remembered
+
+
+def _handed_out(out: Any) -> Any:
+    """A result whose tensors share memory with the kept ones: writing into one copies, so the other never changes."""
+    return optree.tree_map(lambda t: make(t._p) if isinstance(t, Tensor) else t, out)
 
 
 def _content(tree: Any, typed: bool) -> Any:
@@ -203,4 +269,4 @@ def _leaf(x: Any, typed: bool) -> Any:
     return (type(x), x) if typed else x
 
 
-__all__ = ["Just", "Maybe", "Nothing", "compose", "curry", "maybe", "memoize", "pipe"]
+__all__ = ["Just", "Maybe", "Nothing", "compose", "curry", "maybe", "memoize", "normalize", "pipe", "scale"]
