@@ -484,6 +484,20 @@ def _attention(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return arrays, {"scale": 0.25, "causal": causal}
 
 
+@maker("attention_forward", count=4)
+def _attention_forward(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    return _attention(d, k, rng)
+
+
+@maker("attention_backward", count=4)
+def _attention_backward(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    (q, key, v, *mask), attrs = _attention(d, k, rng)
+    out, lse = OPS["attention_forward"].reference(q, key, v, *mask, **attrs)
+    g = values(out.shape, d, rng)
+    delta = np.sum(g.astype(lse.dtype) * out.astype(lse.dtype), -1)
+    return [q, key, v, g, lse, delta, *mask], attrs
+
+
 @maker("cross_entropy", count=2)
 def _cross_entropy(d: DType, k: int, rng: np.random.Generator) -> Sample:
     shape = ((5, 9), (2, 3, 17))[k]

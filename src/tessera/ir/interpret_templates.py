@@ -82,21 +82,51 @@ def attention(it: Interpreter, op: Op, arrays: list[Array]) -> None:
     query = _gathered(it, op, "query", 0, arrays, (*batch, q, d), wide)
     key = _gathered(it, op, "key", 1, arrays, (*batch, t, d), wide)
     value = _gathered(it, op, "value", 2, arrays, (*batch, t, e), wide)
-    env, shape = _grid(it, (*batch, q, t))
     with np.errstate(all="ignore"):
-        s = np.asarray(np.matmul(query, np.swapaxes(key, -1, -2)) * wide.np.type(a["scale"]))
-        body = _block(op, "score")
-        if body is not None and 0 not in shape:
-            frame = Frame(env, len(shape), dict(zip(body.args, [*arrays, s], strict=True)))
-            (v,) = it.body(body, frame)
-            s = np.broadcast_to(frame.values[v], shape)
-        if a.get("causal"):
-            s = np.where(env[t[0]] <= env[q[0]] + it.size(a["causal_offset"]), s, -np.inf)
+        s = _scores(it, op, arrays, query, key)
         top = np.max(s, -1, keepdims=True, initial=-np.inf)
-        p = np.exp(s - np.where(np.isfinite(top), top, 0)).astype(wide.np)
+        base = np.where(np.isfinite(top), top, 0)
+        p = np.exp(s - base).astype(wide.np)
         total = p.sum(-1, keepdims=True)
         acc = np.matmul(p, value) / np.where(total == 0, 1, total)
+        if "sums" in a:
+            arrays[a["sums"]][...] = (np.log(total) + base).reshape(arrays[a["sums"]].shape)
     _store(it, op, arrays, (*batch, q, e), acc.astype(wide.np))
+
+
+def _scores(it: Interpreter, op: Op, arrays: list[Array], query: Array, key: Array) -> Array:
+    """scale * query key^T through the ``score`` block and the causal mask."""
+    a = op.attrs
+    q, t = a["q"], a["t"]
+    env, shape = _grid(it, (*a["batch"], q, t))
+    s = np.asarray(np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(a["scale"]))
+    body = _block(op, "score")
+    if body is not None and 0 not in shape:
+        frame = Frame(env, len(shape), dict(zip(body.args, [*arrays, s], strict=True)))
+        (v,) = it.body(body, frame)
+        s = np.broadcast_to(frame.values[v], shape)
+    return np.where(env[t[0]] <= env[q[0]] + it.size(a["causal_offset"]), s, -np.inf) if a.get("causal") else s
+
+
+def attention_backward(it: Interpreter, op: Op, arrays: list[Array]) -> None:
+    a = op.attrs
+    batch, q, t, d, e = a["batch"], a["q"], a["t"], a["d"], a["e"]
+    wide: DType = a["compute"]
+    query = _gathered(it, op, "query", 0, arrays, (*batch, q, d), wide)
+    key = _gathered(it, op, "key", 1, arrays, (*batch, t, d), wide)
+    value = _gathered(it, op, "value", 2, arrays, (*batch, t, e), wide)
+    g = _gathered(it, op, "cotangent", 3, arrays, (*batch, q, e), wide)
+    lse, delta = (arrays[i].reshape(*query.shape[:-1], 1) for i in (4, 5))
+    with np.errstate(all="ignore"):
+        p = np.exp(_scores(it, op, arrays, query, key) - np.where(np.isfinite(lse), lse, 0)).astype(wide.np)
+        ds = p * (np.matmul(g, np.swapaxes(value, -1, -2)) - delta) * wide.np.type(a["scale"])
+        made = {"dq": np.matmul(ds, key), "dk": np.matmul(np.swapaxes(ds, -1, -2), query), "dv": np.matmul(np.swapaxes(p, -1, -2), g)}
+    for role, out in zip(a["writes"], arrays[6:], strict=False):
+        x = made[role]
+        if role != "dq" and batch:
+            heads = it.size(a["key_heads"])
+            x = x.reshape(*x.shape[:-3], heads, x.shape[-3] // heads if heads else 0, *x.shape[-2:]).sum(-3)
+        out[...] = x.reshape(out.shape)
 
 
 def conv(it: Interpreter, op: Op, arrays: list[Array]) -> None:
@@ -107,4 +137,4 @@ def conv(it: Interpreter, op: Op, arrays: list[Array]) -> None:
     _store(it, op, arrays, (*a["batch"], a["channel"], *a["spatial"]), np.asarray(acc))
 
 
-TEMPLATE_MEANING.update(matmul=matmul, attention=attention, conv=conv)
+TEMPLATE_MEANING.update(matmul=matmul, attention=attention, attention_backward=attention_backward, conv=conv)

@@ -24,7 +24,7 @@ from ..tiling import dsl as tile
 from ..tiling.dsl import Buffer, TileValue, tile_function
 from ..tiling.templates import register
 from ..tiling.vmath_tables import EXP2_F32, EXP2_F64
-from ..types.dims import DimLike, ceildiv
+from ..types.dims import DimLike, ceildiv, product
 from ..types.dtypes import DType, f32, f64, int32, int64
 from .fused import BlockRunner, Lanes, Point, load
 from .plan import AHEAD, prefetch_row, register_tile
@@ -62,9 +62,9 @@ class Attention:
         self.scale, self.causal, self.offset = a["scale"], a["causal"], a.get("causal_offset", 0)
         self.maps = {role: (buffers[i], a[role]) for i, role in enumerate(("query", "key", "value"))}
         score, epilogue = block(op, "score"), block(op, "epilogue")
-        assert epilogue is not None
         self.score = BlockRunner(score, buffers) if score is not None else None
-        self.epilogue = BlockRunner(epilogue, buffers)
+        self.epilogue = BlockRunner(epilogue, buffers) if epilogue is not None else None
+        self.sums: Buffer | None = buffers[a["sums"]] if "sums" in a else None
         self.env: dict[str, Any] = {name: tile.program_id(i) if extent != 1 else 0 for i, (name, extent) in enumerate(self.batch)}
 
     def operand(self, role: str, *lanes: Lanes) -> TileValue:
@@ -84,6 +84,18 @@ class Attention:
 
     def columns(self, at: Any, n: int, ragged: bool) -> Lanes:
         return Lanes(self.e_name, at, n, self.e, ragged, aligned=True)
+
+    def row(self, role: str) -> tuple[str, DimLike]:
+        """The loop along a row of an operand: d of queries and keys, e of values and what is like the result."""
+        return (self.d_name, self.d) if role in ("query", "key") else (self.e_name, self.e)
+
+    @property
+    def head(self) -> Any:
+        """The number of the block's query head, over all batch loops."""
+        total: Any = 0
+        for name, extent in self.batch:
+            total = total * tile.size(extent) + self.env[name]
+        return total
 
     def along(self, role: str, loop: str) -> bool:
         """True when neighbours in memory are neighbours in ``loop``."""
@@ -109,18 +121,19 @@ def attention(op: Op, machine: Any, name: str) -> Function:
     while keys % score:
         score -= machine.tile_lanes
     value = min(register_tile(machine, compute, mr, e if isinstance(e, int) else 64)[1], score * max(1, 28 // max(1, mr)))
-    value = _fit(value, mr, score, machine)
+    value = fit(value, mr, score, machine)
     together = next(n for n in (2, 3, 1) if mr % n == 0)
     rows, blocks = _rows(q, mr)
     shape = Shape(mr, score, value, rows, keys, together)
     batch = tuple(extent for _, extent in a["batch"])
-    program = open_program(op, name, (*batch, blocks))
+    heads = product(batch)
+    program = open_program(op, name, (*batch, blocks), [(heads, q) if i == a.get("sums") else None for i in range(len(op.operands))])
     with program:
         attend(Attention(op, program.buffers, shape), tile.program_id(len(batch)) * rows)
     return program.finish()
 
 
-def _fit(value: int, mr: int, score: int, machine: Any) -> int:
+def fit(value: int, mr: int, score: int, machine: Any) -> int:
     """Columns of a value panel: no more registers than the score's tile takes."""
     while value > machine.tile_lanes and mr * value > max(mr * score, mr * machine.tile_lanes):
         value -= machine.tile_lanes
@@ -173,70 +186,77 @@ def attend(p: Attention, q0: Any) -> None:
             tile.store(state.out, (r, c), tile.zeros((s.mr, s.value), p.compute))
     for t0 in tile.range(0, p.seen(q0, s.rows), s.keys):
         count = tile.minimum(s.keys, p.seen(q0, s.rows) - t0)
-        copy_keys(p, state, t0, count)
-        copy_values(p, state, t0, count)
+        copy_across(p, state.key, "key", t0, count)
+        copy_rows(p, state.value, "value", t0, count)
         for r in tile.range(0, rows, s.mr):
             here = tile.minimum(count, p.seen(q0 + r, s.mr) - t0)
             panels = (here + (s.score - 1)) // s.score
             if here > 0:
                 copy_queries(p, state, q0 + r)
                 for c in tile.range(0, panels):
-                    score_tile(p, state, q0 + r, t0, c)
+                    score_tile(p, state, 0, q0 + r, t0, c)
                 for i in tile.range(0, s.mr, s.together):
                     soften(p, state, r, i, panels)
                 for c in tile.range(0, state.width // s.value):
                     weigh(p, state, r, c, panels * s.score)
     for r in tile.range(0, rows, s.together):
+        if p.sums is not None:
+            store_sums(p, state, q0, r)
         for c in tile.range(0, state.width, s.value):
             finish(p, state, q0, r, c)
 
 
 # -- copies --------------------------------------------------------------------------------------------------------------
 @tile_function
-def copy_keys(p: Attention, state: State, t0: Any, count: Any) -> None:
-    """key[t0 : t0 + count, :] to panels [d, columns]; keys beyond the last are zeros."""
+def copy_across(p: Attention, panels: Buffer, role: str, t0: Any, count: Any) -> None:
+    """Rows t0 … t0 + count - 1 of keys or values to panels [d, columns]: transposed; rows beyond the last are zeros."""
     s = p.shape
     for c in tile.range(0, (count + (s.score - 1)) // s.score):
         t = t0 + c * s.score
         if t + s.score <= tile.size(p.t):
-            _copy_key_panel(p, state, c, t, False)
+            _copy_panel_across(p, panels, role, c, t, False)
         else:
-            _copy_key_panel(p, state, c, t, True)
+            _copy_panel_across(p, panels, role, c, t, True)
 
 
 @tile_function
-def _copy_key_panel(p: Attention, state: State, c: Any, t: Any, ragged: bool) -> None:
-    step = 1 if ragged else 16 if p.along("key", p.d_name) else 4   # at the edge, which is rare, code is kept small
-    whole = p.d - p.d % step
+def _copy_panel_across(p: Attention, panels: Buffer, role: str, c: Any, t: Any, ragged: bool) -> None:
+    name, depth = p.row(role)
+    step = 1 if ragged else 16 if p.along(role, name) else 4   # at the edge, which is rare, code is kept small
+    whole = depth - depth % step
     for d in tile.range(0, whole, step):
-        _copy_key(p, state, c, t, d, step, ragged)
-    for d in tile.range(whole, p.d):
-        _copy_key(p, state, c, t, d, 1, ragged)
+        _copy_piece_across(p, panels, role, c, t, d, step, ragged)
+    for d in tile.range(whole, depth):
+        _copy_piece_across(p, panels, role, c, t, d, 1, ragged)
 
 
-def _copy_key(p: Attention, state: State, c: Any, t: Any, d: Any, step: int, ragged: bool) -> None:
+def _copy_piece_across(p: Attention, panels: Buffer, role: str, c: Any, t: Any, d: Any, step: int, ragged: bool) -> None:
+    name, depth = p.row(role)
     width = p.shape.score
-    got = p.operand("key", p.depth(d, step), p.keys(t, width, ragged))
-    tile.store(state.key, (c, d, 0), tile.reshape(got, (1, step, width)))
+    got = p.operand(role, Lanes(name, d, step, depth), p.keys(t, width, ragged))
+    tile.store(panels, (c, d, 0), tile.reshape(got, (1, step, width)))
 
 
 @tile_function
-def copy_values(p: Attention, state: State, t0: Any, count: Any) -> None:
-    """value[t0 : t0 + count, :] to panels [t, columns], to the end of the last panel of keys; what lies beyond is zeros."""
+def copy_rows(p: Attention, panels: Buffer, role: str, t0: Any, count: Any, scale: float | None = None) -> None:
+    """Rows t0 … of keys or values to panels [t, columns], to the end of the last panel of keys; what lies beyond is zeros."""
     s = p.shape
     rows = (count + (s.score - 1)) // s.score * s.score
-    for c in tile.range(0, state.width // s.value):
+    for c in tile.range(0, panels.shape[0]):
         for t in tile.range(0, rows, 8):
             if t0 + t + 8 <= tile.size(p.t):
-                _copy_value(p, state, c, t0, t, False)
+                _copy_piece(p, panels, role, c, t0, t, scale, False)
             else:
-                _copy_value(p, state, c, t0, t, True)
+                _copy_piece(p, panels, role, c, t0, t, scale, True)
 
 
-def _copy_value(p: Attention, state: State, c: Any, t0: Any, t: Any, ragged: bool) -> None:
+def _copy_piece(p: Attention, panels: Buffer, role: str, c: Any, t0: Any, t: Any, scale: float | None, ragged: bool) -> None:
+    name, depth = p.row(role)
     width = p.shape.value
-    got = p.operand("value", p.keys(t0 + t, 8, ragged), p.columns(c * width, width, p.e % width != 0))
-    tile.store(state.value, (c, t, 0), tile.reshape(got, (1, 8, width)))
+    columns = Lanes(name, c * width, width, depth, depth % width != 0, aligned=True)
+    got = p.operand(role, p.keys(t0 + t, 8, ragged), columns)
+    got = got if scale is None else got * tile.constant(scale, p.compute)
+    tile.store(panels, (c, t, 0), tile.reshape(got, (1, 8, width)))
 
 
 @tile_function
@@ -261,14 +281,14 @@ def _copy_query_strip(p: Attention, state: State, q: Any, ragged: bool) -> None:
 
 # -- one strip of rows against one block of keys ---------------------------------------------------------------------------
 @tile_function
-def score_tile(p: Attention, state: State, q: Any, t0: Any, c: Any) -> None:
-    """The scores of the strip at row q against panel c of the keys."""
+def score_tile(p: Attention, state: Any, r: Any, q: Any, t0: Any, c: Any) -> None:
+    """The scores of the strip at row r of the copy (q of the operand) against panel c of the keys."""
     s = p.shape
     acc = tile.zeros((s.mr, s.score), p.compute)
     for d in tile.range(0, p.d):
         prefetch_row(state.key, (c, d + AHEAD), s.score)
-        acc = tile.dot(tile.load(state.query, (0, d), (s.mr, 1)), tile.load(state.key, (c, d, 0), (1, s.score)), acc)
-    tile.store(state.scores, (0, c * s.score), acc)
+        acc = tile.dot(tile.load(state.query, (r, d), (s.mr, 1)), tile.load(state.key, (c, d, 0), (1, s.score)), acc)
+    tile.store(state.scores, (r, c * s.score), acc)
     t = t0 + c * s.score
     inside = t + s.score <= tile.size(p.t)
     if p.causal:
@@ -276,19 +296,19 @@ def score_tile(p: Attention, state: State, q: Any, t0: Any, c: Any) -> None:
     if p.score is not None:
         inside = inside & (q + s.mr <= tile.size(p.q))
         if inside:
-            change_scores(p, state, q, t, c, False)
+            change_scores(p, state, r, q, t, c, False)
         else:
-            change_scores(p, state, q, t, c, True)
+            change_scores(p, state, r, q, t, c, True)
     elif tile.logical_not(inside):
-        change_scores(p, state, q, t, c, True)
+        change_scores(p, state, r, q, t, c, True)
 
 
 @tile_function
-def change_scores(p: Attention, state: State, q: Any, t: Any, c: Any, edge: bool) -> None:
+def change_scores(p: Attention, state: Any, r: Any, q: Any, t: Any, c: Any, edge: bool) -> None:
     """The user's block on the scores, row by row; at an edge, -inf for keys that do not exist or lie beyond the diagonal."""
     for i in tile.range(0, p.shape.mr):
-        score = tile.load(state.scores, (i, c * p.shape.score), (1, p.shape.score))
-        tile.store(state.scores, (i, c * p.shape.score), _changed_row(p, score, q + i, t, edge))
+        score = tile.load(state.scores, (r + i, c * p.shape.score), (1, p.shape.score))
+        tile.store(state.scores, (r + i, c * p.shape.score), _changed_row(p, score, q + i, t, edge))
 
 
 def _changed_row(p: Attention, score: TileValue, q: Any, t: Any, edge: bool) -> TileValue:
@@ -370,6 +390,15 @@ def weigh(p: Attention, state: State, r: Any, c: Any, count: Any) -> None:
 
 
 @tile_function
+def store_sums(p: Attention, state: State, q0: Any, r: Any) -> None:
+    """The log-sum-exp of rows r …: -inf for a row that saw nothing."""
+    n = p.shape.together
+    assert p.sums is not None
+    total, top = tile.load(state.total, (r,), (n,)), tile.load(state.top, (r,), (n,))
+    tile.store(p.sums, (p.head, q0 + r), tile.log(total) + top, check=True)
+
+
+@tile_function
 def finish(p: Attention, state: State, q0: Any, r: Any, c: Any) -> None:
     """Divide by the sum (a row that saw nothing gives 0) and hand the result to the epilogue."""
     s = p.shape
@@ -378,10 +407,11 @@ def finish(p: Attention, state: State, q0: Any, r: Any, c: Any) -> None:
     share = tile.reshape(tile.where(tile.eq(total, 0.0), 1.0, total), (n, 1))
     acc = tile.load(state.out, (r, c), (n, s.value)) / share
     ragged_columns = p.e % s.value != 0
+    assert p.epilogue is not None
     if n == 1 or (isinstance(p.q, int) and p.q % n == 0) or q0 + r + n <= tile.size(p.q):
         p.epilogue.run(Point(p.env, (p.queries(q0 + r, n, False), p.columns(c, s.value, ragged_columns))), acc)
     else:
         p.epilogue.run(Point(p.env, (p.queries(q0 + r, n, True), p.columns(c, s.value, ragged_columns))), acc)
 
 
-__all__ = ["Attention", "attend", "attention"]
+__all__ = ["Attention", "Shape", "attend", "attention", "fit"]

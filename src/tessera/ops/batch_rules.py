@@ -331,6 +331,13 @@ def attention(x: Applied, mapped: Mapped, size: DimLike) -> list[Any]:
     return again(x, q, *pair, *more)
 
 
+def attention_backward(x: Applied, mapped: Mapped, size: DimLike) -> list[Any]:
+    """One more leading axis; each example has its own cotangents, so keys and values are repeated."""
+    whole = [t if m else stretched(t, size) for t, m in zip(x.operands[:6], mapped[:6], strict=True)]
+    more = [t if m else reshaped(t, (1, *t.type.shape)) for t, m in zip(x.operands[6:], mapped[6:], strict=True)]
+    return again(x, *whole, *more)
+
+
 def searchsorted(x: Applied, mapped: Mapped, size: DimLike) -> list[Any] | None:
     """One vector for all examples: a search for more values."""
     return None if mapped[0] else again(x, *x.operands)
@@ -351,7 +358,7 @@ def all_gather(x: Applied, mapped: Mapped, size: DimLike) -> list[Any]:
 
 Within = Callable[[Applied, bool, DimLike], list[Any]]
 
-__all__ = ["again", "all_gather", "as_list", "attention", "broadcast_to", "conv", "dot_general", "dynamic_slice",
+__all__ = ["again", "all_gather", "as_list", "attention", "attention_backward", "broadcast_to", "conv", "dot_general", "dynamic_slice",
            "dynamic_update_slice", "example_numbers", "folding", "gather", "leading", "moved", "norm", "prefixing", "random_bits",
            "reshape", "reshaped", "rows_of", "scatter", "searchsorted", "shifting", "spread", "stretched", "transpose",
            "triangular_solve"]

@@ -17,13 +17,13 @@ from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import format_dim, mod
 from ..types.promotion import accumulator, to_inexact
+from . import attention_rules as at
 from . import batch_rules as br
 from . import formulas
 from . import meaning as m
 from . import pointwise as pw
 from . import reduction as rd
 from . import shaping as sh
-from .contraction import dot_general
 from .derivatives import onward, plus, reverse
 from .operands import as_tensor, axis_of, broadcast_to, convert, one_of, promoted
 from .rules import FLOATS, INTS, LOW, Array, accept, check_axis, equal_sizes, expect_operands, lifted, same_dtype
@@ -455,48 +455,7 @@ def _attention_infer(types: Types, attrs: Attrs) -> Types:
 
 def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False
                          ) -> Array:
-    out, wide = q.dtype, np.dtype(np.float32) if q.dtype in LOW else q.dtype
-    q, k, v = q.astype(wide), k.astype(wide), v.astype(wide)
-    if q.ndim >= 3 and q.shape[-3] != k.shape[-3]:
-        k, v = (np.repeat(t, q.shape[-3] // k.shape[-3], -3) for t in (k, v))
-    s = np.matmul(q, np.swapaxes(k, -1, -2)) * wide.type(scale)
-    if mask is not None:
-        s = np.where(mask, s, -np.inf) if mask.dtype == np.bool_ else s + mask.astype(wide)
-    if causal:
-        rows, cols = s.shape[-2:]
-        s = np.where(np.arange(cols) <= np.arange(rows)[:, None] + (cols - rows), s, -np.inf)
-    if s.shape[-1] == 0:
-        return np.zeros((*q.shape[:-1], v.shape[-1]), out)
-    top = np.max(s, -1, keepdims=True)
-    p = np.exp(s - np.where(np.isfinite(top), top, 0)).astype(wide)
-    total = np.sum(p, -1, keepdims=True)
-    return np.asarray(np.matmul(p, v) / np.where(total == 0, 1, total)).astype(out)
-
-
-def _attention_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False) -> Any:
-    out, rank, wide = q.dtype, len(q.type.shape), accumulator(q.dtype)
-    if rank >= 3 and q.type.shape[-3] != k.type.shape[-3]:
-        k, v = (_repeat_heads(t, q.type.shape[-3]) for t in (k, v))
-    lead = tuple(range(rank - 2))
-    s = pw.mul(dot_general(q, k, ((rank - 1,), (rank - 1,)), (lead, lead), dtype=wide), scale)
-    if mask is not None:
-        s = pw.where(mask, s, -math.inf) if mask.dtype is dt.bool_ else pw.add(s, convert(mask, wide))
-    if causal:
-        square = s.type.shape[-2:]
-        rows, cols = (bind("iota", shape=square, axis=a, dtype=dt.int64) for a in (0, 1))
-        s = pw.where(pw.le(cols, pw.add(rows, as_tensor(square[1] - square[0]))), s, -math.inf)
-    top = rd.max(s, -1, True)
-    p = pw.exp(pw.sub(s, pw.where(pw.isfinite(top), top, 0.0)))
-    total = rd.sum(p, -1, True)
-    y = dot_general(p, convert(v, wide), ((rank - 1,), (rank - 2,)), (lead, lead))
-    return convert(pw.div(y, pw.where(pw.eq(total, 0), 1.0, total)), out)
-
-
-def _repeat_heads(t: Any, heads: Any) -> Any:
-    shape = t.type.shape
-    times = heads // shape[-3]
-    wide = broadcast_to(sh.unsqueeze(t, -3), (*shape[:-2], times, *shape[-2:]))
-    return sh.reshape(wide, (*shape[:-3], heads, *shape[-2:]))
+    return at.forward_reference(q, k, v, mask, scale=scale, causal=causal)[0]
 
 
 def _attention_terms(types: Types, attrs: Attrs) -> float:
@@ -506,7 +465,8 @@ def _attention_terms(types: Types, attrs: Attrs) -> float:
 
 primitive("attention", family="composite", infer=_attention_infer, reference=_attention_reference, dtypes=FLOATS,
           batch=br.attention,
-          expand=_attention_expand, bound=Bound(8, _attention_terms),
+          expand=at.attention_expand, forward=at.attention_forward, vjp=at.attention_back,
+          bound=Bound(8, _attention_terms),
           facts={"attrs": ("scale", "causal"), "template": "attention"},
           doc="softmax(scale * q k^T [+ mask]) v over operands [..., S, D].  A bool mask keeps where it is true.  ``causal``: "
               "query i sees keys up to i + (T - S).  Query heads (axis -3) may be a multiple of key heads.  A row that sees "
@@ -542,6 +502,35 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None =
 
 
 scaled_dot_product_attention = attention
+
+
+def _attention_forward_infer(types: Types, attrs: Attrs) -> Types:
+    (out,) = _attention_infer(types, attrs)
+    return (out, TensorType(accumulator(out.dtype), out.shape[:-1]))
+
+
+def _attention_backward_infer(types: Types, attrs: Attrs) -> Types:
+    if len(types) not in (6, 7):
+        raise ShapeError(f"'attention_backward' takes 6 operands and perhaps a mask, not {len(types)}")
+    q, k, v, g, lse, delta, *mask = types
+    out, sums = _attention_forward_infer((q, k, v, *mask), attrs)
+    for want, have in ((out, g), (sums, lse), (sums, delta)):
+        if want != have:
+            raise ShapeError("an operand of 'attention_backward' has another type than the forward pass gives",
+                             expected=str(want), received=str(have))
+    return (*(t.with_dtype(sums.dtype) for t in (q, k, v)),)
+
+
+primitive("attention_forward", family="composite", infer=_attention_forward_infer, reference=at.forward_reference, dtypes=FLOATS,
+          expand=at.forward_expand, batch=br.attention, vjp=at.forward_back, bound=Bound(8, _attention_terms),
+          facts={"attrs": ("scale", "causal"), "template": "attention"},
+          doc="``attention``, and of each query the log-sum-exp of its scores (-inf where it sees no key) in the accumulator's "
+              "dtype: what the reverse pass keeps.")
+primitive("attention_backward", family="composite", infer=_attention_backward_infer, reference=at.backward_reference, dtypes=FLOATS,
+          expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _attention_terms),
+          facts={"attrs": ("scale", "causal"), "template": "attention_backward"},
+          doc="The cotangents of queries, keys and values, in the accumulator's dtype, from those three, the result's cotangent, the "
+              "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.")
 
 
 # -- cross entropy -----------------------------------------------------------------------------------------------------------

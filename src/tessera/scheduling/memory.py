@@ -18,7 +18,7 @@ from .indexing import typical
 
 ALIGN = 64
 LAUNCH = ("kernel", "template", "external", "launch", "call", "cond", "yield")
-OWN_READS = {"matmul": 2, "attention": 3, "conv": 2}  # operands that a template reads through its index maps
+OWN_READS = {"matmul": 2, "attention": 3, "attention_backward": 6, "conv": 2}  # operands that a template reads through its index maps
 
 
 @dataclass

@@ -55,11 +55,26 @@ The products
     ``key_block``         numeric parameter: keys an online-softmax step takes
     ====================  ==========================================================================================
 
-    ``compute`` is the dtype of scores and accumulators.
+    ``compute`` is the dtype of scores and accumulators.  ``sums`` (optional): the position of a written buffer ``[batch…, q]``
+    of that dtype, which receives the log-sum-exp of each row's scores (-inf for a row that sees no key).
 
     Blocks: ``score(…, %score)`` optional: yields the score to use, over loops batch, q, t (masks and biases: loads from
     further operands; a masked-out score is ``-inf``).  ``epilogue(…, %acc)``: over batch, q, e; ``%acc`` is already divided
     by the sum.  A row in which every score is -inf gives 0.
+
+``attention_backward``  from query, key, value, the cotangent of the result and, as whole buffers ``[batch…, q]``, the log-sum-exp
+               and delta of each row: ``p = exp(s - lse)``, ``ds = p * (cotangent value^T - delta)``; of dq = scale * ds key,
+               dk = scale * ds^T query and dv = p^T cotangent those that ``writes`` names, dense and in ``compute``.
+
+    ====================  ==========================================================================================
+    ``batch q t d e``     as above, and ``query key value scale causal causal_offset compute`` too
+    ``cotangent``         index map of operand 3 over batch and (q, e)
+    ``key_heads``         the extent of the last batch loop in keys and values: query heads that share one are added up
+    ``writes``            names of operands 6 …: ``("dq", "dk", "dv")`` or a part of it
+    ``cut``               which loop blocks share out: "q" (writes dq alone), "t" (dk and dv alone) or None
+    ====================  ==========================================================================================
+
+    Block: ``score``, optional, as above.
 
 ``conv``       operands input ``[N, C, *spatial]``, weight ``[O, C/groups, *kernel]``; ``strides``, ``padding`` (pairs),
                ``dilation``, ``groups``, ``accumulate``; loops ``batch = (("n", <N>),)``, ``channel``, ``spatial = (("o0", …), …)``.
