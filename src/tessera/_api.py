@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import math
+from types import FunctionType
 from typing import Any, Callable, Dict, List, Optional, Tuple  # noqa: UP035  (re-exported under the names users write)
 
 from . import errors, ops
@@ -27,8 +28,10 @@ from .errors import (
     TracingError,
     UnsupportedError,
 )
+from .errors.boundary import guarded
 from .ops.table import OPS
-from .tracing import creation, indexing, methods, policies, recorder
+from .tracing import creation, indexing, methods, numpy_calls, policies, recorder
+from .tracing import tensor as tensor_module
 from .tracing.control import cond, fori_loop, scan, while_loop
 from .tracing.creation import (
     arange,
@@ -140,6 +143,7 @@ def _kinds_of_arithmetic() -> dict[str, str]:
 
 def _assemble() -> None:
     methods.attach(ops)
+    setattr(tensor_module.Tensor, "__array_ufunc__", numpy_calls.array_ufunc)  # noqa: B010
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
     recorder.REQUIRES.update({name: d.facts["requires"] for name, d in OPS.items() if "requires" in d.facts})
@@ -199,6 +203,8 @@ def find(name: str, into: dict[str, Any]) -> Any:
     if value is None:
         known = [n for n in public_names() if n != name]
         raise AttributeError(f"module 'tessera' has no attribute {name!r}{errors.suggest(name, known)}")
+    if type(value) is FunctionType and not value.__module__.startswith("tessera.ops"):  # those guard themselves
+        value = guarded(value)
     into[name] = value
     return value
 

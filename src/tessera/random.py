@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ArgumentError, DTypeError, ShapeError, unknown_keyword
+from .errors.boundary import describe, guard_names
 from .ir.core import TensorType
 from .ops import argsort, take, where
 from .ops import random as _ops
@@ -87,7 +88,13 @@ def fold_in(key: Any, number: Any) -> Tensor:
 
 
 def split(key: Any, n: int = 2) -> list[Tensor]:
-    """``n`` different keys from one."""
+    """``n`` different keys from one.
+
+    Raises:
+        ArgumentError: ``n`` is no integer from 0 to 2**20; fold larger numbers in where they are used.
+    """
+    if not hasattr(n, "__index__") or not 0 <= n <= 2**20:
+        raise ArgumentError(f"random.split() makes 0 to {2**20} keys, not {describe(n)}", hints=["Use ts.random.fold_in(key, i)"])
     return [fold_in(key, i) for i in range(n)]
 
 
@@ -289,3 +296,5 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
 
 __all__ = ["bernoulli", "categorical", "dropout", "exponential", "fold_in", "get_state", "key", "normal", "permutation",
            "rand", "randint", "randn", "seed", "set_state", "shuffle", "split", "truncated_normal", "uniform", "words"]
+
+guard_names(globals(), __all__, "random.")

@@ -114,6 +114,10 @@ class ArgumentError(TesseraError, TypeError):
     title, code = "Wrong argument", "E_ARGUMENT"
 
 
+class ArgumentValueError(ArgumentError, ValueError):
+    """An argument is of the right kind, and its value is impossible."""
+
+
 class EffectError(TesseraError):
     """A function has an effect that it may not have."""
 
@@ -142,6 +146,12 @@ class DeviceError(TesseraError):
     """A device is missing, or operands live on different ones."""
 
     title, code = "Device error", "E_DEVICE"
+
+
+class OutOfMemoryError(TesseraError, MemoryError):
+    """No memory is left for a tensor of this size."""
+
+    title, code = "Out of memory", "E_MEMORY"
 
 
 class NumericalError(TesseraError, ArithmeticError):
@@ -263,7 +273,8 @@ def _show(kind: type[BaseException], e: BaseException, tb: TracebackType | None)
 
 
 __all__ = [
-    "ArgumentError", "CheckpointError", "CompileError", "ConstraintError", "DTypeError", "DeviceError", "DonationError",
-    "EffectError", "IndexOutOfRangeError", "KernelError", "NumericalError", "NumericsError", "ShapeError", "Site",
-    "TesseraError", "TracingError", "UnsupportedError", "render", "suggest", "suggestions", "unknown_keyword",
+    "ArgumentError", "ArgumentValueError", "CheckpointError", "CompileError", "ConstraintError", "DTypeError",
+    "DeviceError", "DonationError", "EffectError", "IndexOutOfRangeError", "KernelError", "NumericalError",
+    "NumericsError", "OutOfMemoryError", "ShapeError", "Site", "TesseraError", "TracingError", "UnsupportedError",
+    "render", "suggest", "suggestions", "unknown_keyword",
 ]

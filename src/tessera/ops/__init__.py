@@ -1,5 +1,6 @@
 """The op table, one file a family, and the functions of the op namespace that users call."""
 
+from ..errors.boundary import guard_names
 from . import fft, linalg, movement, table  # noqa: F401
 from .collectives import all_gather, all_reduce, axis_index, axis_size, pmax, pmean, pmin, psum
 from .composites import (
@@ -433,3 +434,9 @@ __all__ = [
     "view_as_real",
     "where",
 ]
+
+guard_names(globals(), __all__)
+for _module in (fft, linalg):
+    guard_names(vars(_module), [n for n, f in vars(_module).items()
+                                if n[0] != "_" and getattr(f, "__module__", None) == _module.__name__],
+                _module.__name__.rpartition(".")[2] + ".")

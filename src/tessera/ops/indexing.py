@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import DTypeError, ShapeError
 from ..ir.core import Op, TensorType, Value
+from ..tracing.creation import shape_from
 from ..tracing.recorder import bind, lift
 from ..types import dtypes as dt
 from ..types.constraints import plain
@@ -626,9 +627,13 @@ def dynamic_update_slice(x: Any, update: Any, starts: Any) -> Any:
 
 
 def one_hot(indices: Any, size: Any, dtype: Any = dt.f32, axis: int = -1) -> Any:
-    """1 where the new axis (``axis``) of ``size`` equals the index, else 0; an index outside gives zeros."""
+    """1 where the new axis (``axis``) of ``size`` equals the index, else 0; an index outside gives zeros.
+
+    Raises:
+        ShapeError: ``size`` is negative or no integer.
+    """
     i = _index(indices)
-    n = plain(as_dim(size))
+    (n,) = shape_from(((size,),), "one_hot")
     wide = sh.unsqueeze(i, axis)
     axis = axis % len(wide.type.shape)
     shape = tuple(n if a == axis else d for a, d in enumerate(wide.type.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +105,7 @@ def unsqueeze(x: Any, axis: Any = None, *, dim: Any = None) -> Any:
     """Axes of size 1 inserted at the places ``axis`` has in the result."""
     x = as_tensor(x)
     axis = one_of("unsqueeze", axis, dim, "axis", "dim")
-    places = [axis] if isinstance(axis, int) else list(axis)
+    places = [operator.index(a) for a in (axis if isinstance(axis, list | tuple) else [axis])]
     rank = len(x.type.shape) + len(places)
     if any_outside := [a for a in places if not -rank <= a < rank]:
         raise IndexOutOfRangeError(f"axis {any_outside[0]} does not exist in a result of rank {rank}", received=str(x.type))

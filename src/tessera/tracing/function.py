@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
@@ -108,8 +109,10 @@ class TracedFunction:
     def __init__(self, fn: Callable[..., Any], *, static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
                  donate_argnums: Sequence[int] = (), where: Sequence[Any] = (), effects: frozenset[str] | None = None,
                  static_sizes: Any = (), kind: str = "function"):
+        _refuse_suspended(fn, kind)
         functools.update_wrapper(self, fn)
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.__qualname__: str = getattr(fn, "__qualname__", self.__name__)
         self.fn, self.kind = fn, kind
         try:
             self.signature = inspect.signature(fn)
@@ -130,6 +133,28 @@ class TracedFunction:
         self._by_types: dict[Any, list[Program]] = {}
         self._static_sizes: set[str] = {str(n) for n in _listed(static_sizes)}
         self._simple = not self.static_names and not self.donated
+        self._options = {"static_argnames": tuple(self.static_names), "where": tuple(where), "effects": effects,
+                         "donate_argnums": [names.index(n) for n in self.donated], "static_sizes": tuple(self._static_sizes),
+                         "kind": kind}
+
+    def __reduce__(self) -> Any:
+        """Pickled as Python pickles functions: by its name, and the programs are traced again where it is loaded.
+
+        Raises:
+            ArgumentError: no module holds the function under its name (a lambda, or one defined in a function).
+        """
+        found: Any = sys.modules.get(self.__module__)
+        for part in self.__qualname__.split("."):
+            found = getattr(found, part, None)
+        if found is self:
+            return self.__qualname__
+        if found is self.fn:
+            return _again, (self.fn, self._options)
+        raise ArgumentError(f"{self.__qualname__!r} cannot be pickled: its module holds nothing under that name",
+                            hints=["Define the function at the top level of a module", "Pickle its arguments and results instead"])
+
+    def __deepcopy__(self, memo: Any) -> TracedFunction:
+        return self  # as functions are
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -470,6 +495,22 @@ class TracedFunction:
 
     def __repr__(self) -> str:
         return f"<tessera {self.kind} {self.__name__}{self.signature}>"
+
+
+def _again(fn: Callable[..., Any], options: dict[str, Any]) -> TracedFunction:
+    return TracedFunction(fn, **options)
+
+
+def _refuse_suspended(fn: Callable[..., Any], kind: str) -> None:
+    """Raises ArgumentError for functions that do not run when they are called."""
+    inner = inspect.unwrap(fn.func if isinstance(fn, functools.partial) else fn)
+    what = "a generator function" if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner) else \
+        "a coroutine function" if inspect.iscoroutinefunction(inner) else None
+    if what is not None:
+        name = getattr(inner, "__name__", "fn")
+        raise ArgumentError(f"{kind}() compiles functions that return tensors, and {name!r} is {what}",
+                            sentence="Its body runs piece by piece after the call has returned.",
+                            hints=["Return a list or a tuple instead of yielding", "Compile the step, and loop outside of it"])
 
 
 class BoundFunction:

@@ -7,6 +7,7 @@ an updated value.  Boolean masks have a result whose size depends on values, so 
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DTypeError, IndexOutOfRangeError, ShapeError, TracingError
+from ..errors.boundary import guarded
 from ..ir.core import TensorType
 from ..types import dtypes as dt
 from ..types.constraints import SCOPE, SizeConstraint
@@ -51,7 +53,14 @@ def _read(x: Tensor, a: np.ndarray[Any, Any], index: Any) -> np.ndarray[Any, Any
         out = a[index]
     except IndexError as e:
         raise _out_of_range(x, str(e)) from None
+    except (TypeError, ValueError) as e:  # a slice of floats, or with the step 0
+        raise _bad_slice(x, str(e)) from None
     return out if type(out) is ndarray else np.asarray(out)
+
+
+def _bad_slice(x: Tensor, message: str) -> IndexOutOfRangeError:
+    return IndexOutOfRangeError(message, received=f"an index of {x.type}", expected="start:stop:step of integers, the step not 0",
+                                hints=["Round the bounds: int(n)", "Leave the step out: x[a:b]"])
 
 
 def _out_of_range(x: Tensor, message: str) -> IndexOutOfRangeError:
@@ -70,8 +79,13 @@ def _host_index(index: Any) -> Any:
 def _host_item(i: Any) -> Any:
     if isinstance(i, Tensor):
         a = i._concrete("an index outside the traced function")
+    elif isinstance(i, range):
+        return np.arange(i.start, i.stop, i.step, dtype=np.int64)
     elif isinstance(i, list | np.ndarray | bool | np.bool_):
-        a = np.asarray(i) if not isinstance(i, list) or i else np.zeros(0, np.int64)
+        try:
+            a = np.asarray(i) if not isinstance(i, list) or i else np.zeros(0, np.int64)
+        except ValueError:  # rows of different lengths
+            raise _bad_index(i) from None
     elif hasattr(i, "__index__"):
         return int(i)
     else:
@@ -120,7 +134,7 @@ def _is_advanced(i: Any) -> bool:
 
 
 def _traced(x: Tensor, items: Sequence[Any]) -> Tensor:
-    plan = _Plan(x, [_host_item(i) if isinstance(i, list) else i for i in items]).items
+    plan = _Plan(x, [_host_item(i) if isinstance(i, list | range) else i for i in items]).items
     for i in plan:
         if isinstance(i, bool | np.bool_) or (hasattr(i, "dtype") and i.dtype in (dt.bool_, np.bool_)):
             raise TracingError(
@@ -203,9 +217,11 @@ def _bounds(x: Tensor, s: slice, n: DimLike, axis: int) -> tuple[DimLike, DimLik
                 sentence="The size of a slice must be known before the program runs.",
                 hints=["Slice a fixed size from a traced position: ts.dynamic_slice(x, starts, sizes)",
                        "Write to a traced position: ts.dynamic_update_slice(x, value, starts)"])
-    step = 1 if s.step is None else int(s.step)
+        if v is not None and not isinstance(v, Dim) and not hasattr(v, "__index__"):
+            raise _bad_slice(x, f"slice indices must be integers, not {type(v).__name__}")
+    step = 1 if s.step is None else operator.index(s.step)
     if step == 0:
-        raise ShapeError("the step of a slice is 0")
+        raise _bad_slice(x, "slice step cannot be zero")
     if isinstance(n, int) and not any(isinstance(v, Dim) for v in (s.start, s.stop)):
         a, b, step = s.indices(n)
         size: DimLike = len(range(a, b, step))
@@ -422,8 +438,8 @@ is_block: Callable[[Any], bool] = _no_block
 def install() -> None:
     """Attach indexing to ``Tensor``."""
     setattr(Tensor, "masked_select", masked_select)  # noqa: B010
-    Tensor.__getitem__ = getitem  # type: ignore[method-assign]
-    Tensor.__setitem__ = setitem  # type: ignore[method-assign]
+    Tensor.__getitem__ = guarded(getitem)  # type: ignore[method-assign]
+    Tensor.__setitem__ = guarded(setitem)  # type: ignore[method-assign]
 
 
 __all__ = ["getitem", "install", "masked_select", "owned", "setitem"]

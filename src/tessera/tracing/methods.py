@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TesseraError, UnsupportedError, suggest
+from ..errors import ArgumentError, TesseraError, UnsupportedError, suggest
+from ..errors.boundary import describe
 from ..ir.core import TensorType, value_key
 from ..types import dtypes as dt
 from ..types.dims import Dim
@@ -103,12 +104,30 @@ def binary(name: str, reflected: bool = False) -> Callable[[Any, Any], Any]:
             if prepared is not None:
                 return prepared
         if not isinstance(other, _ACCEPTED) and not hasattr(other, "__array__"):
-            return NotImplemented
+            return _step_back(name, reflected, self, other)
         f = function(name)
         return f(other, self) if reflected else f(self, other)
 
     operator.__doc__ = f"``{name}``, elementwise with promotion and broadcasting."
     return operator
+
+
+def _step_back(name: str, reflected: bool, x: Any, other: Any) -> Any:
+    """NotImplemented, where ``other`` may know what to do with a tensor.
+
+    Raises:
+        ArgumentError: it does not.
+    """
+    mirror = _MIRRORS[name]
+    knows = type(other).__module__ != "builtins" and getattr(type(other), mirror, None) is not getattr(object, mirror, None)
+    if reflected or name in ("eq", "ne") or knows:
+        return NotImplemented
+    raise ArgumentError(f"{name}() takes tensors, arrays and numbers, not {describe(other)}", expected=str(x.type),
+                        received=describe(other))
+
+
+_MIRRORS = {name: method for method, (name, reflected) in BINARY.items() if reflected} | {
+    "eq": "__eq__", "ne": "__ne__", "lt": "__gt__", "le": "__ge__", "gt": "__lt__", "ge": "__le__", "maximum": "", "minimum": ""}
 
 
 def _prepare(name: str, reflected: bool, a: Any, b: Any, table: dict[Any, Any]) -> Any:
@@ -210,12 +229,12 @@ def quick(f: Callable[..., Any]) -> Callable[..., Any]:
     """A function of two tensors with the operators' short path for eager use."""
     operator = binary(f.__name__)
 
-    def function_of_two(x: Any, y: Any) -> Any:
-        if type(x) is Tensor:
-            out = operator(x, y)
+    def function_of_two(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 2 and not kwargs and type(args[0]) is Tensor:
+            out = operator(*args)
             if out is not NotImplemented:
                 return out
-        return f(x, y)
+        return f(*args, **kwargs)
 
     return functools.update_wrapper(function_of_two, f)
 

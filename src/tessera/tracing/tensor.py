@@ -71,7 +71,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_p")
-    __array_ufunc__ = None  # numpy's operators step back, so that ``array + tensor`` is a tensor
     _p: Any
 
     def __init__(self, data: Any, dtype: Any = None):
