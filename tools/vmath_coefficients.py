@@ -174,7 +174,7 @@ TABLES: dict[str, tuple[Fn, Fn, tuple[Any, Any], int, int, dict[int, Any]]] = {
                  (mpf(0), S_MAX), 7, 64, {}),
     "TANH_F32": (odd_tail(mp.tanh, 1, -mpf(1) / 3), lambda z: z + mpf("1e-6"), (mpf(0), mpf(1)), 6, 32, {}),
     "TANH_F64": (odd_tail(mp.tanh, 1, -mpf(1) / 3), lambda z: z + mpf("1e-6"), (mpf(0), mpf("0.3")), 10, 64, {}),
-    "ERF_SMALL_F32": (erf_factor, ONE, (mpf(0), mpf("0.87")), 6, 32, {}),
+    "ERF_SMALL_F32": (erf_factor, ONE, (mpf(0), mpf("1.11")), 7, 32, {}),
     "ERF_LARGE_F32": (erf_exponent, lambda t: t * mp.erfc(t) + mpf("1e-12"), (mpf("0.92"), mpf("4.0")), 6, 32, {}),
     "ERF_F64": (erf_factor, ONE, (mpf(0), mpf("1.01")), 14, 64, {}),
     "ERFCX_F64": (erfcx_mapped, ONE, (mpf("-0.78"), mpf(1)), 23, 64, {}),

@@ -147,6 +147,7 @@ def _assemble() -> None:
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
     recorder.REQUIRES.update({name: d.facts["requires"] for name, d in OPS.items() if "requires" in d.facts})
+    policies.COMPENSATED = importlib.import_module("tessera.ops.summation").over_axes
     policies.KINDS.update(_kinds_of_arithmetic())
     runtime = importlib.import_module("tessera.runtime")
     allocator = runtime.ALLOCATOR

@@ -224,6 +224,11 @@ from .sorting import (
     topk,
     unique,
 )
+from .summation import (
+    compensated_sum,
+    pairwise_sum,
+    welford,
+)
 
 __all__ = [
     "abs",
@@ -265,6 +270,7 @@ __all__ = [
     "ceil",
     "chunk",
     "clip",
+    "compensated_sum",
     "complex_",
     "concat",
     "concatenate",
@@ -368,6 +374,7 @@ __all__ = [
     "order",
     "outer",
     "pad",
+    "pairwise_sum",
     "permute",
     "pmax",
     "pmean",
@@ -432,6 +439,7 @@ __all__ = [
     "var",
     "view_as_complex",
     "view_as_real",
+    "welford",
     "where",
 ]
 

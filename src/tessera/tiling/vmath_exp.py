@@ -79,7 +79,15 @@ def exp(v: V, x: E) -> E:
     f = FORMATS[x.dtype]
     x = v.at_most(v.at_least(x, f.exp_range[0]), f.exp_range[1])
     k, n, r = _reduce(v, x)
-    return _scaled(v, v.fma(_grown(v, r), 2.0, 2.0), k, n)
+    return _scaled(v, _twice_power(v, r), k, n)
+
+
+def _twice_power(v: V, r: E) -> E:
+    """2 e^r for a reduced r: r goes into the sum before the rest of the series, so that only the rest is rounded."""
+    high = r + 1.0
+    low = r - (high - 1.0)
+    y = high + v.fma(r * r, v.poly(r, FORMATS[r.dtype].exp), low)
+    return y + y
 
 
 def exp_sum(v: V, high: E, low: E) -> E:
@@ -94,7 +102,7 @@ def exp_sum(v: V, high: E, low: E) -> E:
 def exp_bounded(v: V, x: E) -> E:
     """``exp`` where the result is certainly normal."""
     k, _, r = _reduce(v, x)
-    return v.fma(_grown(v, r), 2.0, 2.0) * _half_power(v, k)
+    return _twice_power(v, r) * _half_power(v, k)
 
 
 def exp2(v: V, x: E) -> E:

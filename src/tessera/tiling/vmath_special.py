@@ -22,11 +22,16 @@ def erf(v: V, x: E) -> E:
     if x.dtype is f32:
         small = v.fma(x, v.poly(z, T.ERF_SMALL_F32), x)
         t = v.at_most(a, 4.0)
-        large = 1.0 - exp_bounded(v, v.fma(t, v.poly(t, T.ERF_LARGE_F32), -t))
-        return v.select(a < 0.93, small, v.copysign(large, x))
+        curve = v.poly(t, T.ERF_LARGE_F32)
+        p = t * curve
+        y = p - t
+        low = v.fma(t, curve, -p) + (p - (y + t))  # what y is short of
+        e = exp_bounded(v, y)
+        large = 1.0 - v.fma(e, low, e)
+        return v.select(a < 0.97, small, v.copysign(large, x))
     small = v.fma(x, v.poly(z, T.ERF_F64), x)
     large = 1.0 - _erfc_right(v, v.at_most(a, 6.0))
-    return v.select(a < 1.0, small, v.copysign(large, x))
+    return v.select(a < 1.2, small, v.copysign(large, x))
 
 
 def _erfc_right(v: V, a: E) -> E:

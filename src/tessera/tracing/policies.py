@@ -235,11 +235,15 @@ def _compensated(force: InForce, t: Tensor, attrs: dict[str, Any]) -> Any:
     """A sum by the method in force."""
     policy = force.policy
     store = force.store or t.dtype
-    total = attrs.get("accumulate") or (_accumulator(policy) if policy else dt.f32 if t.dtype.bits < 32 else t.dtype)
+    total = attrs.get("accumulate") or (_accumulator(policy) if policy else dt.f32)
+    total = dt.f64 if dt.f64 in (total, t.dtype) else dt.f32
     x = _to(_computed(policy, t) if policy else t, total)
-    out = plain_bind("compensated_sum" if force.summation == "kahan" else "pairwise_sum", (x,), {"axes": attrs["axes"]})
+    out = COMPENSATED("compensated_sum" if force.summation == "kahan" else "pairwise_sum", x, attrs["axes"])
     return _stored(policy, out, store) if policy else _to(out, store)
 
+
+COMPENSATED: Any = None
+"""A sum over any axes by another op (``ops.summation.over_axes``); set when the package is assembled."""
 
 recorder.POLICIES = bind
 
