@@ -88,7 +88,9 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
     "nn": "nn", "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
-    "effects": "effects", "numerics": "numerics", "functional": "functional", "kernels": "kernels",
+    "effects": "effects", "numerics": "numerics", "stable": "stable", "summation": "summation", "rounding": "rounding",
+    "deterministic": "deterministic", "debug": "debug",
+    "functional": "functional", "kernels": "kernels",
     "runtime": "runtime", "machine": "machine",
     "transforms": "transforms",
     "compiler": "compiler",
@@ -103,7 +105,9 @@ LAZY_NAMES = {
     "maybe": ("functional", "maybe"), "memoize": ("functional", "memoize"), "Maybe": ("functional", "Maybe"),
     "Just": ("functional", "Just"), "Nothing": ("functional", "Nothing"), "pure": ("effects", "pure"),
     "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
-    "InferencePolicy": ("numerics", "InferencePolicy"),
+    "InferencePolicy": ("numerics", "InferencePolicy"), "kahan_sum": ("summation", "kahan_sum"),
+    "verify_determinism": ("deterministic", "verify_determinism"),
+    "numerically_stable": ("stable", "numerically_stable"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
     "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
@@ -148,6 +152,7 @@ def _assemble() -> None:
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
     recorder.REQUIRES.update({name: d.facts["requires"] for name, d in OPS.items() if "requires" in d.facts})
     policies.COMPENSATED = importlib.import_module("tessera.ops.summation").over_axes
+    policies.NONDETERMINISTIC.update({n: d.facts["nondeterministic"] for n, d in OPS.items() if "nondeterministic" in d.facts})
     policies.KINDS.update(_kinds_of_arithmetic())
     runtime = importlib.import_module("tessera.runtime")
     allocator = runtime.ALLOCATOR

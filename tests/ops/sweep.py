@@ -469,6 +469,12 @@ def _flush_subnormals(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [np.concatenate([tiny.astype(d.np), values((27,), d, rng, special=True)])], {}
 
 
+@maker("compensated_sum", "pairwise_sum", "welford", count=3)
+def _summation(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    shape = ((5, 1), (3, 700), (1, 2, 131))[k]
+    return [values(shape, d, rng, (-4, 4))], {"axes": (len(shape) - 1,)}
+
+
 @maker("silu", count=1)
 def _silu(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values((5, 9), d, rng, (-10, 10))], {}

@@ -18,7 +18,7 @@ from tessera.ops.table import OPS, primitive
 from tessera.types import dtypes as dt
 
 NAMES = sorted(OPS)
-FAMILIES = {"pointwise", "movement", "reduction", "contraction", "composite", "indexing", "sorting", "random", "fft", "linalg",
+FAMILIES = {"pointwise", "movement", "reduction", "contraction", "composite", "indexing", "sorting", "random", "fft", "linalg", "summation",
             "collective"}
 POINTWISE = """
 add sub mul div neg abs fma sqrt floor ceil round trunc minimum maximum eq ne lt le gt ge logical_and logical_or logical_not

@@ -15,13 +15,13 @@ from ..ir.core import TensorType
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import ceildiv, product
-from ..types.promotion import accumulator
+from ..types.promotion import accumulator, to_inexact
 from . import batch_rules as br
 from . import pointwise as pw
 from . import reduction_rules as rules
 from .derivatives import stretched
 from .operands import as_tensor, axes_of, convert, one_of
-from .reduction import count, to_inexact
+from .reduction import count
 from .rules import Array, accept, expect_operands
 from .table import Applied, Attrs, Bound, primitive
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import UnsupportedError
 from ..types import dtypes as dt
 from ..types.dtypes import DType
 from ..types.policy import NumericalPolicy, RoundingMode, join
@@ -32,6 +33,9 @@ KINDS: dict[str, str] = {}
 
 FAST: dict[str, str] = {}
 """Functions that have a faster, less exact form: name -> name of that form."""
+
+NONDETERMINISTIC: dict[str, str] = {}
+"""Ops whose results may differ from run to run, and why; filled from the facts ``nondeterministic`` of the op table."""
 
 SUMS = frozenset({"reduce_sum"})
 
@@ -46,6 +50,8 @@ class InForce:
         products_only: only products compute in the policy's format (``autocast``).
         summation: ``"kahan"`` or ``"pairwise"``: how sums run.
         fast: use the faster forms of functions.
+        deterministic: ops that say they are not deterministic are refused.
+        rounding: how results are rounded to the dtype that they have without a policy; where a policy is given, it says.
     """
 
     policy: NumericalPolicy | None = None
@@ -53,6 +59,8 @@ class InForce:
     products_only: bool = False
     summation: str | None = None
     fast: bool = False
+    rounding: RoundingMode | None = None
+    deterministic: bool = False
 
 
 def of(t: Any) -> NumericalPolicy | None:
@@ -112,9 +120,16 @@ def bind(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
 
 
 def _bound(force: InForce, name: str, tensors: list[Tensor], attrs: dict[str, Any]) -> Any:
+    if force.deterministic and name in NONDETERMINISTIC:
+        raise UnsupportedError(f"{name!r} is not deterministic, and a deterministic block is in force", sentence=NONDETERMINISTIC[name])
     if force.fast and name in FAST:
         name = FAST[name]
     policy = force.policy
+    if policy is None and force.rounding not in (None, RoundingMode.NEAREST):
+        kinds = [t.dtype for t in tensors if t.dtype.is_float]
+        if kinds:  # each op in the format of its operands
+            own = max(kinds, key=lambda d: d.bits)
+            policy = NumericalPolicy(storage=own, compute=own, accumulate=_sums_of(own), rounding=force.rounding)
     if name == "convert":
         return _conversion(policy, tensors, attrs)
     kind = KINDS.get(name)
@@ -197,6 +212,11 @@ def _pointwise(policy: NumericalPolicy, name: str, tensors: list[Tensor], attrs:
     if isinstance(out, tuple) or not out.dtype.is_float:
         return _stored(policy, out, store)
     return _to(_rounded(policy, _flushed(policy, out), narrow), store)
+
+
+def _sums_of(d: DType) -> DType:
+    """Where sums over ``d`` run so that there is something to round: f32 for smaller formats, f64 for f32."""
+    return dt.f32 if d.bits < 32 else dt.f64
 
 
 def _accumulator(policy: NumericalPolicy) -> DType:
