@@ -22,7 +22,7 @@ from .ops import argsort, take, where
 from .ops import random as _ops
 from .tracing import eager
 from .tracing.creation import shape_from, zeros_like
-from .tracing.recorder import STATE, Hidden, Trace, check_effects, lift, tracing
+from .tracing.recorder import STATE, Hidden, Trace, check_effects, lift, tracing, without_policies
 from .tracing.tensor import Tensor, Traced, make
 from .types import dims
 from .types import dtypes as dt
@@ -135,14 +135,15 @@ def _draw(what: str, shape: tuple[Any, ...], explicit: Any, *static: Any, called
     draw = getattr(_ops, what)
     k, site = _next(explicit, called or what)
     if STATE.trace is not None or k.is_traced or 0 in shape:
-        return draw(k, site, shape, *static)  # type: ignore[no-any-return]
+        with without_policies():
+            return draw(k, site, shape, *static)  # type: ignore[no-any-return]
     name = (what, *static)
     run = _programs.get(name)
     if run is None:
         trace = Trace(f"random_{what}")
         key_in = trace.parameter(_KEY, "key")
         length = trace.parameter(TensorType(dt.uint8, (dims.name("n"),)), "like")
-        with tracing(trace):
+        with tracing(trace), without_policies():
             out = draw(key_in, 0, length.type.shape, *static)
         run = _programs[name] = eager.compile_graph(trace.finish([out]))
     n = math.prod(shape)

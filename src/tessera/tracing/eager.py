@@ -36,7 +36,8 @@ LIMIT = 8192  # entries of the exact-shape table; it starts over when full
 def compile_graph(fn: Function) -> Run:
     """An executable for ``fn``: compiled where there is a compiler, else interpreted."""
     if COMPILER is not None:
-        run: Run = COMPILER.compile(fn)
+        with recorder.without_policies():  # the graph says all; passes that record definitions must not read the scope again
+            run: Run = COMPILER.compile(fn)
         return run
     from ..ir.interpret_graph import interpret
     return lambda arrays: interpret(fn, arrays)

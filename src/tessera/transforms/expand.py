@@ -7,7 +7,7 @@ from typing import Any
 
 from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
 from ..ops.table import OPS, OpDef
-from ..tracing.recorder import Trace, tracing
+from ..tracing.recorder import Trace, tracing, without_policies
 from .rewriting import everywhere, key_of
 
 _DEFINITIONS: dict[Any, Function] = {}
@@ -19,7 +19,7 @@ def definition(name: str, types: tuple[TensorType, ...], attrs: dict[str, Any]) 
     fn = _DEFINITIONS.get(key)
     if fn is None:
         trace = Trace(name)
-        with tracing(trace):
+        with tracing(trace), without_policies():  # kept for every later use
             given = [trace.parameter(t) for t in types]
             made = _written(OPS[name], attrs)(*given, **attrs)  # type: ignore[misc]
             fn = trace.finish(list(made) if isinstance(made, tuple | list) else [made])
