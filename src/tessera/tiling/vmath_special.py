@@ -31,7 +31,7 @@ def erf(v: V, x: E) -> E:
         return v.select(a < 0.97, small, v.copysign(large, x))
     small = v.fma(x, v.poly(z, T.ERF_F64), x)
     large = 1.0 - _erfc_right(v, v.at_most(a, 6.0))
-    return v.select(a < 1.2, small, v.copysign(large, x))
+    return v.select(a < 1.0, small, v.copysign(large, x))
 
 
 def _erfc_right(v: V, a: E) -> E:
