@@ -104,6 +104,7 @@ LAZY_NAMES = {
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
     "maybe": ("functional", "maybe"), "memoize": ("functional", "memoize"), "Maybe": ("functional", "Maybe"),
     "Just": ("functional", "Just"), "Nothing": ("functional", "Nothing"), "pure": ("effects", "pure"),
+    "Stateful": ("tracing.state", "Stateful"), "stateful": ("tracing.state", "stateful"), "with_state": ("tracing.state", "with_state"),
     "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
     "InferencePolicy": ("numerics", "InferencePolicy"), "kahan_sum": ("summation", "kahan_sum"),
     "verify_determinism": ("deterministic", "verify_determinism"),

@@ -39,7 +39,7 @@ class Program:
         guards: comparisons of sizes that Python decided on while tracing; the program is valid where they come out alike.
     """
 
-    def __init__(self, graph: Function, trace: Trace, out_tree: Any, out_static: Sequence[Any]):
+    def __init__(self, graph: Function, trace: Trace, out_tree: Any, out_static: Sequence[Any], assigned: Sequence[Any] = ()):
         self.graph = graph
         self.captured = trace.captured
         self.keep = trace._keep
@@ -49,6 +49,7 @@ class Program:
         self.guards = trace.guards
         self.out_tree = out_tree
         self.out_static = list(out_static)  # per leaf: (value,) for a constant of the host, None for a tensor
+        self.assigned = list(assigned)  # state that the trailing results are written back to
         self._run: Any = None
 
     @property
@@ -70,13 +71,16 @@ class Program:
             return lambda arrays: make(run(arrays)[0])
         statics, tree = self.out_static, self.out_tree
 
-        effects, name = self.effects, self.graph.name
+        effects, name, assigned = self.effects, self.graph.name, self.assigned
 
         def call(arrays: list[Any]) -> Any:
             if effects and STATE.allowed:
                 check_effects(effects, name)
-            arrays = arrays + [c.fetch(sites) if type(c) is Hidden else concrete(c) for c in captured]
+            arrays = arrays + [c.fetch(sites) if isinstance(c, Hidden) else concrete(c) for c in captured]
             out = run(arrays)
+            if assigned:
+                for a, array in zip(assigned, out[-len(assigned):], strict=True):
+                    a.commit(array)
             if tree is None:
                 return make(out[0])
             it = iter(out)
@@ -148,13 +152,19 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
                 out = call(params)
             leaves, tree, statics = flatten_results(out)
             leaves = check_results(declared.result, leaves, name, dict(bindings))
-            graph = trace.finish(leaves)
+            assigned = _assigned(trace) if trace.state else []
+            graph = trace.finish([*leaves, *[a.value for a in assigned]])
     except ShapeError:
         if sizes is None or not divided or divided - sizes.keys():
             raise
         # Sizes such as D // H fit only where the division is exact: trace with their values instead.
         raise NeedsValue(frozenset(divided)) from None
-    return Program(graph, trace, tree, statics)
+    return Program(graph, trace, tree, statics, assigned)
+
+
+def _assigned(trace: Trace) -> list[Any]:
+    from .state import written
+    return written(trace)
 
 
 def flatten_results(out: Any) -> tuple[list[Tensor], Any, list[Any]]:

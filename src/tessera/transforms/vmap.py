@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import optree
 
-from ..errors import ArgumentError, IndexOutOfRangeError, ShapeError, TracingError
+from ..errors import ArgumentError, EffectError, IndexOutOfRangeError, ShapeError, TracingError
 from ..ir.core import Function
 from ..ops import batch_rules as br
 from ..ops.collectives import binding
@@ -137,13 +137,19 @@ class _Mapped:
             statics: list[Any] = [None if isinstance(x, (*_ARRAYS, *_NUMBERS, Size)) else (x,) for x in out]
             tensors = [lift(x) for x, s in zip(out, statics, strict=True) if s is None]
             graph = inner.finish(tensors)
+        for a in inner.state.values():
+            if a.changed:
+                raise EffectError(
+                    f"the function that vmap maps assigns the state {a.name!r} of a {type(a.owner).__name__}", received=f"at {a.where}",
+                    sentence="There is one object, and each example would leave a state of its own.",
+                    hints=["Return the new state as a result: see ts.with_state"])
         outer.sites = inner.sites
         outer.effects |= inner.effects
         outer.constraints += [c for c in inner.constraints if c not in outer.constraints]
         outer._keep += inner._keep
         for c in inner.captured:
-            if isinstance(c, Hidden):
-                given.append((make(Traced(outer, outer.capture(c))), False, True))
+            if isinstance(c, Hidden):  # of hidden inputs, the state of objects is no random key
+                given.append((make(Traced(outer, outer.capture(c))), False, type(c) is Hidden))
             else:
                 given.append((c, False, False))
         return raise_composites(graph), given, tree, statics
