@@ -111,6 +111,8 @@ LAZY_NAMES = {
     "numerically_stable": ("stable", "numerically_stable"),
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
+    "grad": ("transforms.derivatives", "grad"), "value_and_grad": ("transforms.derivatives", "value_and_grad"),
+    "jvp": ("transforms.derivatives", "jvp"), "vjp": ("transforms.derivatives", "vjp"),
     "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
     "Schedule": ("scheduling.decisions", "Schedule"), "Kernel": ("tiling", "Kernel"), "Autotuner": ("autotune", "Autotuner"),
     "PerformanceModel": ("autotune", "PerformanceModel"), "time": ("autotune.measure", "time"),

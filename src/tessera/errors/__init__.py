@@ -181,6 +181,12 @@ class CheckpointError(TesseraError):
     title, code = "Checkpoint error", "E_CHECKPOINT"
 
 
+class DerivativeError(TesseraError):
+    """A derivative was asked for that does not exist, or that no rule gives."""
+
+    title, code = "No derivative", "E_DERIVATIVE"
+
+
 class UnsupportedError(TesseraError):
     """The request is meaningful but not available here."""
 
@@ -274,7 +280,7 @@ def _show(kind: type[BaseException], e: BaseException, tb: TracebackType | None)
 
 __all__ = [
     "ArgumentError", "ArgumentValueError", "CheckpointError", "CompileError", "ConstraintError", "DTypeError",
-    "DeviceError", "DonationError", "EffectError", "IndexOutOfRangeError", "KernelError", "NumericalError",
+    "DerivativeError", "DeviceError", "DonationError", "EffectError", "IndexOutOfRangeError", "KernelError", "NumericalError",
     "NumericsError", "OutOfMemoryError", "ShapeError", "Site", "TesseraError", "TracingError", "UnsupportedError",
     "render", "suggest", "suggestions", "unknown_keyword",
 ]

@@ -7,6 +7,7 @@ operands of one dtype and one shape; their numpy meaning evaluates 16-bit and sm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,14 +37,15 @@ from .rules import (
     same_dtype,
     same_shape,
 )
-from .table import Attrs, Bound, primitive
+from .table import Applied, Attrs, Bound, Partial, primitive
 
 Fn = Callable[..., Any]
 
 
 def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: DType | None = None, ulp: float = 0.0,
              domain: tuple[float, float] | None = None, doc: str = "", reference: Fn | None = None,
-             cancels: float = 0.0, checked: bool = False) -> None:
+             cancels: float = 0.0, checked: bool = False, partials: tuple[Partial | None, ...] | None = None,
+             jvp: Fn | None = None, vjp: Fn | None = None) -> None:
     """Enter a pointwise op on operands of one dtype.
 
     ``result`` is its dtype where that differs; ``cancels`` bounds the error by so many epsilons of the operands' magnitude
@@ -60,7 +62,7 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
         return cancels + 4.0 * (types[0].dtype.is_complex and name in ("mul", "div"))
 
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
-              bound=Bound(ulp, terms), pointwise=True, doc=doc or f"Elementwise {name}.",
+              bound=Bound(ulp, terms), pointwise=True, partials=partials, jvp=jvp, vjp=vjp, doc=doc or f"Elementwise {name}.",
               facts={**({"domain": domain} if domain else {}), **({"attrs": ("checked",)} if checked else {})})
 
 
@@ -141,32 +143,133 @@ def logical(name: str, fn: Fn, arity: int) -> Fn:
     return named(function, name, f"Elementwise ``{name}`` of truth values.")
 
 
+# -- what the derivatives below are made of ----------------------------------------------------------------------------
+def one(x: Applied) -> int:
+    return 1
+
+
+def minus_one(x: Applied) -> int:
+    return -1
+
+
+def first(x: Applied) -> Any:
+    return x.operands[0]
+
+
+def second(x: Applied) -> Any:
+    return x.operands[1]
+
+
+def result(x: Applied) -> Any:
+    return x.out
+
+
+def _one_minus_square(x: Any) -> Any:
+    """1 - x*x without cancellation near 1."""
+    return mul(sub(1.0, x), add(1.0, x))
+
+
+def _chosen(which: int) -> Partial:
+    """Of two values the one that was taken.  A tie is shared where both vary; beside a constant it counts as not taken."""
+
+    def partial(x: Applied) -> Any:
+        mine, other = x.operands[which], x.operands[1 - which]
+        taken = convert((gt if x.name == "maximum" else lt)(mine, other), mine.dtype)
+        return add(taken, mul(0.5, convert(eq(mine, other), mine.dtype))) if all(x.wanted) else taken
+
+    return partial
+
+
+def _div_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
+    by = x.operands[1]
+    if ts[1] is None:
+        return [div(ts[0], by)]
+    moved = mul(x.out, ts[1])
+    return [div(neg(moved) if ts[0] is None else sub(ts[0], moved), by)]
+
+
+def _div_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    g = div(gs[0], x.operands[1])
+    return [g if x.wanted[0] else None, neg(mul(g, x.out)) if x.wanted[1] else None]
+
+
+def _pow_by_base(x: Applied) -> Any:
+    """y * x**(y - 1), and 0 for y = 0 even where x is 0."""
+    base, y = x.operands
+    return mul(y, pow(base, where(eq(y, 0), 1.0, sub(y, 1.0))))
+
+
+def _pow_by_exponent(x: Applied) -> Any:
+    """log(x) * x**y, and 0 for x = 0."""
+    return mul(log(where(eq(x.operands[0], 0), 1.0, x.operands[0])), x.out)
+
+
+def _over_length(x: Applied, i: int) -> Any:
+    """x / hypot(x, y), and 0 at the origin."""
+    return div(x.operands[i], where(eq(x.out, 0), 1.0, x.out))
+
+
+def _by_angle(x: Applied, part: Any) -> Any:
+    return div(part, add(square(x.operands[0]), square(x.operands[1])))
+
+
+# B(2k) of the asymptotic series of trigamma.
+_BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
+
+
+def _trigamma(x: Any) -> Any:
+    """The derivative of digamma: reflection below 1/2, recurrence up by 10, then the asymptotic series.
+
+    Abramowitz & Stegun 6.4.6, 6.4.7, 6.4.12.
+    """
+    low = lt(x, 0.5)
+    z = where(low, sub(1.0, x), x)
+    total: Any = None
+    for k in range(10):
+        term = reciprocal(square(add(z, float(k)) if k else z))
+        total = term if total is None else add(total, term)
+    w = reciprocal(add(z, 10.0))
+    square_w, series = mul(w, w), mul(0.0, w)
+    for b in reversed(_BERNOULLI):
+        series = mul(square_w, add(series, b))
+    total = add(total, mul(w, add(series, add(1.0, mul(0.5, w)))))
+    reflected = square(div(math.pi, sin(mul(math.pi, where(low, x, 0.5)))))
+    return where(low, sub(reflected, total), total)
+
+
 FP = FLOATS + FP8
 ORDERED = BOOL + REAL
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
-add = binary("add", np.add, NUMBERS, on_bool="logical_or", doc="Elementwise sum; integers wrap around.")
-sub = binary("sub", np.subtract, NUMBERS, doc="Elementwise difference; integers wrap around.")
-mul = binary("mul", np.multiply, NUMBERS, on_bool="logical_and", doc="Elementwise product; integers wrap around.")
-div = binary("div", np.divide, FP + COMPLEX, ints="f32", doc="True division; integers are converted to f32.")
+add = binary("add", np.add, NUMBERS, on_bool="logical_or", doc="Elementwise sum; integers wrap around.", partials=(one, one))
+sub = binary("sub", np.subtract, NUMBERS, doc="Elementwise difference; integers wrap around.", partials=(one, minus_one))
+mul = binary("mul", np.multiply, NUMBERS, on_bool="logical_and", doc="Elementwise product; integers wrap around.",
+             partials=(second, first))
+div = binary("div", np.divide, FP + COMPLEX, ints="f32", doc="True division; integers are converted to f32.",
+             jvp=_div_jvp, vjp=_div_vjp)
 floor_div = binary("floor_div", m.floor_div, REAL, checked=True,
-                   doc="Quotient rounded down; an integer divisor 0 is a run-time error.")
+                   doc="Quotient rounded down; an integer divisor 0 is a run-time error.", partials=(None, None))
 mod = binary("mod", m.mod, REAL, checked=True,
-             doc="Remainder with the divisor's sign; an integer divisor 0 is a run-time error.")
-neg = unary("neg", np.negative, NUMBERS, doc="Elementwise negation; integers wrap around.")
-_abs = unary("abs", np.abs, REAL)
-sign = unary("sign", m.sign, REAL, doc="-1, 0 or 1; NaN stays NaN.")
-minimum = binary("minimum", np.minimum, REAL, on_bool="logical_and", doc="The lesser value; NaN wins.")
-maximum = binary("maximum", np.maximum, REAL, on_bool="logical_or", doc="The greater value; NaN wins.")
-reciprocal = unary("reciprocal", lambda x: 1 / x, FP, ints="f32", doc="1/x, correctly rounded.")
-copysign = binary("copysign", m.copysign, FP, ints="f32", doc="The magnitude of x with the sign of y.")
-_declare("fma", 3, m.fma, FP, doc="a*b + c with one rounding.")
+             doc="Remainder with the divisor's sign; an integer divisor 0 is a run-time error.",
+             partials=(one, lambda x: neg(floor(div(*x.operands)))))
+neg: Fn = unary("neg", np.negative, NUMBERS, doc="Elementwise negation; integers wrap around.", partials=(minus_one,))
+_abs = unary("abs", np.abs, REAL, partials=(lambda x: sign(x.operands[0]),))
+sign: Fn = unary("sign", m.sign, REAL, doc="-1, 0 or 1; NaN stays NaN.", partials=(None,))
+minimum = binary("minimum", np.minimum, REAL, on_bool="logical_and", doc="The lesser value; NaN wins.",
+                 partials=(_chosen(0), _chosen(1)))
+maximum = binary("maximum", np.maximum, REAL, on_bool="logical_or", doc="The greater value; NaN wins.",
+                 partials=(_chosen(0), _chosen(1)))
+reciprocal = unary("reciprocal", lambda x: 1 / x, FP, ints="f32", doc="1/x, correctly rounded.",
+                   partials=(lambda x: neg(mul(x.out, x.out)),))
+copysign: Fn = binary("copysign", m.copysign, FP, ints="f32", doc="The magnitude of x with the sign of y.",
+                  partials=(lambda x: mul(copysign(1.0, x.operands[0]), copysign(1.0, x.operands[1])), None))
+_declare("fma", 3, m.fma, FP, doc="a*b + c with one rounding.", partials=(second, first, one))
 
 # -- rounding ----------------------------------------------------------------------------------------------------------
-floor = unary("floor", np.floor, FP, ints="keep", doc="The greatest integer not above x.")
-ceil = unary("ceil", np.ceil, FP, ints="keep", doc="The least integer not below x.")
-round = unary("round", np.rint, FP, ints="keep", doc="The nearest integer, ties to even.")
-trunc = unary("trunc", np.trunc, FP, ints="keep", doc="The integer part.")
+floor: Fn = unary("floor", np.floor, FP, ints="keep", doc="The greatest integer not above x.", partials=(None,))
+ceil = unary("ceil", np.ceil, FP, ints="keep", doc="The least integer not below x.", partials=(None,))
+round = unary("round", np.rint, FP, ints="keep", doc="The nearest integer, ties to even.", partials=(None,))
+trunc = unary("trunc", np.trunc, FP, ints="keep", doc="The integer part.", partials=(None,))
 
 # -- comparisons and logic ---------------------------------------------------------------------------------------------
 eq = compare("eq", np.equal, ORDERED + COMPLEX)
@@ -193,42 +296,60 @@ shift_right = binary("shift_right", m.shift_right, INTS,
                      doc="Bits moved down, with the sign for signed types; a count outside [0, bits) gives 0 or the sign.")
 
 # -- exponentials, logarithms, powers ------------------------------------------------------------------------------------
-exp = unary("exp", np.exp, FP, 2, ints="f32", domain=(-80, 80))
-exp2 = unary("exp2", np.exp2, FP, 2, ints="f32", domain=(-120, 120))
-expm1 = unary("expm1", np.expm1, FP, 3, ints="f32", domain=(-20, 80))
-log = unary("log", np.log, FP, 2, ints="f32", domain=(0, 1e4))
-log2 = unary("log2", np.log2, FP, 2, ints="f32", domain=(0, 1e4))
-log10 = unary("log10", np.log10, FP, 2, ints="f32", domain=(0, 1e4))
-log1p = unary("log1p", np.log1p, FP, 3, ints="f32", domain=(-0.99, 1e4))
-sqrt = unary("sqrt", np.sqrt, FP, ints="f32", domain=(0, 1e4), doc="Square root, correctly rounded.")
-rsqrt = unary("rsqrt", m.rsqrt, FP, 2, ints="f32", domain=(1e-3, 1e4))
-cbrt = unary("cbrt", np.cbrt, FP, 3, ints="f32", domain=(-1e4, 1e4))
-_declare("pow", 2, np.power, FP, ulp=4)
-hypot = binary("hypot", np.hypot, FP, 3, ints="f32")
-logaddexp = binary("logaddexp", np.logaddexp, FP, 6, ints="f32", cancels=2, doc="log(exp(x) + exp(y)) without overflow.")
+exp = unary("exp", np.exp, FP, 2, ints="f32", domain=(-80, 80), partials=(result,))
+exp2 = unary("exp2", np.exp2, FP, 2, ints="f32", domain=(-120, 120), partials=(lambda x: mul(x.out, math.log(2)),))
+expm1 = unary("expm1", np.expm1, FP, 3, ints="f32", domain=(-20, 80), partials=(lambda x: add(x.out, 1.0),))
+log = unary("log", np.log, FP, 2, ints="f32", domain=(0, 1e4), partials=(lambda x: reciprocal(x.operands[0]),))
+log2 = unary("log2", np.log2, FP, 2, ints="f32", domain=(0, 1e4), partials=(lambda x: div(1 / math.log(2), x.operands[0]),))
+log10 = unary("log10", np.log10, FP, 2, ints="f32", domain=(0, 1e4), partials=(lambda x: div(1 / math.log(10), x.operands[0]),))
+log1p = unary("log1p", np.log1p, FP, 3, ints="f32", domain=(-0.99, 1e4),
+              partials=(lambda x: reciprocal(add(x.operands[0], 1.0)),))
+sqrt = unary("sqrt", np.sqrt, FP, ints="f32", domain=(0, 1e4), doc="Square root, correctly rounded.",
+             partials=(lambda x: div(0.5, x.out),))
+rsqrt = unary("rsqrt", m.rsqrt, FP, 2, ints="f32", domain=(1e-3, 1e4),
+              partials=(lambda x: mul(-0.5, div(x.out, x.operands[0])),))
+cbrt = unary("cbrt", np.cbrt, FP, 3, ints="f32", domain=(-1e4, 1e4),
+             partials=(lambda x: div(1.0, mul(3.0, mul(x.out, x.out))),))
+_declare("pow", 2, np.power, FP, ulp=4, partials=(_pow_by_base, _pow_by_exponent))
+hypot = binary("hypot", np.hypot, FP, 3, ints="f32", partials=(lambda x: _over_length(x, 0), lambda x: _over_length(x, 1)))
+logaddexp = binary("logaddexp", np.logaddexp, FP, 6, ints="f32", cancels=2, doc="log(exp(x) + exp(y)) without overflow.",
+                   partials=(lambda x: sigmoid(sub(*x.operands)), lambda x: sigmoid(sub(*x.operands[::-1]))))
 
 # -- trigonometry ------------------------------------------------------------------------------------------------------
-sin = unary("sin", np.sin, FP, 2, ints="f32", domain=(-100, 100))
-cos = unary("cos", np.cos, FP, 2, ints="f32", domain=(-100, 100))
-tan = unary("tan", np.tan, FP, 4, ints="f32", domain=(-100, 100))
-asin = unary("asin", np.arcsin, FP, 4, ints="f32", domain=(-1, 1))
-acos = unary("acos", np.arccos, FP, 4, ints="f32", domain=(-1, 1))
-atan = unary("atan", np.arctan, FP, 4, ints="f32", domain=(-50, 50))
-atan2 = binary("atan2", np.arctan2, FP, 4, ints="f32", doc="The angle of the point (y, x), given as atan2(y, x).")
-sinh = unary("sinh", np.sinh, FP, 4, ints="f32", domain=(-10, 10))
-cosh = unary("cosh", np.cosh, FP, 4, ints="f32", domain=(-10, 10))
-tanh = unary("tanh", np.tanh, FP, 4, ints="f32", domain=(-10, 10))
-asinh = unary("asinh", np.arcsinh, FP, 4, ints="f32", domain=(-1e3, 1e3))
-acosh = unary("acosh", np.arccosh, FP, 4, ints="f32", domain=(1, 1e3))
-atanh = unary("atanh", np.arctanh, FP, 4, ints="f32", domain=(-0.99, 0.99))
+sin = unary("sin", np.sin, FP, 2, ints="f32", domain=(-100, 100), partials=(lambda x: cos(x.operands[0]),))
+cos: Fn = unary("cos", np.cos, FP, 2, ints="f32", domain=(-100, 100), partials=(lambda x: neg(sin(x.operands[0])),))
+tan = unary("tan", np.tan, FP, 4, ints="f32", domain=(-100, 100), partials=(lambda x: add(mul(x.out, x.out), 1.0),))
+asin = unary("asin", np.arcsin, FP, 4, ints="f32", domain=(-1, 1),
+             partials=(lambda x: rsqrt(_one_minus_square(x.operands[0])),))
+acos = unary("acos", np.arccos, FP, 4, ints="f32", domain=(-1, 1),
+             partials=(lambda x: neg(rsqrt(_one_minus_square(x.operands[0]))),))
+atan = unary("atan", np.arctan, FP, 4, ints="f32", domain=(-50, 50),
+             partials=(lambda x: reciprocal(add(square(x.operands[0]), 1.0)),))
+atan2 = binary("atan2", np.arctan2, FP, 4, ints="f32", doc="The angle of the point (y, x), given as atan2(y, x).",
+               partials=(lambda x: _by_angle(x, x.operands[1]), lambda x: _by_angle(x, neg(x.operands[0]))))
+sinh = unary("sinh", np.sinh, FP, 4, ints="f32", domain=(-10, 10), partials=(lambda x: cosh(x.operands[0]),))
+cosh: Fn = unary("cosh", np.cosh, FP, 4, ints="f32", domain=(-10, 10), partials=(lambda x: sinh(x.operands[0]),))
+tanh = unary("tanh", np.tanh, FP, 4, ints="f32", domain=(-10, 10), partials=(lambda x: _one_minus_square(x.out),))
+asinh = unary("asinh", np.arcsinh, FP, 4, ints="f32", domain=(-1e3, 1e3),
+              partials=(lambda x: rsqrt(add(square(x.operands[0]), 1.0)),))
+acosh = unary("acosh", np.arccosh, FP, 4, ints="f32", domain=(1, 1e3),
+              partials=(lambda x: rsqrt(mul(sub(x.operands[0], 1.0), add(x.operands[0], 1.0))),))
+atanh = unary("atanh", np.arctanh, FP, 4, ints="f32", domain=(-0.99, 0.99),
+              partials=(lambda x: reciprocal(_one_minus_square(x.operands[0])),))
 
 # -- special functions -------------------------------------------------------------------------------------------------
-erf = unary("erf", m.erf, FP, 4, ints="f32", domain=(-4, 4))
-erfc = unary("erfc", m.erfc, FP, 8, ints="f32", domain=(-4, 6))
-erfinv = unary("erfinv", m.erfinv, FP, 8, ints="f32", domain=(-0.99, 0.99))
-sigmoid = unary("sigmoid", m.sigmoid, FP, 4, ints="f32", domain=(-20, 20), doc="1 / (1 + exp(-x)).")
-lgamma = unary("lgamma", m.lgamma, FP, 32, ints="f32", domain=(3, 100), doc="log |Gamma(x)|.")
-digamma = unary("digamma", m.digamma, FP, 32, ints="f32", domain=(2, 100), doc="The derivative of lgamma.")
+erf = unary("erf", m.erf, FP, 4, ints="f32", domain=(-4, 4),
+            partials=(lambda x: mul(2 / math.sqrt(math.pi), exp(neg(square(x.operands[0])))),))
+erfc = unary("erfc", m.erfc, FP, 8, ints="f32", domain=(-4, 6),
+             partials=(lambda x: mul(-2 / math.sqrt(math.pi), exp(neg(square(x.operands[0])))),))
+erfinv = unary("erfinv", m.erfinv, FP, 8, ints="f32", domain=(-0.99, 0.99),
+               partials=(lambda x: mul(math.sqrt(math.pi) / 2, exp(square(x.out))),))
+sigmoid: Fn = unary("sigmoid", m.sigmoid, FP, 4, ints="f32", domain=(-20, 20), doc="1 / (1 + exp(-x)).",
+                partials=(lambda x: mul(x.out, sub(1.0, x.out)),))
+lgamma = unary("lgamma", m.lgamma, FP, 32, ints="f32", domain=(3, 100), doc="log |Gamma(x)|.",
+               partials=(lambda x: digamma(x.operands[0]),))
+digamma: Fn = unary("digamma", m.digamma, FP, 32, ints="f32", domain=(2, 100), doc="The derivative of lgamma.",
+                partials=(lambda x: _trigamma(x.operands[0]),))
 
 
 # -- ops whose operands differ in dtype ----------------------------------------------------------------------------------
@@ -239,7 +360,17 @@ def _select_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorT
     return (TensorType(kind, same_shape("select", types)),)
 
 
-primitive("select", family="pointwise", infer=_select_infer, reference=lambda p, a, b: np.asarray(np.where(p, a, b), a.dtype),
+def _select_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
+    return [where(x.operands[0], *[0.0 if t is None else t for t in ts[1:]])]
+
+
+def _select_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    p, g = x.operands[0], gs[0]
+    return [None, where(p, g, 0.0) if x.wanted[1] else None, where(p, 0.0, g) if x.wanted[2] else None]
+
+
+primitive("select", family="pointwise", infer=_select_infer, jvp=_select_jvp, vjp=_select_vjp,
+          reference=lambda p, a, b: np.asarray(np.where(p, a, b), a.dtype),
           dtypes=EVERY, pointwise=True, doc="a where p holds, else b.", facts={"mixed": ("bool", "T", "T")})
 
 
@@ -253,7 +384,7 @@ def _bitcast_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[Tensor
 
 
 primitive("bitcast", family="pointwise", infer=_bitcast_infer, reference=lambda x, dtype: x.view(dtype.np), dtypes=EVERY,
-          pointwise=True, doc="The same bits read as another dtype of equal width.", facts={"attrs": ("dtype",)})
+          partials=(None,), pointwise=True, doc="The same bits read as another dtype of equal width.", facts={"attrs": ("dtype",)})
 
 
 # -- ops that are written in others -----------------------------------------------------------------------------------------
@@ -295,7 +426,7 @@ def _integer_pow_expand(x: Any, y: Any) -> Any:
 
 
 primitive("nextafter", family="composite", infer=_two_infer("nextafter", FLOATS), reference=m.nextafter, dtypes=FLOATS,
-          batch=br.leading,
+          batch=br.leading, linear=(),
           expand=_nextafter_expand, doc="The representable neighbour of x in the direction of y.")
 primitive("integer_pow", family="composite", infer=_two_infer("integer_pow", INTS), reference=m.power, dtypes=INTS,
           batch=br.leading,
@@ -310,18 +441,18 @@ def nextafter(x: Any, y: Any) -> Any:
 
 
 # -- complex numbers -----------------------------------------------------------------------------------------------------
-def _part(name: str, fn: Fn) -> None:
+def _part(name: str, fn: Fn, vjp: Fn) -> None:
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
         expect_operands(name, types, 1)
         accept(name, types, COMPLEX)
         return (types[0].with_dtype(types[0].dtype.real),)
 
     primitive(name, family="pointwise", infer=infer, reference=lambda z: np.asarray(fn(z)).copy(), dtypes=COMPLEX,
-              pointwise=True, doc=f"The {name} part of complex numbers.")
+              linear=True, vjp=vjp, pointwise=True, doc=f"The {name} part of complex numbers.")
 
 
-_part("real", np.real)
-_part("imag", np.imag)
+_part("real", np.real, lambda x, gs: [complex_(gs[0], 0.0)])
+_part("imag", np.imag, lambda x, gs: [complex_(0.0, neg(gs[0]))])  # the pairing is Re(g * z), without a conjugate
 
 
 def _complex_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
@@ -332,7 +463,7 @@ def _complex_infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[Tensor
 
 
 primitive("complex", family="pointwise", infer=_complex_infer, reference=m.make_complex, dtypes=(dt.f32, dt.f64),
-          pointwise=True, doc="re + i*im.")
+          linear=True, vjp=lambda x, gs: [real(gs[0]), neg(imag(gs[0]))], pointwise=True, doc="re + i*im.")
 
 
 # -- functions that are more than their primitive --------------------------------------------------------------------------

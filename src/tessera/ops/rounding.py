@@ -27,7 +27,7 @@ from . import meaning as m
 from . import pointwise as pw
 from .operands import as_tensor, convert
 from .rules import EVERY, FLOATS, Array, accept, expect_operands, lifted
-from .table import Attrs, primitive
+from .table import Applied, Attrs, primitive
 
 TRUNCATES = ("toward_zero", "up", "down", "stochastic")
 
@@ -169,7 +169,18 @@ def _uniforms(bits: Array, x: Array, dtype: DType) -> Array:
     return np.asarray(bits.astype(np.float64) * 2.0**-32 if wide else (bits >> np.uint32(8)).astype(np.float64) * 2.0**-24)
 
 
-primitive("convert", family="pointwise", infer=infer, reference=reference, dtypes=EVERY, pointwise=True,
+def _convert_jvp(x: Applied, ts: Sequence[Any]) -> list[Any]:
+    return [convert(ts[0], x.attrs["dtype"])]
+
+
+def _convert_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
+    """A real number becomes the real part of a complex one, and a complex number gives its real part."""
+    g, kind = gs[0], x.operands[0].dtype
+    return [convert(pw.real(g) if g.dtype.is_complex and not kind.is_complex else g, kind), *[None] * (len(x.operands) - 1)]
+
+
+primitive("convert", family="pointwise", infer=infer, reference=reference, dtypes=EVERY, pointwise=True, jvp=_convert_jvp,
+          vjp=_convert_vjp,
           doc="The value in another dtype: floats round to nearest even, float to integer truncates and saturates (NaN gives 0), integers "
               "wrap, and ``saturate`` clamps floats to the target's finite range.  ``rounding`` names another mode (for integers "
               "too); stochastic takes a second operand, a uint32 random word an element.",
@@ -216,7 +227,7 @@ def _reduce_reference(x: Array, *, exponent_bits: int, mantissa_bits: int) -> Ar
 
 
 primitive("reduce_precision", family="composite", infer=_reduce_infer, reference=_reduce_reference, expand=_reduce_expand,
-          dtypes=(dt.f32, dt.f64), facts={"attrs": ("exponent_bits", "mantissa_bits")},
+          dtypes=(dt.f32, dt.f64), facts={"attrs": ("exponent_bits", "mantissa_bits")}, jvp=lambda x, ts: ts, vjp=lambda x, gs: gs,
           doc="The value rounded to nearest even as if its format had so many exponent and mantissa bits, without subnormal numbers "
               "where it has fewer exponents; too large becomes infinite.")
 
@@ -247,7 +258,8 @@ def _flush_half(x: Array) -> Array:
     return np.where(np.abs(x) < np.float16(2.0**-14), np.copysign(np.float16(0), x), x)
 
 
-primitive("flush_subnormals", family="composite", infer=_flush_infer, reference=_flush_half, dtypes=FLOATS,
+primitive("flush_subnormals", family="composite", infer=_flush_infer, reference=_flush_half, dtypes=FLOATS, jvp=lambda x, ts: ts,
+          vjp=lambda x, gs: gs,
           expand=lambda x: pw.where(pw.lt(pw.abs(x), float(x.dtype.finfo.tiny)), pw.copysign(0.0, x), x),
           doc="Zero of its sign for a subnormal number, else the number.")
 

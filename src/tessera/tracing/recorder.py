@@ -121,6 +121,7 @@ class Trace:
         self.policies: dict[Value, Any] = {}  # of values whose declared type names a numerical policy, and what is made of them
         self.iterations: tuple[Tensor, ...] = ()  # the numbers of the surrounding loops' iterations, where known
         self.open = True
+        self.place: Loc | None = None  # where ops made by a derivative rule come from; None: the user's frame
 
     # -- inputs ------------------------------------------------------------------------------------------------------
     def parameter(self, type: TensorType, name: str | None = None, weak: type | None = None) -> Tensor:
@@ -165,7 +166,7 @@ class Trace:
                 attrs[k] = plain(v)
             elif type(v) is tuple and any(isinstance(x, Size) for x in v):
                 attrs[k] = tuple([plain(x) if isinstance(x, Size) else x for x in v])
-        loc = user_loc(depth)
+        loc = self.place or user_loc(depth)
         types = infer(name, [v.type for v in values], attrs, loc)
         effects = EFFECTS.get(name)
         if effects is not None:
@@ -190,7 +191,7 @@ class Trace:
     def structured(self, name: str, operands: Sequence[Tensor], result_types: Sequence[TensorType], attrs: dict[str, Any],
                    blocks: Sequence[Block]) -> list[Tensor]:
         """Append a structural op (``cond``, ``while``, ``scan``, ``call``)."""
-        op = self.builder.op(name, [self.lower(t) for t in operands], result_types, attrs, blocks, user_loc(2))
+        op = self.builder.op(name, [self.lower(t) for t in operands], result_types, attrs, blocks, self.place or user_loc(2))
         return [make(Traced(self, r)) for r in op.results]
 
     def block(self, types: Sequence[TensorType]) -> tuple[Block, list[Tensor]]:
