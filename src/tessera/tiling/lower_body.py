@@ -17,7 +17,7 @@ from ..types.dtypes import bool_, int64
 from .lower_analysis import Kernel, dynamic_operands
 from .lower_emit import Emit, Int, scalar_of
 
-AHEAD = 1024  # bytes between a load and what is asked for with it
+AHEAD = 4096  # bytes between a load and what is asked for with it
 
 
 @dataclass(frozen=True)
