@@ -6,6 +6,7 @@ Nothing here changes the bits of a result: every element is one chain over k, ho
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ AHEAD = 8            # rows of a panel between the one that is multiplied and th
 UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
 SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
 UNIT_SCRATCH = 1900 << 10  # the same for a matrix unit, whose sums rest there
+TALL = 1036          # rows of a block beyond which its strips of lhs come from far away each time
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def register_tile(machine: Any, dtype: DType, m: DimLike, n: DimLike) -> tuple[i
         loads = (mr + registers) / 2                              # two loads a cycle, two multiplications a cycle
         cycles = max(mr * registers / 2, loads, 4.0)              # and four cycles until an accumulator is ready again
         tiles = -(-m_ // mr) * -(-n_ // nr)
-        cost = tiles * (cycles + 0.02 * registers)
+        cost = tiles * (cycles + 0.05 * registers)                   # and each vector comes from L2
         if cost < best * 0.995:
             best, choice = cost, (mr, nr)
     return choice
@@ -182,7 +184,7 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     size = dtype.itemsize
     scratch = UNIT_SCRATCH if unit else SCRATCH
     asked = dict(op.attrs.get("schedule", ()))
-    depth = max(64, min(256, 1024 // accumulate.itemsize, _round_up(guess(k), 32) if isinstance(k, int) else 1 << 30))
+    depth = _depth(k, 512 if unit else min(256, 1024 // accumulate.itemsize))
     if "tile_k" in asked:
         depth = min(_round_up(asked["tile_k"], 32), 1024)
     single = isinstance(k, int) and k <= depth
@@ -192,15 +194,18 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
         widest = max(nr, min(widest, (704 if unit else 512) // nr * nr))
     if "tile_n" in asked:
         widest = max(nr, min(widest, asked["tile_n"]) // nr * nr)
-    columns, grid_n = _cut(n, nr, min(widest, 1024))
-    most_rows = 1 << 30 if resting else max(mr, (scratch - columns * depth * size) // ((columns + 16) * accumulate.itemsize) // mr * mr)
+
+    def most_rows(columns: int) -> int:
+        room = (scratch - columns * depth * size) // ((columns + 16) * accumulate.itemsize)
+        return 1 << 30 if resting else max(mr, room // mr * mr)
+
+    extents = Extents(m, n, k, batch, mr, nr, depth)
+    rows, grid_m, columns, grid_n = _cut(extents, min(widest, 1024), most_rows, machine, "tile_n" in asked)
     if "tile_m" in asked:
-        rows, grid_m = _cut_rows_as_asked(m, _round_up(asked["tile_m"], mr), max(mr, most_rows // mr * mr))
-    else:
-        rows, grid_m = _cut_rows(m, mr, most_rows, grid_n, batch, machine)
+        rows, grid_m = _rows_as_asked(m, _round_up(asked["tile_m"], mr), max(mr, most_rows(columns) // mr * mr))
     return Plan(
         dtype=dtype, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
-        rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows), grid_m=grid_m, grid_n=grid_n, k=k,
+        rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows(columns)), grid_m=grid_m, grid_n=grid_n, k=k,
         lhs_along_k=bool(unit) or _along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
         whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single,
         unit=unit, ahead=asked.get("prefetch_distance", AHEAD))
@@ -221,6 +226,14 @@ def _dtype(op: Op, role: str) -> DType:
     body = block(op, role)
     t = op.operands[0 if role == "lhs" else 1].type if body is None else body.terminator.operands[0].type
     return t.dtype  # type: ignore[no-any-return]
+
+
+def _depth(k: DimLike, most: int) -> int:
+    """How much of k one copy of rhs takes: equal parts of at most ``most`` where k is known."""
+    if not isinstance(k, int):
+        return most
+    parts = max(1, -(-k // most))
+    return max(64, _round_up(-(-k // parts), 32))
 
 
 def _round_up(n: int, to: int) -> int:
@@ -271,45 +284,77 @@ def _along_k(op: Op, role: str) -> bool:
     return along_k == 1 if role == "lhs" else along_k == 1 and along_other != 1
 
 
-def _cut(n: DimLike, unit: int, most: int) -> tuple[int, DimLike]:
-    """(columns of a block, blocks): equal blocks of at most ``most`` where n is known."""
-    if isinstance(n, int):
-        units = max(1, -(-n // unit))
-        blocks = max(1, -(-units * unit // most))
-        columns = -(-units // blocks) * unit
-        return columns, -(-n // columns)
-    columns = max(unit, min(most, 512) // unit * unit)
-    return columns, ceildiv(n, columns)
+@dataclass(frozen=True)
+class Extents:
+    """What is cut into blocks: the product's sizes, its register tile, and the depth of one copy of rhs."""
+
+    m: DimLike
+    n: DimLike
+    k: DimLike
+    batch: tuple[DimLike, ...]
+    mr: int
+    nr: int
+    depth: int
 
 
-def _cut_rows_as_asked(m: DimLike, rows: int, most: int) -> tuple[DimLike, DimLike]:
+def _rows_as_asked(m: DimLike, rows: int, most: int) -> tuple[DimLike, DimLike]:
     rows = min(rows, most)
     return rows, ceildiv(m, rows)
 
 
-def _cut_rows(m: DimLike, mr: int, most: int, grid_n: DimLike, batch: tuple[DimLike, ...], machine: Any) -> tuple[DimLike, DimLike]:
-    """(rows of a block, blocks): enough blocks to share out evenly, each tall enough to pay for its copy of rhs."""
-    threads = max(1, machine.threads)
-    others = product((*batch, grid_n))
-    tall = min(1036, most)
-    if isinstance(m, int):
-        strips = max(1, -(-m // mr))
-        best, choice = math.inf, 1
-        for blocks in range(1, min(strips, 64) + 1):
-            rows = -(-strips // blocks) * mr
-            if rows > most:
-                continue
-            count = -(-m // rows) * guess(others)
-            rounds = int(-(-count // threads))
-            cost = rounds * (rows + 4 + (8 if rows <= tall else 40))
-            if cost < best * 0.99:
-                best, choice = cost, blocks
-        rows = min(-(-strips // choice) * mr, max(mr, most // mr * mr))
-        return rows, -(-m // rows) if m else 0
+# Cycles of a core with two vector multiplications a cycle, for an element: of rhs or lhs copied, of a sum put to rest and fetched.
+COPY_RHS, COPY_LHS, REST = 6 / 16, 4 / 16, 4 / 16
+
+
+def _cut(e: Extents, widest: int, most_rows: Callable[[int], int], machine: Any, fixed: bool) -> tuple[DimLike, DimLike, int, DimLike]:
+    """(rows of a block, blocks along m, columns, blocks along n); ``fixed``: as wide as allowed, in equal parts."""
+    if not (isinstance(e.m, int) and isinstance(e.n, int)):
+        return _cut_symbolic(e, widest, most_rows, machine)
+    candidates = _parts(e.n, e.nr, widest)
+    return _cut_known(e, candidates[:1] if fixed else candidates, most_rows, machine)
+
+
+def _parts(n: int, unit: int, most: int) -> list[int]:
+    """Extents of at most ``most`` (or one unit) that cut ``n`` into equal numbers of units, the largest first."""
+    units, most = max(1, -(-n // unit)), max(1, most // unit)
+    first = -(-units // most)
+    return list(dict.fromkeys(-(-units // g) * unit for g in range(first, min(units, first + 63) + 1)))
+
+
+def _cut_known(e: Extents, candidates: Sequence[int], most_rows: Callable[[int], int], machine: Any) -> tuple[int, int, int, int]:
+    """The least time of the thread with most to do."""
+    assert isinstance(e.m, int) and isinstance(e.n, int)
+    threads, others = max(1, machine.threads), guess(product(e.batch))
+    lanes = machine.tile_lanes
+    best, choice = math.inf, (e.mr, e.nr)
+    for columns in candidates:
+        for rows in _parts(e.m, e.mr, most_rows(columns)):
+            blocks = -(-e.m // rows) * -(-e.n // columns) * others
+            work = rows * columns / (2 * lanes) + columns * COPY_RHS + rows * COPY_LHS + rows * columns * REST / e.depth
+            cost = -(-blocks // threads) * (work + (0 if rows <= TALL else columns))
+            if cost < best * 0.995:
+                best, choice = cost, (rows, columns)
+    rows, columns = choice
+    return rows, -(-e.m // rows) if e.m else 0, columns, -(-e.n // columns)
+
+
+def _cut_symbolic(e: Extents, widest: int, most_rows: Callable[[int], int], machine: Any) -> tuple[DimLike, DimLike, int, DimLike]:
+    """The same where a size is known only when the product runs: blocks of usual extents, shared out evenly."""
+    if isinstance(e.n, int):
+        columns = _parts(e.n, e.nr, widest)[0]
+    else:
+        columns = max(e.nr, min(widest, 512) // e.nr * e.nr)
+    grid_n = ceildiv(e.n, columns)
+    threads, others, most = max(1, machine.threads), product((*e.batch, grid_n)), most_rows(columns)
     share = threads // math.gcd(threads, others) if isinstance(others, int) else 1
-    target = min(504, most) // mr * mr
-    count_m: DimLike = share * dim_max(1, ceildiv(m, share * target)) if share > 1 else ceildiv(m, target)
-    return mr * ceildiv(m, mr * dim_max(1, count_m)), count_m  # the last blocks may be empty: their loops then do nothing
+    target = max(e.mr, min(504, most) // e.mr * e.mr)
+    count: DimLike = share * dim_max(1, ceildiv(e.m, share * target)) if share > 1 else ceildiv(e.m, target)
+    if isinstance(e.m, int):
+        assert isinstance(count, int)
+        rows = -(-max(1, -(-e.m // e.mr)) // max(1, count)) * e.mr
+        return rows, -(-e.m // rows) if e.m else 0, columns, grid_n
+    # The last blocks may be empty: their loops then do nothing.
+    return e.mr * ceildiv(e.m, e.mr * dim_max(1, count)), count, columns, grid_n
 
 
 __all__ = ["Plan", "plan_product", "register_tile"]

@@ -113,7 +113,7 @@ class CpuMachine:
         Intel's cores run ``dpbf16`` at half rate, so that it gains nothing there; AMD's run it at full rate.
         """
         for m in self.matrix_instructions:
-            if m.accepts(lhs, rhs, accumulate) and (m.m > 1 or self.tune.startswith("znver")):
+            if m.accepts(lhs, rhs, accumulate) and (m.m > 1 or self._amd):
                 return m
         return None
 
@@ -140,9 +140,16 @@ class CpuMachine:
     def product_tile(self) -> tuple[int, int]:
         """(MR, NV): rows, and vectors a row, of the register tile of a matrix product, whatever its dtype.
 
-        The accumulators, the vectors of one row of the right operand and one broadcast fill the registers.
+        The accumulators, the vectors of one row of the right operand and one broadcast fill the registers.  AMD's cores
+        are a few per cent faster where some registers stay free for the broadcasts to come.
         """
-        return (14, 2) if self.registers >= 32 else (6, 2)
+        if self.registers < 32:
+            return (6, 2)
+        return (12, 2) if self._amd else (14, 2)
+
+    @property
+    def _amd(self) -> bool:
+        return self.tune.startswith("znver")
 
     @staticmethod
     def _accumulator(dtype: DType) -> DType:

@@ -11,6 +11,7 @@ import pytest
 from tessera.ir.text import parse_function
 from tessera.machine import X86_AVX2, host_cpu
 from tessera.targets.cpu import abi
+from tessera.targets.cpu.emit import emit
 from tessera.types.dtypes import as_dtype
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -454,3 +455,19 @@ def test_a_store_of_few_lanes_leaves_the_neighbours(d: str, lanes: int) -> None:
     x, o = np.arange(1, 17).astype(np.float32), np.full(16, 7).astype(dtype)
     _, out = check(text, [x, o])
     assert out.tolist() == x[:lanes].tolist() + [7] * (16 - lanes)
+
+
+def test_rows_outside_a_buffer_point_into_the_frame() -> None:
+    text = """tile @rows(%x: buf<f32[10, 16]>, %o: buf<f32[10, 16]>) with {grid = (2,), sizes = (), writes = (1,)} {
+      %p = program_id() {axis = 0} : int64
+      %eight = constant() {value = 8} : int64
+      %z = constant() {value = 0} : int64
+      %i = mul(%p, %eight) : int64
+      %t = load(%x, %i, %z) {check = (0,)} : tile<f32[8, 16]>
+      store(%o, %i, %z, %t) {check = (0,)}
+      return()
+    }"""
+    x = f32(10, 16)
+    assert np.array_equal(check(text, [x, np.zeros_like(x)])[1], x)
+    code = emit(parse_function(text), host_cpu())
+    assert code.count("select i1") >= 16, "masked accesses to pages that are not mapped cost hundreds of cycles each"
