@@ -25,7 +25,8 @@ def test_depths_are_equal_parts(k: int, depth: int) -> None:
     assert plan(ZEN, 512, 512, k).depth == depth
 
 
-@pytest.mark.parametrize("m, n, k", [(256, 768, 3072), (256, 3072, 768), (1024, 1024, 1024), (768, 3072, 256), (256, 50257, 768), (64, 400000, 128), (400000, 64, 128)])
+@pytest.mark.parametrize("m, n, k", [(256, 768, 3072), (256, 3072, 768), (1024, 1024, 1024), (768, 3072, 256), (256, 50257, 768),
+                                     (64, 400000, 128), (400000, 64, 128)])
 @pytest.mark.parametrize("machine", [ZEN, XEON], ids=["zen", "xeon"])
 def test_two_threads_share_evenly(machine, m: int, n: int, k: int) -> None:
     p = plan(machine, m, n, k)
