@@ -8,10 +8,14 @@ which of the two forms below computed it (products through matrix instructions h
             ``mr x nr`` tile of the result lives in registers while k runs.  Between depths the partial sums rest in the
             result itself, where it has the accumulator's dtype and the epilogue does not read it, else in scratch.
 *streaming* For a few rows, ``rhs`` is used once, so it is read in place, in the order in which it lies in memory.
+
+Where m is a symbol the program holds guarded variants and chooses when it runs: streaming for 1 row and for 2 to 4, blocks
+whose register tile has the height of 8 rows for 5 to 8, and tall blocks for more.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ..ir.core import Function, Op
@@ -22,10 +26,11 @@ from ..tiling.templates import register
 from ..types.dims import DimLike
 from ..types.dtypes import DType
 from .fused import BlockRunner, Lanes, Point, load, store
-from .plan import Plan, plan_product, resting_store
+from .plan import Plan, plan_product, register_tile, resting_store
 from .programs import open_program
 
 STREAMED_ROWS = 4  # so many rows of lhs, or fewer, do not pay for a copy of rhs
+LOW_ROWS = 8  # up to so many, a register tile of their own height wastes less than the tall one
 
 
 class Operand:
@@ -62,8 +67,8 @@ class Operand:
 class Product:
     """One ``matmul`` template op: its loops, operands and epilogue, in terms of tiles."""
 
-    def __init__(self, op: Op, buffers: list[Buffer]):
-        self.op, self.buffers = op, buffers
+    def __init__(self, op: Op, buffers: list[Buffer], machine: Any = None):
+        self.op, self.buffers, self.machine = op, buffers, machine
         self.batch: tuple[tuple[str, DimLike], ...] = op.attrs["batch"]
         (self.m_name, self.m), (self.n_name, self.n), (self.k_name, self.k) = (op.attrs[x] for x in "mnk")
         self.accumulate: DType = op.attrs["accumulate"]
@@ -103,7 +108,7 @@ def matmul(op: Op, machine: Any, name: str) -> Function:
     plan = plan_product(op, machine, m, n, k, batch)
     program = open_program(op, name, (*batch, plan.grid_m, plan.grid_n))
     with program:
-        product_ = Product(op, program.buffers)
+        product_ = Product(op, program.buffers, machine)
         product_.bind_batch()
         axis = len(batch)
         i, j = tile.program_id(axis) * plan.rows, tile.program_id(axis + 1) * plan.columns
@@ -119,7 +124,29 @@ def _dispatch(p: Product, plan: Plan, i: Any, j: Any) -> None:
         else:
             blocked(p, plan, i, j)
         return
-    tile.cond(tile.eq(tile.size(p.m), 1), lambda: streaming(p, plan, 1, j), lambda: blocked(p, plan, i, j))
+    m = tile.size(p.m)
+    low = plan_of_low_rows(p, plan)
+
+    def more() -> None:
+        if low is None:
+            blocked(p, plan, i, j)
+        else:
+            tile.cond(m <= LOW_ROWS, lambda: blocked(p, low, i, j), lambda: blocked(p, plan, i, j))
+
+    def few() -> None:
+        tile.cond(m <= STREAMED_ROWS, lambda: streaming(p, plan, STREAMED_ROWS, j, ragged=True), more)
+
+    tile.cond(tile.eq(m, 1), lambda: streaming(p, plan, 1, j), few)
+
+
+def plan_of_low_rows(p: Product, plan: Plan) -> Plan | None:
+    """``plan`` with a register tile of ``LOW_ROWS`` rows in the same blocks; None where a matrix unit multiplies, whose tile
+    has one height.  A block of the plan is higher, so that all rows lie in the first and the others are empty."""
+    if plan.unit is not None or plan.mr <= LOW_ROWS:
+        return None
+    _, nr = register_tile(p.machine, p.accumulate, LOW_ROWS, p.n)
+    nr = nr if plan.columns % nr == 0 else plan.nr
+    return dataclasses.replace(plan, mr=LOW_ROWS, nr=nr, whole_columns=isinstance(p.n, int) and p.n % nr == 0)
 
 
 # -- blocked -------------------------------------------------------------------------------------------------------------
@@ -297,34 +324,34 @@ def epilogue_rows(p: Product, plan: Plan, stage: Buffer, i: Any, j: Any, ragged:
 
 
 # -- streaming -----------------------------------------------------------------------------------------------------------
-def streaming(p: Product, plan: Plan, rows: int, j0: Any) -> None:
-    """All rows (``rows`` of them) of the columns from j0 on, reading rhs in place."""
+def streaming(p: Product, plan: Plan, rows: int, j0: Any, ragged: bool = False) -> None:
+    """All rows (``rows`` of them; ``ragged``: at most so many) of the columns from j0 on, reading rhs in place."""
     if plan.rhs_along_k:
-        stream_columns(p, plan, rows, j0)
+        stream_columns(p, plan, p.rows(0, rows, ragged), j0)
     else:
-        stream_rows(p, plan, rows, j0)
+        stream_rows(p, plan, p.rows(0, rows, ragged), j0)
 
 
 @tile_function
-def stream_rows(p: Product, plan: Plan, rows: int, j0: Any) -> None:
+def stream_rows(p: Product, plan: Plan, rows: Lanes, j0: Any) -> None:
     """rhs lies along n: whole rows of it pass by, a few at a time, and the sums of all columns stay in L1."""
     width, step = plan.stream_width, plan.stream_step
     j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
-    sums = tile.alloc((rows, plan.columns + width), p.accumulate)
+    sums = tile.alloc((rows.extent, plan.columns + width), p.accumulate)
     for j in tile.range(0, j_end - j0, width):
-        tile.store(sums, (0, j), tile.zeros((rows, width), p.accumulate))
+        tile.store(sums, (0, j), tile.zeros((rows.extent, width), p.accumulate))
     whole = tile.size(p.k) - tile.size(p.k) % step
     for k in tile.range(0, whole, step):
         _stream(p, plan, sums, rows, k, step, j0, j_end)
     for k in tile.range(whole, tile.size(p.k)):
         _stream(p, plan, sums, rows, k, 1, j0, j_end)
     for j in tile.range(j0, j_end, width):
-        acc = tile.load(sums, (0, j - j0), (rows, width))
-        p.epilogue.run(p.point(p.rows(0, rows, False), p.columns(j, width, True)), acc)
+        acc = tile.load(sums, (0, j - j0), (rows.extent, width))
+        p.epilogue.run(p.point(rows, p.columns(j, width, True)), acc)
 
 
 @tile_function
-def _stream(p: Product, plan: Plan, sums: Buffer, rows: int, k: Any, step: int, j0: Any, j_end: Any) -> None:
+def _stream(p: Product, plan: Plan, sums: Buffer, rows: Lanes, k: Any, step: int, j0: Any, j_end: Any) -> None:
     width = plan.stream_width
     inner = (j_end - j0) - (j_end - j0) % width
     for j in tile.range(0, inner, width):
@@ -333,14 +360,14 @@ def _stream(p: Product, plan: Plan, sums: Buffer, rows: int, k: Any, step: int, 
         _stream_tile(p, sums, rows, k, step, j0, j, width, True)
 
 
-def _stream_tile(p: Product, sums: Buffer, rows: int, k: Any, step: int, j0: Any, j: Any, width: int, ragged: bool) -> None:
-    a = p.lhs.tile(p.point(p.rows(0, rows, False), p.depth(k, step, False))).to(p.accumulate)
+def _stream_tile(p: Product, sums: Buffer, rows: Lanes, k: Any, step: int, j0: Any, j: Any, width: int, ragged: bool) -> None:
+    a = p.lhs.tile(p.point(rows, p.depth(k, step, False))).to(p.accumulate)
     b = p.rhs.tile(p.point(p.depth(k, step, False), p.columns(j0 + j, width, ragged))).to(p.accumulate)
-    tile.store(sums, (0, j), tile.dot(a, b, tile.load(sums, (0, j), (rows, width))))
+    tile.store(sums, (0, j), tile.dot(a, b, tile.load(sums, (0, j), (rows.extent, width))))
 
 
 @tile_function
-def stream_columns(p: Product, plan: Plan, rows: int, j0: Any) -> None:
+def stream_columns(p: Product, plan: Plan, rows: Lanes, j0: Any) -> None:
     """rhs lies along k: squares of it are transposed in registers; each group of columns runs through all of k."""
     width = plan.vector
     j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
@@ -353,17 +380,17 @@ def stream_columns(p: Product, plan: Plan, rows: int, j0: Any) -> None:
 
 
 @tile_function
-def _stream_column(p: Product, rows: int, j: Any, width: int, whole: Any, ragged: bool) -> None:
-    acc = tile.zeros((rows, width), p.accumulate)
+def _stream_column(p: Product, rows: Lanes, j: Any, width: int, whole: Any, ragged: bool) -> None:
+    acc = tile.zeros((rows.extent, width), p.accumulate)
     for k in tile.range(0, whole, width):
         acc = _stream_square(p, rows, j, k, width, width, ragged, acc)
     for k in tile.range(whole, tile.size(p.k)):
         acc = _stream_square(p, rows, j, k, 1, width, ragged, acc)
-    p.epilogue.run(p.point(p.rows(0, rows, False), p.columns(j, width, ragged)), acc)
+    p.epilogue.run(p.point(rows, p.columns(j, width, ragged)), acc)
 
 
-def _stream_square(p: Product, rows: int, j: Any, k: Any, step: int, width: int, ragged: bool, acc: TileValue) -> TileValue:
-    a = p.lhs.tile(p.point(p.rows(0, rows, False), p.depth(k, step, False))).to(p.accumulate)
+def _stream_square(p: Product, rows: Lanes, j: Any, k: Any, step: int, width: int, ragged: bool, acc: TileValue) -> TileValue:
+    a = p.lhs.tile(p.point(rows, p.depth(k, step, False))).to(p.accumulate)
     b = p.rhs.tile(p.point(p.depth(k, step, False), p.columns(j, width, ragged))).to(p.accumulate)
     return tile.dot(a, b, acc)
 
