@@ -475,6 +475,13 @@ def _summation(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values(shape, d, rng, (-4, 4))], {"axes": (len(shape) - 1,)}
 
 
+@maker("fake_quantize", count=2)
+def _fake_quantize(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    x = values((41,), d, rng, (-4, 4))
+    scale = np.full(41, (0.0625, 0.5)[k]).astype(d.np)
+    return [x, scale, np.full(41, 3 * k).astype(d.np)], {"low": (-127, 0)[k], "high": (127, 15)[k]}
+
+
 @maker("silu", count=1)
 def _silu(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values((5, 9), d, rng, (-10, 10))], {}

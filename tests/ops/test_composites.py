@@ -40,6 +40,7 @@ COMPOSITES: dict[str, tuple[tuple[np.ndarray, ...], dict[str, Any]]] = {
     "cross_entropy": ((f32(6, 9), RNG.integers(0, 9, 6)), {}),
     "searchsorted": ((np.sort(f32(33)), f32(9)), {"side": "left"}), "nextafter": ((f32(20), f32(20)), {}),
     "logsumexp": ((f32(3, 5, 7),), {"axes": (0, 2)}), "solve": ((f32(2, 4, 4) + 4 * np.eye(4, dtype=np.float32), f32(2, 4, 3)), {}),
+    "fake_quantize": ((f32(40), np.full(40, 0.125, np.float32), np.full(40, 2, np.float32)), {"low": -7, "high": 7}),
     "pairwise_sum": ((f32(3, 700),), {"axes": (1,)}),
     "reduce_precision": ((f32(40),), {"exponent_bits": 5, "mantissa_bits": 7}), "flush_subnormals": ((f32(20) * np.float32(1e-38),), {}),
     "integer_pow": ((RNG.integers(-9, 9, 20), RNG.integers(-2, 9, 20)), {}),

@@ -149,6 +149,9 @@ from .pointwise import (
     trunc,
     where,
 )
+from .quantize import (
+    fake_quantize,
+)
 from .random import (
     random_bits,
 )
@@ -309,6 +312,7 @@ __all__ = [
     "expand_dims",
     "expm1",
     "eye",
+    "fake_quantize",
     "flatten",
     "flip",
     "floor",

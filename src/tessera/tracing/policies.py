@@ -50,6 +50,7 @@ class InForce:
         products_only: only products compute in the policy's format (``autocast``).
         summation: ``"kahan"`` or ``"pairwise"``: how sums run.
         fast: use the faster forms of functions.
+        quantized: identifies the settings of a quantised function (``tessera.quantization``), whose products are its own.
         deterministic: ops that say they are not deterministic are refused.
         rounding: how results are rounded to the dtype that they have without a policy; where a policy is given, it says.
     """
@@ -61,6 +62,7 @@ class InForce:
     fast: bool = False
     rounding: RoundingMode | None = None
     deterministic: bool = False
+    quantized: tuple[Any, ...] | None = None
 
 
 def of(t: Any) -> NumericalPolicy | None:
@@ -133,6 +135,8 @@ def _bound(force: InForce, name: str, tensors: list[Tensor], attrs: dict[str, An
     if name == "convert":
         return _conversion(policy, tensors, attrs)
     kind = KINDS.get(name)
+    if force.quantized is not None and kind == "product":
+        return QUANTIZED(name, tensors, attrs)
     floats = [t.dtype for t in tensors if t.dtype.is_float]
     if force.summation is not None and name in SUMS and floats:
         return _compensated(force, tensors[0], attrs)
@@ -261,6 +265,9 @@ def _compensated(force: InForce, t: Tensor, attrs: dict[str, Any]) -> Any:
     out = COMPENSATED("compensated_sum" if force.summation == "kahan" else "pairwise_sum", x, attrs["axes"])
     return _stored(policy, out, store) if policy else _to(out, store)
 
+
+QUANTIZED: Any = None
+"""A product inside a quantised function; set by ``tessera.quantization``."""
 
 COMPENSATED: Any = None
 """A sum over any axes by another op (``ops.summation.over_axes``); set when the package is assembled."""
