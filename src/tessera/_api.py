@@ -100,6 +100,7 @@ LAZY_MODULES = {
 }
 # Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
 LAZY_NAMES = {
+    "log": ("messages", "log"),
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
     "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),

@@ -85,5 +85,7 @@ MEMORY_LIMIT = Setting("TESSERA_MEMORY_LIMIT", _size, 1 << 30, False,
                        "bytes of freed memory kept for reuse (1G, 500M …)")
 VERIFY = Setting("TESSERA_VERIFY", lambda s: s.lower() not in ("0", "off", "no"), True, False,
                  "check each stage's output against its grammar")
+DEBUG_EMPTY = Setting("TESSERA_DEBUG_EMPTY", lambda s: s.lower() not in ("0", "off", "no"), False, False,
+                      "fill ts.empty() with NaN (integers: the lowest), so that reading what nobody wrote shows")
 
-SETTINGS: tuple[Setting, ...] = (DUMP, OVERRIDE, CACHE, CACHE_LIMIT, THREADS, MEMORY_LIMIT, VERIFY)
+SETTINGS: tuple[Setting, ...] = (DEBUG_EMPTY, DUMP, OVERRIDE, CACHE, CACHE_LIMIT, THREADS, MEMORY_LIMIT, VERIFY)

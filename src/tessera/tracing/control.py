@@ -8,6 +8,7 @@ program.
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import ArgumentError, DTypeError, ShapeError, TesseraError, Tracin
 from ..ir.core import Block, TensorType
 from ..types import dtypes as dt
 from ..types.dims import DimLike, format_dim
+from .identity import identity
 from .recorder import STATE, Trace, bind, lift
 from .tensor import Tensor
 
@@ -231,13 +233,32 @@ def scan(step: Callable[[Any, Any], Any], init: Any = None, xs: Any = None, leng
     trace = STATE.trace
     if trace is not None:
         return _traced_scan(trace, step, init, xs, length, reverse)
+    return _scan_program(step, length, bool(reverse))(init, xs)
+
+
+_scans: OrderedDict[Any, tuple[Any, Any]] = OrderedDict()
+SCANS = 64  # compiled steps of eager loops that are kept
+
+
+def _scan_program(step: Any, length: Any, reverse: bool) -> Any:
+    """The compiled loop of ``step``, kept for functions that compute alike."""
+    known = identity(step)
+    key = None if known is None or not isinstance(length, int | None) else (known[0], length, reverse)
+    if key is not None and key in _scans:
+        _scans.move_to_end(key)
+        return _scans[key][0]
     from .function import TracedFunction
 
     def run(init: Any, xs: Any) -> Any:
         return scan(step, init, xs, length, reverse)
 
     run.__name__ = f"scan_{getattr(step, '__name__', 'step')}".replace("<lambda>", "step")
-    return TracedFunction(run)(init, xs)
+    made = TracedFunction(run)
+    if key is not None and known is not None:
+        _scans[key] = made, known[1]
+        if len(_scans) > SCANS:
+            _scans.popitem(last=False)
+    return made
 
 
 def _length_of(streams: Sequence[Tensor], length: Any) -> DimLike:

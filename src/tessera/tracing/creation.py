@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DTypeError, ShapeError, unknown_keyword
+from ..settings import DEBUG_EMPTY
 from ..types import dtypes as dt
 from ..types.constraints import Size, plain
 from ..types.dims import Dim, DimLike, as_dim
@@ -120,7 +121,14 @@ def full(shape: Any, value: Any, dtype: Any = None) -> Tensor:
 
 
 def empty(*shape: Any, dtype: Any = None, **extra: Any) -> Tensor:
-    """A tensor of ``shape`` whose values are whatever the memory holds (inside a traced function: zeros)."""
+    """A tensor of ``shape`` whose values are whatever the memory holds (inside a traced function: zeros).
+
+    With ``TESSERA_DEBUG_EMPTY=1`` they are NaN (the lowest value of an integer dtype, True), traced or not.
+    """
+    if DEBUG_EMPTY.get():
+        kind = _dtype(dtype, dt.f32)
+        fill = math.nan if kind.is_inexact else True if kind is dt.bool_ else kind.iinfo.min
+        return _like_full("empty", shape, fill, dtype, extra)
     if STATE.trace is not None:
         return _like_full("empty", shape, 0, dtype, extra)
     if "shape" in extra:

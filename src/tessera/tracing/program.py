@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class Program:
         self.guards = trace.guards
         self.out_tree = out_tree
         self.out_static = list(out_static)  # per leaf: (value,) for a constant of the host, None for a tensor
-        self.assigned = list(assigned)  # state that the trailing results are written back to
+        self.assigned = list(assigned)  # state and messages that take the trailing results
         self._run: Any = None
 
     @property
@@ -150,9 +151,10 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
                     out = call(params)
             else:
                 out = call(params)
+            check_structure(declared.result, out, name)
             leaves, tree, statics = flatten_results(out)
             leaves = check_results(declared.result, leaves, name, dict(bindings))
-            assigned = _assigned(trace) if trace.state else []
+            assigned = [*(_assigned(trace) if trace.state else []), *trace.messages]
             graph = trace.finish([*leaves, *[a.value for a in assigned]])
     except ShapeError:
         if sizes is None or not divided or divided - sizes.keys():
@@ -184,6 +186,29 @@ def flatten_results(out: Any) -> tuple[list[Tensor], Any, list[Any]]:
         else:
             statics.append((leaf,))
     return tensors, tree, statics
+
+
+def check_structure(annotation: Any, out: Any, name: str) -> None:
+    """A result against a declared ``Dict[K, V]``, ``List[V]`` or ``Tuple[…]``.
+
+    Raises:
+        DTypeError: it is no such container, or a key is of another kind.
+        ShapeError: a tuple has another length.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin not in (dict, list, tuple) or not args:
+        return
+    shown = str(annotation).replace("typing.", "")
+    if not isinstance(out, origin):
+        raise DTypeError(f"{name!r} returns a {type(out).__name__}, not a {origin.__name__}", expected=shown, received=type(out).__name__)
+    if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis) and len(out) != len(args):
+        raise ShapeError(f"{name!r} returns {len(out)} values, not {len(args)}", expected=shown, received=f"a tuple of {len(out)}")
+    if origin is dict and isinstance(args[0], type):
+        wrong = [k for k in out if not isinstance(k, args[0])]
+        if wrong:
+            raise DTypeError(f"the key {wrong[0]!r} of {name!r}'s result is a {type(wrong[0]).__name__}, not a {args[0].__name__}",
+                             expected=shown, received=f"keys {', '.join(map(repr, list(out)[:8]))}",
+                             hints=[f"Use {args[0].__name__} keys", "Widen the annotation: Dict[Any, Tensor]"])
 
 
 def check_results(annotation: Any, leaves: list[Tensor], name: str, env: dict[str, DimLike]) -> list[Tensor]:

@@ -117,6 +117,7 @@ class Trace:
         self.constraints: list[Any] = []
         self.guards: list[tuple[Any, bool]] = []
         self.sites = 0
+        self.messages: list[Any] = []  # values that are results for the sake of a message: tessera/messages.py
         self.state: dict[tuple[int, str], Any] = {}  # (object, attribute) -> what stateful methods met: tracing/state.py
         self.policies: dict[Value, Any] = {}  # of values whose declared type names a numerical policy, and what is made of them
         self.iterations: tuple[Tensor, ...] = ()  # the numbers of the surrounding loops' iterations, where known
