@@ -87,7 +87,7 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
-    "nn": "nn", "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory",
+    "nn": "nn", "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory", "cache": "cache",
     "effects": "effects", "numerics": "numerics", "stable": "stable", "summation": "summation", "rounding": "rounding",
     "deterministic": "deterministic", "debug": "debug", "amp": "amp",
     "quantization": "quantization",
@@ -106,6 +106,9 @@ LAZY_NAMES = {
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
     "maybe": ("functional", "maybe"), "memoize": ("functional", "memoize"), "Maybe": ("functional", "Maybe"),
     "Just": ("functional", "Just"), "Nothing": ("functional", "Nothing"), "pure": ("effects", "pure"),
+    "Cache": ("cache", "Cache"), "KVCache": ("cache", "KVCache"), "RingBuffer": ("cache", "RingBuffer"),
+    "PageTable": ("cache", "PageTable"), "EvictionPolicy": ("cache", "EvictionPolicy"), "PageFault": ("cache", "PageFault"),
+    "persistent_cache": ("persistent", "persistent_cache"),
     "Stateful": ("tracing.state", "Stateful"), "stateful": ("tracing.state", "stateful"), "with_state": ("tracing.state", "with_state"),
     "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
     "InferencePolicy": ("numerics", "InferencePolicy"), "kahan_sum": ("summation", "kahan_sum"),
