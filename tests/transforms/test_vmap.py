@@ -393,3 +393,37 @@ def test_unbound_names() -> None:
 
 def test_values_are_not_there_while_tracing() -> None:
     assert "ts.where" in message(lambda: ts.vmap(lambda x: x if x.sum() > 0 else -x)(X), TracingError)
+
+
+# -- derivatives ------------------------------------------------------------------------------------------------------------------
+def loss(w: Any, x: Any) -> Any:
+    return (ts.softmax(ts.tanh(x @ w)) ** 2).sum()
+
+
+def test_gradients_of_examples() -> None:
+    """Per-example gradients equal a loop of single ones; their sum is the gradient of the batch's loss, under jit too."""
+    want = np.stack([ts.grad(loss)(W, X[i]) for i in range(4)])
+    close(ts.vmap(ts.grad(loss), in_dims=(None, 0))(W, X), want)
+    total = lambda w: ts.vmap(lambda x: loss(w, x))(X).sum()
+    for g in (ts.grad(total), ts.jit(ts.grad(total)), ts.grad(ts.jit(total))):
+        close(g(W), want.sum(0))
+    close(ts.jit(ts.vmap(ts.grad(loss), in_dims=(None, 0)))(W, X), want)
+    second = ts.vmap(ts.vmap(ts.grad(ts.grad(lambda t: ts.sin(t) * t))))(X).numpy()
+    close(second, 2 * np.cos(X.numpy()) - X.numpy() * np.sin(X.numpy()), 1e-4)
+
+
+def test_gradients_of_composites() -> None:
+    q = rand(2, 6, 4)
+    f = lambda q: (ts.layer_norm(ts.attention(q, q, q, causal=True)) * ts.gelu(q)).sum()
+    close(ts.vmap(ts.grad(f))(q), np.stack([ts.grad(f)(q[i]) for i in range(2)]), 1e-4)
+
+
+def test_gradients_through_collectives() -> None:
+    """Of the sum of what all examples compute."""
+    x = X.numpy()
+    mean = ts.vmap(lambda a: ts.grad(lambda a: (ts.pmean(a, "i") * a).sum())(a), axis_name="i")(X)
+    close(mean, np.broadcast_to(2 * x.mean(0), x.shape))
+    top = ts.vmap(lambda a: ts.grad(lambda a: ts.pmax(a, "i").sum())(a), axis_name="i")(X)
+    close(top, 4.0 * (x == x.max(0)))
+    gathered = ts.vmap(lambda a: ts.grad(lambda a: (ts.all_gather(a, "i", stack=True) ** 2).sum())(a), axis_name="i")(X)
+    close(gathered, 4 * 2 * x)
