@@ -201,7 +201,7 @@ def copy_panels(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, j0: 
 @tile_function
 def _copy_depth(p: Product, plan: Plan, right: Buffer, k0: Any, depth: Any, j0: Any, first: Any, last: Any, ragged: bool) -> None:
     """All rows of the panels first … last - 1, some rows at a time (few at the edge, which is rare, so that its code is small)."""
-    step = plan.rhs_step if not ragged else 2 if plan.unit else 1
+    step = plan.rhs_step if not ragged else plan.group
     whole = depth - depth % step
     for k in tile.range(0, whole, step):
         for t in tile.range(first, last):

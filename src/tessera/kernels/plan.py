@@ -15,11 +15,12 @@ from ..scheduling.templates import affine, block, flat_index
 from ..tiling import dsl as tile
 from ..tiling.dsl import Buffer, TileValue
 from ..types.dims import DimLike, ceildiv, dim_max, evaluate, product
-from ..types.dtypes import DType, bf16
+from ..types.dtypes import DType, int8
 from .fused import Point
 
 AHEAD = 8            # rows of a panel between the one that is multiplied and the one that is fetched
 UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
+EMITTED = frozenset({"amx_bf16", "dpbf16", "vnni"})  # matrix instructions that ``targets/cpu`` makes
 SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
 UNIT_SCRATCH = 1900 << 10  # the same for a matrix unit, whose sums rest there
 TALL = 1036          # rows of a block beyond which its strips of lhs come from far away each time
@@ -38,7 +39,8 @@ class Plan:
         grid_m, grid_n: blocks along m and n.
         lhs_along_k, rhs_along_k: which loop the operand's contiguous axis is.
         whole_rows, whole_columns, single_depth: the register tiles cover m (n) exactly; one depth covers k.
-        unit: the matrix instruction that multiplies, or None; its panels hold pairs of k side by side.
+        unit: the matrix instruction that multiplies, or None; its panels hold groups of k side by side.
+        group: how many k such a group has.
         ahead: rows of a panel between the one that is multiplied and the one that is fetched.
     """
 
@@ -59,6 +61,7 @@ class Plan:
     whole_columns: bool
     single_depth: bool
     unit: str | None = None
+    group: int = 1
     ahead: int = AHEAD
 
     # -- the strip of lhs: along k as it lies in memory, so that a copy never transposes -------------------------------------
@@ -80,14 +83,14 @@ class Plan:
     @property
     def panel(self) -> tuple[int, int]:
         """The shape of a panel of rhs."""
-        return (self.depth // 2, 2 * self.nr) if self.unit else (self.depth, self.nr)
+        return (self.depth // self.group, self.group * self.nr) if self.unit else (self.depth, self.nr)
 
     def store_panel(self, right: Buffer, t: Any, k: Any, value: TileValue) -> None:
-        """Rows k … of panel t; a matrix unit finds pairs of rows interleaved."""
-        rows, nr = value.shape
+        """Rows k … of panel t; a matrix unit finds groups of rows interleaved."""
+        (rows, nr), g = value.shape, self.group
         if self.unit:
-            pairs = tile.transpose(tile.reshape(value, (rows // 2, 2, nr)), (0, 2, 1))
-            tile.store(right, (t, k // 2, 0), tile.reshape(pairs, (1, rows // 2, 2 * nr)))
+            groups = tile.transpose(tile.reshape(value, (rows // g, g, nr)), (0, 2, 1))
+            tile.store(right, (t, k // g, 0), tile.reshape(groups, (1, rows // g, g * nr)))
         else:
             tile.store(right, (t, k, 0), tile.reshape(value, (1, rows, nr)))
 
@@ -96,9 +99,10 @@ class Plan:
         if self.unit is None:
             prefetch_row(right, (t, k + self.ahead), self.nr)
             return tile.dot(self.column(left, k), tile.load(right, (t, k, 0), (1, self.nr)), acc)
-        pairs = tile.load(right, (t, k // 2, 0), (16, 2 * self.nr))
-        rows = tile.reshape(tile.transpose(tile.reshape(pairs, (16, self.nr, 2)), (0, 2, 1)), (32, self.nr))
-        return tile.dot(tile.load(left, (0, k), (self.mr, 32)), rows, acc, unit=self.unit)
+        g, count = self.group, self.step // self.group
+        groups = tile.load(right, (t, k // g, 0), (count, g * self.nr))
+        rows = tile.reshape(tile.transpose(tile.reshape(groups, (count, self.nr, g)), (0, 2, 1)), (self.step, self.nr))
+        return tile.dot(tile.load(left, (0, k), (self.mr, self.step)), rows, acc, unit=self.unit)
 
     @property
     def step(self) -> int:
@@ -180,7 +184,8 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     unit = _matrix_unit(op, machine, m, n)
     in_tiles = unit is not None and machine.matrix_instruction(unit).m > 1
     mr, nr = (32, 32) if in_tiles else register_tile(machine, accumulate, m, n)
-    dtype = bf16 if unit else accumulate
+    instruction = machine.matrix_instruction(unit) if unit else None
+    dtype = instruction.lhs if instruction is not None else accumulate
     size = dtype.itemsize
     scratch = UNIT_SCRATCH if unit else SCRATCH
     asked = dict(op.attrs.get("schedule", ()))
@@ -208,7 +213,7 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
         rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows(columns)), grid_m=grid_m, grid_n=grid_n, k=k,
         lhs_along_k=bool(unit) or _along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
         whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single,
-        unit=unit, ahead=asked.get("prefetch_distance", AHEAD))
+        unit=unit, group=1 if instruction is None else 4 if instruction.lhs is int8 else 2, ahead=asked.get("prefetch_distance", AHEAD))
 
 
 def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
@@ -217,8 +222,8 @@ def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
     if (isinstance(m, int) and m < 16) or (isinstance(n, int) and n < 16) or op.attrs["k"][1] == 1:
         return None
     dtypes = [_dtype(op, role) for role in ("lhs", "rhs")]
-    instruction = machine.product_instruction(dtypes[0], dtypes[1], op.attrs["accumulate"])
-    return str(instruction.name) if instruction is not None and instruction.lhs is bf16 else None
+    instruction = machine.product_instruction(dtypes[0], dtypes[1], op.attrs["accumulate"], EMITTED)
+    return str(instruction.name) if instruction is not None else None
 
 
 def _dtype(op: Op, role: str) -> DType:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..types.dtypes import DType, bf16, f32, int8, int32, uint8
+from ..types.dtypes import DType, bf16, f32, int8, int32
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ MATRIX_INSTRUCTIONS: tuple[MatrixInstruction, ...] = (
     MatrixInstruction("amx_bf16", "amx-bf16", bf16, bf16, f32, 16, 16, 32, _TWO_SUMS, True),
     MatrixInstruction("amx_int8", "amx-int8", int8, int8, int32, 16, 16, 64, _EXACT, False),
     MatrixInstruction("dpbf16", "avx512bf16", bf16, bf16, f32, 1, 16, 2, _PAIRS, True),
-    MatrixInstruction("vnni", "avx512vnni", uint8, int8, int32, 1, 16, 4, _EXACT, False),
+    # (The instruction reads its left operand as unsigned; the code generator moves signed ones by 128 and takes that out again.)
+    MatrixInstruction("vnni", "avx512vnni", int8, int8, int32, 1, 16, 4, _EXACT, False),
 )
 
 
@@ -107,13 +109,18 @@ class CpuMachine:
         """The matrix instruction called ``name``, where this CPU has it."""
         return next((m for m in self.matrix_instructions if m.name == name), None)
 
-    def product_instruction(self, lhs: DType, rhs: DType, accumulate: DType) -> MatrixInstruction | None:
+    def product_instruction(self, lhs: DType, rhs: DType, accumulate: DType,
+                            emitted: Collection[str] | None = None) -> MatrixInstruction | None:
         """The matrix instruction that multiplies these dtypes faster than fma in f32 does, where there is one.
+
+        Args:
+            emitted: consider only these instructions, which the code generator knows how to use (default: all).
 
         Intel's cores run ``dpbf16`` at half rate, so that it gains nothing there; AMD's run it at full rate.
         """
         for m in self.matrix_instructions:
-            if m.accepts(lhs, rhs, accumulate) and (m.m > 1 or self._amd):
+            slow = m.name == "dpbf16" and not self._amd
+            if m.accepts(lhs, rhs, accumulate) and not slow and (emitted is None or m.name in emitted):
                 return m
         return None
 

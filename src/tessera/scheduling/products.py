@@ -370,7 +370,8 @@ def by_element(bs: BlockScheduler, op: Op) -> None:
 def _small_or_thin(op: Op) -> bool:
     """Whether a product is not worth a template: exact types, vectors, and a handful of elements."""
     x, y = (v.type for v in op.operands)
-    if x.dtype not in (dt.f32, dt.f64, dt.bf16, dt.f16):
+    eights = x.dtype is dt.int8 and op.attrs.get("accumulate", op.attrs.get("dtype")) is dt.int32
+    if x.dtype not in (dt.f32, dt.f64, dt.bf16, dt.f16, dt.fp8_e4m3, dt.fp8_e5m2) and not eights:
         return True
     a = op.attrs
     m = product(s for i, s in enumerate(x.shape) if i not in (*a["lhs_batch"], *a["lhs_contract"]))

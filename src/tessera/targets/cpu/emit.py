@@ -23,7 +23,7 @@ from .emit_amx import Held
 from .emit_dot import dot
 from .emit_memory import Access, check_buffer, element_type, gather_piece, load_piece, nonnegative, scatter_piece, store_piece
 from .emit_move import broadcast, concat, move, reshape, slice_tile, transpose
-from .emit_pairs import dot_pairs
+from .emit_pairs import dot_groups
 from .emit_pointwise import BASIC, pointwise
 from .emit_reduce import COMBINE, reduce_tile
 from .emit_tiles import Tile, geometry, made_tile
@@ -336,7 +336,7 @@ class _Kernel:
             self.define(op, emit_amx.dot(self.w, acc, op.operands[0].type.shape[1], operands[0], operands[1]))
             return
         a, b, acc = (self.tile(v) for v in op.operands)
-        self.define(op, (dot_pairs if op.attrs.get("unit") == emit_pairs.UNIT else dot)(self.w, op, a, b, acc))
+        self.define(op, (dot_groups if op.attrs.get("unit") in emit_pairs.UNITS else dot)(self.w, op, a, b, acc))
 
     # -- matrices in the matrix unit's registers ---------------------------------------------------------------------------
     def _rows_in_memory(self, op: Op) -> tuple[str, str]:

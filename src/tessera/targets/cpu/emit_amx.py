@@ -58,7 +58,7 @@ def find(fn: Function, machine: CpuMachine) -> Matrices:
         CompileError: the machine has no such unit, or a dot does not have the form above.
     """
     m = Matrices()
-    dots = [op for op in fn.walk() if op.name == "dot" and op.attrs.get("unit") not in (None, "dpbf16")]
+    dots = [op for op in fn.walk() if op.name == "dot" and op.attrs.get("unit") not in (None, "dpbf16", "vnni")]
     if not dots:
         return m
     table = uses(fn.body)

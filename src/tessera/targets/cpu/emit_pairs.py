@@ -1,96 +1,145 @@
-"""Products of bf16 by AVX-512's ``vdpbf16ps``: ``dot`` ops whose ``unit`` is ``dpbf16``.
+"""Products by AVX-512's dot instructions: ``dot`` ops whose ``unit`` is ``dpbf16`` or ``vnni``.
 
-One instruction takes two steps of k: to each of 16 sums it adds the products of a pair of elements.  The left operand's
-pairs lie side by side where its rows run along k; the right operand's do where it was stored in pairs, ``[k / 2, 2 n]``, and
+One instruction takes a *group* of k in each of 16 sums: pairs of bf16 (``vdpbf16ps``), or four int8 (``vpdpbusd``).  The left operand's
+groups lie side by side where its rows run along k; the right operand's do where it was stored in groups, ``[k / g, g n]``, and
 turned into rows only by reshape and transpose (see ``emit_amx``), else they are brought together by shuffles.
+
+``vpdpbusd`` reads its left operand as unsigned: signed elements get 128 added (their upper bit flipped), and 128 times the sums of the
+right operand's columns, which the same instruction makes, are taken off at the end.  All of it is exact modulo 2^32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Op
-from ...types.dtypes import bf16, f32
+from ...types.dtypes import DType, bf16, f32, int8, int32
 from .emit_dot import readable
 from .emit_memory import Access, store_piece
 from .emit_move import Move, move
 from .emit_tiles import Tile, geometry, made_tile
 from .emit_writer import Writer
 
-UNIT = "dpbf16"
 LANES = 16
-_PAIRS = f"<{2 * LANES} x i16>"
-_NATIVE = f"<{2 * LANES} x bfloat>"
-_SUMS = f"<{LANES} x float>"
 
 
-def dot_pairs(w: Writer, op: Op, a: Tile, b: Tile, acc: Tile) -> Tile:
+@dataclass(frozen=True)
+class Unit:
+    """One instruction: what it multiplies, how many k a group has, and LLVM's types of an element, of 16 groups and of 16 sums."""
+
+    name: str
+    operand: DType
+    accumulate: DType
+    group: int
+    element: str
+    native: str
+    sums: str
+    intrinsic: str
+
+    @property
+    def stored(self) -> str:
+        """16 groups as they lie in memory."""
+        return f"<{self.group * LANES} x {self.element}>"
+
+    def multiply(self, w: Writer, total: str, left: str, right: str) -> str:
+        return w.let(f"call {self.sums} @{self.intrinsic}({self.sums} {total}, {self.native} {left}, {self.native} {right})")
+
+    def as_native(self, w: Writer, kind: str, value: str) -> str:
+        return value if kind == self.native else w.let(f"bitcast {kind} {value} to {self.native}")
+
+
+UNITS = {u.name: u for u in (
+    Unit("dpbf16", bf16, f32, 2, "i16", "<32 x bfloat>", "<16 x float>", "llvm.x86.avx512bf16.dpbf16ps.512"),
+    Unit("vnni", int8, int32, 4, "i8", "<64 x i8>", "<16 x i32>", "llvm.x86.avx512.vpdpbusd.512"),
+)}
+
+
+def dot_groups(w: Writer, op: Op, a: Tile, b: Tile, acc: Tile) -> Tile:
     """The product added to ``acc``, made at once.
 
     Raises:
         CompileError: the machine has no such instruction, or dtypes or extents do not fit it.
     """
-    if w.machine.matrix_instruction(UNIT) is None:
-        raise CompileError(f"{w.machine.name} has no bf16 dot product, which this op asks for", loc=op.loc)
-    (rows, depth), columns = a.shape, b.shape[1]
-    if (a.dtype, b.dtype, acc.dtype) != (bf16, bf16, f32) or depth % 2 or columns % LANES or b.shape[0] != depth:
-        raise CompileError(f"{UNIT} multiplies bf16 [i, 2 j] by [2 j, 16 l] into f32, not {a.dtype} {list(a.shape)} by "
-                           f"{b.dtype} {list(b.shape)} into {acc.dtype}", loc=op.loc)
-    left, right = _elements_in_memory(w, a), _pair_rows(w, b)
-    across = columns // LANES
+    unit = UNITS[op.attrs["unit"]]
+    if w.machine.matrix_instruction(unit.name) is None:
+        raise CompileError(f"{w.machine.name} has no {unit.operand} dot product, which this op asks for", loc=op.loc)
+    (rows, depth), columns, g = a.shape, b.shape[1], unit.group
+    wanted = (unit.operand, unit.operand, unit.accumulate)
+    if (a.dtype, b.dtype, acc.dtype) != wanted or depth % g or columns % LANES or b.shape[0] != depth:
+        raise CompileError(f"{unit.name} multiplies {unit.operand} [i, {g} j] by [{g} j, 16 l] into {unit.accumulate}, not {a.dtype} "
+                           f"{list(a.shape)} by {b.dtype} {list(b.shape)} into {acc.dtype}", loc=op.loc)
+    left, right = _elements_in_memory(w, unit, a), _group_rows(w, unit, b)
+    across, biased = columns // LANES, unit.operand is int8
     sums = [acc.piece(i) for i in range(acc.geo.count)]
-    for k in range(depth // 2):
+    excess = ["zeroinitializer"] * across
+    bias = _all_bytes(w, unit, 128) if biased else ""
+    for k in range(depth // g):
         vectors = [right(k, p) for p in range(across)]
+        if biased:
+            excess = [unit.multiply(w, e, bias, v) for e, v in zip(excess, vectors, strict=True)]
         for m in range(rows):
-            pair = w.let(f"load i32, ptr {left(m, 2 * k)}, align 2")
-            spread = w.let(f"bitcast <{LANES} x i32> {w.splat('i32', LANES, pair)} to {_NATIVE}")
+            group = w.let(f"load i32, ptr {left(m, g * k)}, align {unit.operand.itemsize}")
+            if biased:
+                group = w.let(f"xor i32 {group}, {0x80808080 - (1 << 32)}")
+            spread = unit.as_native(w, f"<{LANES} x i32>", w.splat("i32", LANES, group))
             for p, vector in enumerate(vectors):
                 i = m * across + p
-                sums[i] = w.let(f"call {_SUMS} @llvm.x86.avx512bf16.dpbf16ps.512({_SUMS} {sums[i]}, {_NATIVE} {spread}, "
-                                f"{_NATIVE} {vector})")
-    return made_tile(f32, acc.geo, sums)
+                sums[i] = unit.multiply(w, sums[i], spread, vector)
+    if biased:
+        sums = [w.let(f"sub {unit.sums} {s}, {excess[i % across]}") for i, s in enumerate(sums)]
+    return made_tile(unit.accumulate, acc.geo, sums)
 
 
-def _elements_in_memory(w: Writer, t: Tile) -> Callable[[int, int], str]:
+def _all_bytes(w: Writer, unit: Unit, byte: int) -> str:
+    word = int.from_bytes(bytes([byte] * 4), "little", signed=True)
+    return unit.as_native(w, f"<{LANES} x i32>", w.splat("i32", LANES, str(word)))
+
+
+def _elements_in_memory(w: Writer, unit: Unit, t: Tile) -> Callable[[int, int], str]:
     """The address of element (m, k), next to that of (m, k + 1): where the tile was loaded from, or on the stack."""
-    access = t.origin
+    access, element = t.origin, unit.element
     if isinstance(access, Access) and readable(t) and access.contiguous and len(access.shape) == 2:
-        return lambda m, k: w.gep("i16", access.row(m)[0], str(k))
+        return lambda m, k: w.gep(element, access.row(m)[0], str(k))
     width = t.geo.pieces[-1].start + t.geo.pieces[-1].width
-    slot, per_row = w.alloca("i16", t.geo.rows * width), len(t.geo.pieces)
+    slot, per_row = w.alloca(element, t.geo.rows * width), len(t.geo.pieces)
     for i in range(t.geo.count):
         row, p = divmod(i, per_row)
         piece = t.geo.pieces[p]
-        store_piece(w, t.dtype, w.gep("i16", slot, str(row * width + piece.start)), piece.width, None, t.piece(i))
+        store_piece(w, t.dtype, w.gep(element, slot, str(row * width + piece.start)), piece.width, None, t.piece(i))
     # As in emit_dot: LLVM must not see through the slot.
     hidden = w.let(f'call ptr asm sideeffect "", "=r,0,~{{memory}}"(ptr {slot})')
-    return lambda m, k: w.gep("i16", hidden, str(m * width + k))
+    return lambda m, k: w.gep(element, hidden, str(m * width + k))
 
 
-def _pair_rows(w: Writer, t: Tile) -> Callable[[int, int], str]:
-    """The pairs of rows 2 k and 2 k + 1 in columns 16 p … as one vector of bf16."""
-    depth, columns = t.shape
-    pair = np.arange(depth * columns).reshape(depth // 2, 2, columns).transpose(0, 2, 1).reshape(-1)
+def _group_rows(w: Writer, unit: Unit, t: Tile) -> Callable[[int, int], str]:
+    """Row group k in columns 16 p … as one vector of 16 groups."""
+    (depth, columns), g = t.shape, unit.group
+    grouped = np.arange(depth * columns).reshape(depth // g, g, columns).transpose(0, 2, 1).reshape(-1)
     source, index = _trace(t)
-    stored = source.geo.last == 2 * columns and source.geo.rows == depth // 2 and np.array_equal(index[pair], np.arange(len(pair)))
+    stored = source.geo.last == g * columns and source.geo.rows == depth // g and np.array_equal(index[grouped], np.arange(len(grouped)))
     access = source.origin
     if stored and isinstance(access, Access) and readable(source) and access.contiguous:
         def load(k: int, p: int) -> str:
-            loaded = w.let(f"load {_PAIRS}, ptr {w.gep('i16', access.row(k)[0], str(2 * LANES * p))}, align 2")
-            return w.let(f"bitcast {_PAIRS} {loaded} to {_NATIVE}")
+            at = w.gep(unit.element, access.row(k)[0], str(g * LANES * p))
+            return unit.as_native(w, unit.stored, w.let(f"load {unit.stored}, ptr {at}, align {unit.operand.itemsize}"))
         return load
-    rows = source if stored else move(w, geometry((depth // 2, 2 * columns), w.lanes), [t], None, pair)
+    rows = source if stored else move(w, geometry((depth // g, g * columns), w.lanes), [t], None, grouped)
     per_row = len(rows.geo.pieces)
 
     def join(k: int, p: int) -> str:
-        low, high = (rows.piece(k * per_row + 2 * p + half) for half in (0, 1))
-        lanes = ", ".join(f"i32 {x}" for x in range(2 * LANES))
-        both = w.let(f"shufflevector <{LANES} x i16> {low}, <{LANES} x i16> {high}, <{2 * LANES} x i32> <{lanes}>")
-        return w.let(f"bitcast {_PAIRS} {both} to {_NATIVE}")
+        parts, width = [rows.piece(k * per_row + g * p + i) for i in range(g)], LANES
+        while len(parts) > 1:
+            lanes = ", ".join(f"i32 {x}" for x in range(2 * width))
+            vector = f"<{width} x {unit.element}>"
+            parts = [w.let(f"shufflevector {vector} {a}, {vector} {b}, <{2 * width} x i32> <{lanes}>")
+                     for a, b in zip(parts[::2], parts[1::2], strict=True)]
+            width *= 2
+        return unit.as_native(w, unit.stored, parts[0])
 
     return join
 
