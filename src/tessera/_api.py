@@ -88,7 +88,7 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
     "nn": "nn", "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory", "cache": "cache",
-    "effects": "effects", "numerics": "numerics", "stable": "stable", "summation": "summation", "rounding": "rounding",
+    "effects": "effects", "device": "device", "numerics": "numerics", "stable": "stable", "summation": "summation", "rounding": "rounding",
     "deterministic": "deterministic", "debug": "debug", "amp": "amp",
     "quantization": "quantization",
     "functional": "functional", "kernels": "kernels",
@@ -100,6 +100,8 @@ LAZY_MODULES = {
 }
 # Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
 LAZY_NAMES = {
+    "current_device": ("device", "current_device"), "devices": ("device", "devices"), "Device": ("device", "Device"),
+    "specialize_for": ("device", "specialize_for"), "prefetch": ("memory", "prefetch"), "custom": ("tracing.function", "custom"),
     "log": ("messages", "log"),
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
     "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
@@ -190,6 +192,7 @@ def _assemble() -> None:
     graph_level.KERNEL = run_tile
     recorder.RANDOM_WORDS = random_words
     creation.EMPTY = empty_array
+    tensor_module.DEVICE_OF = lambda x: importlib.import_module("tessera.device").device_of(x)
     indexing.is_block = is_block
 
 
@@ -222,6 +225,8 @@ def find(name: str, into: dict[str, Any]) -> Any:
         raise AttributeError(f"module 'tessera' has no attribute {name!r}{errors.suggest(name, known)}")
     if type(value) is FunctionType and not value.__module__.startswith("tessera.ops"):  # those guard themselves
         value = guarded(value)
+        if value.__module__ == "tessera.tracing.creation":
+            value = importlib.import_module("tessera.device").placing(value)
     into[name] = value
     return value
 

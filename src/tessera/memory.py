@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import deque
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
 
 from .errors import ArgumentError, suggest
+from .errors.boundary import describe
+from .errors.frames import user_frames
+from .tracing.recorder import STATE, check_effects
+from .tracing.tensor import Tensor
 
+_MEMORY = frozenset({"memory"})
 SPACES = ("register", "shared", "global", "host", "local", "L1", "L2", "texture", "constant")
 
 
@@ -72,6 +81,66 @@ def empty_cache() -> None:
     ALLOCATOR.trim()
 
 
+# -- movement --------------------------------------------------------------------------------------------------------------------
+class Movement(NamedTuple):
+    """One request to bring a tensor closer: its type, the level, and where it was asked for."""
+
+    what: str
+    level: MemorySpace
+    where: str
+
+
+MOVEMENTS: deque[Movement] = deque(maxlen=1024)
+"""The latest requests, oldest first."""
+_LEVELS = {"L1_cache": "L1", "L2_cache": "L2", "l1": "L1", "l2": "L2", "smem": "shared", "hbm": "global"}
+_MOST = 64 << 20  # bytes that any cache holds
+
+
+class Prefetch:
+    """A request for some tensors, as a context manager that gives them back."""
+
+    def __init__(self, given: Any):
+        self._given = given
+
+    def __enter__(self) -> Any:
+        return self._given
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+def prefetch(x: Any, to: str = "L2_cache") -> Prefetch:
+    """Ask for the tensors in ``x`` (a tree) to be brought into a memory level; their values do not change (effect ``memory``).
+
+    ``with ts.prefetch(weights, "L2_cache"): …``.  On a CPU the lines of concrete tensors that fit are read once, which is what
+    brings them into its caches; in a compiled function the request is recorded, and the machine fetches as it computes.
+
+    Raises:
+        ArgumentError: there is no such level, or nothing in ``x`` is a tensor.
+        EffectError: the surrounding function may not have the effect ``memory``.
+    """
+    level = space(_LEVELS.get(to, to) if isinstance(to, str) else to)
+    tensors = [t for t in optree.tree_leaves(x) if isinstance(t, Tensor)]
+    if not tensors:
+        raise ArgumentError("prefetch() takes tensors", expected="a tensor, or a tree of tensors", received=describe(x))
+    check_effects(_MEMORY, "prefetch")
+    if STATE.trace is not None:
+        STATE.trace.effects |= _MEMORY
+    frames = user_frames()
+    for t in tensors:
+        MOVEMENTS.append(Movement(str(t.type), level, str(frames[0]) if frames else ""))
+        if not t.is_traced and level in ("L1", "L2") and 0 < t.nbytes <= _MOST:
+            a = t._concrete("prefetch")
+            if a.flags.c_contiguous:
+                a.view(np.uint8).reshape(-1)[::64].max()
+    return Prefetch(x)
+
+
+def prefetch_to_l2(x: Any) -> None:
+    """``prefetch(x, "L2_cache")``."""
+    prefetch(x, "L2_cache")
+
+
 class _Callable(ModuleType):
     def __call__(self, name: str) -> Any:
         return space(name)
@@ -79,4 +148,5 @@ class _Callable(ModuleType):
 
 sys.modules[__name__].__class__ = _Callable
 
-__all__ = ["MemorySpace", "empty_cache", "get_memory_usage", "get_peak_memory_usage", "global_", "reset_peak", "space", "stats"]
+__all__ = ["MOVEMENTS", "MemorySpace", "Movement", "empty_cache", "get_memory_usage", "get_peak_memory_usage", "global_", "prefetch",
+           "prefetch_to_l2", "reset_peak", "space", "stats"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .device import placing
 from .errors import ArgumentError, DTypeError, ShapeError, unknown_keyword
 from .errors.boundary import describe, guard_names
 from .ir.core import TensorType
@@ -299,3 +300,6 @@ __all__ = ["bernoulli", "categorical", "dropout", "exponential", "fold_in", "get
            "rand", "randint", "randn", "seed", "set_state", "shuffle", "split", "truncated_normal", "uniform", "words"]
 
 guard_names(globals(), __all__, "random.")
+for _name in ("bernoulli", "categorical", "exponential", "normal", "permutation", "rand", "randint", "randn", "truncated_normal",
+              "uniform"):
+    globals()[_name] = placing(globals()[_name])

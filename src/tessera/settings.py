@@ -64,6 +64,12 @@ def _size(text: str) -> int:
     return _positive(text[:-1]) * unit if unit else _positive(text)
 
 
+def _models(text: str) -> tuple[str, ...]:
+    if text.strip().isdigit():
+        return ("simulated",) * int(text)
+    return tuple(m.strip() for m in text.split(",") if m.strip())
+
+
 def _cache_home() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tessera"
@@ -87,5 +93,7 @@ VERIFY = Setting("TESSERA_VERIFY", lambda s: s.lower() not in ("0", "off", "no")
                  "check each stage's output against its grammar")
 DEBUG_EMPTY = Setting("TESSERA_DEBUG_EMPTY", lambda s: s.lower() not in ("0", "off", "no"), False, False,
                       "fill ts.empty() with NaN (integers: the lowest), so that reading what nobody wrote shows")
+SIM_DEVICES = Setting("TESSERA_SIM_DEVICES", _models, (), False,
+                      "simulated devices: how many, or their models (A100,H100)")
 
-SETTINGS: tuple[Setting, ...] = (DEBUG_EMPTY, DUMP, OVERRIDE, CACHE, CACHE_LIMIT, THREADS, MEMORY_LIMIT, VERIFY)
+SETTINGS: tuple[Setting, ...] = (SIM_DEVICES, DEBUG_EMPTY, DUMP, OVERRIDE, CACHE, CACHE_LIMIT, THREADS, MEMORY_LIMIT, VERIFY)

@@ -646,6 +646,14 @@ def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effect
                           static_sizes=static_sizes)
 
 
+def custom(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """``@ts.custom``: a function for experts, which may open schedule, numerics and device scopes and call ``@ts.kernel`` programs in
+    its body; it may have any effect.  Takes the options of :func:`function`."""
+    if fn is None:
+        return functools.partial(custom, **options)
+    return function(fn.fn if isinstance(fn, TracedFunction) else fn, **{"effects": "all", **options})
+
+
 @overload
 def jit(fn: Callable[..., Any], *, static_argnums: Any = ..., static_argnames: Any = ...,
         donate_argnums: Any = ...) -> TracedFunction: ...
@@ -715,4 +723,4 @@ def require(constraint: Any) -> None:
         STATE.trace.constraints.append(constraint)
 
 
-__all__ = ["Contract", "TracedFunction", "eval_shape", "function", "jit", "require"]
+__all__ = ["Contract", "TracedFunction", "custom", "eval_shape", "function", "jit", "require"]

@@ -7,7 +7,7 @@ from one table (``methods.py``) when the package is assembled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,14 @@ class Donated:
             f"this tensor was donated to {self.function!r} at {self.line}",
             sentence="A donated argument's memory is reused by the call, so its old value is gone.",
             hints=["Use the call's result instead", "Remove the argument from donate_argnums", "Donate a copy: x.clone()"])
+
+
+def _on_cpu(x: Tensor) -> str:
+    return "cpu"
+
+
+DEVICE_OF: Callable[[Any], str] = _on_cpu
+"""Where a tensor lives; set when the package is assembled."""
 
 
 class Tensor:
@@ -128,8 +136,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the tensor lives."""
-        return "cpu"
+        """Where the tensor lives: a :class:`tessera.device.Device`."""
+        return DEVICE_OF(self)
 
     @property
     def is_traced(self) -> bool:

@@ -1,0 +1,201 @@
+"""Devices: ``ts.device("gpu:0")`` names one, and is a context manager for the tensors made inside; ``ts.current_device()``.
+
+Programs run on the CPU.  ``TESSERA_SIM_DEVICES`` supplies simulated accelerators for code that places data: ``2`` for two of them, or
+their models, ``A100,H100``.  A simulated device computes on the CPU, with the CPU's bits; what it has of its own is its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable
+from types import ModuleType, TracebackType
+from typing import Any
+
+from .errors import ArgumentError, DeviceError, suggest
+from .settings import SIM_DEVICES
+from .tracing.function import TracedFunction
+from .tracing.recorder import STATE
+from .tracing.tensor import Tensor
+
+_KINDS = {"cuda": "gpu", "nvidia": "gpu"}
+
+
+class Device(str):
+    """A device by name, ``cpu`` or ``gpu:0``.  Equals its other names too: ``cuda:0``, its index, and its model, ``"A100"``."""
+
+    __slots__ = ("model", "outer", "simulated")
+    model: str
+    simulated: bool
+    outer: list[Any]
+
+    def __new__(cls, name: str, model: str = "", simulated: bool = False) -> Device:
+        self = super().__new__(cls, name)
+        self.model, self.simulated, self.outer = model, simulated, []
+        return self
+
+    @property
+    def number(self) -> int:
+        """Its number among devices of its kind."""
+        return int(self.partition(":")[2] or 0)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, int) and not isinstance(other, bool):
+            return not str.__eq__(self, "cpu") and other == self.number
+        if isinstance(other, str):
+            return str.__eq__(self, _canonical(other)) or (bool(self.model) and other.upper() == self.model.upper())
+        return NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        same = self.__eq__(other)
+        return same if same is NotImplemented else not same
+
+    __hash__ = str.__hash__
+
+    def __repr__(self) -> str:
+        return f"device({str.__repr__(self)})"
+
+    def __enter__(self) -> Device:
+        self.outer.append(STATE.device)
+        STATE.device = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        STATE.device = self.outer.pop()
+
+
+CPU = Device("cpu")
+
+
+def _canonical(name: str) -> str:
+    kind, colon, index = name.strip().lower().partition(":")
+    kind = _KINDS.get(kind, kind)
+    return kind if kind == "cpu" else f"{kind}:{index if colon else 0}"
+
+
+def devices() -> list[Device]:
+    """Every device there is: the CPU, then the simulated ones."""
+    return [CPU, *(Device(f"gpu:{i}", m, simulated=True) for i, m in enumerate(SIM_DEVICES.get()))]
+
+
+def find(name: Any) -> Device:
+    """The device called ``name``: ``"cpu"``, ``"gpu:0"``, ``"cuda"``, a model such as ``"H100"``, a number, or a device.
+
+    Raises:
+        ArgumentError: this is no name of a device.
+        DeviceError: there is no such device here.
+    """
+    if isinstance(name, Device):
+        return name
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ArgumentError("a device goes by a name or a number", expected='"cpu", "gpu:0", 0', received=repr(name)[:60])
+    there = devices()
+    for d in there:
+        if d == name:
+            return d
+    kind, _, index = (name if isinstance(name, str) else f"gpu:{name}").lower().partition(":")
+    if kind not in ("cpu", "gpu", *_KINDS) or (index and not index.isdigit()):
+        raise ArgumentError(f"no device is called {name!r}{suggest(str(name), [*there, 'gpu', 'cuda'])}",
+                            expected=", ".join(there), received=str(name))
+    raise DeviceError(f"there is no device {name!r} here", expected=" or ".join(there), received=str(name),
+                      sentence="Programs run on the CPU; accelerators can be simulated.",
+                      hints=['Use ts.device("cpu")', "Set TESSERA_SIM_DEVICES=1 (or the models, A100,H100) for simulated devices"])
+
+
+def current_device() -> Device:
+    """The device of the innermost ``with ts.device(…)`` block; the CPU outside of one."""
+    return STATE.device or CPU
+
+
+# -- where tensors live --------------------------------------------------------------------------------------------------------
+_places: dict[int, tuple[weakref.ref[Tensor], Device]] = {}
+
+
+def place(x: Any) -> Any:
+    """Note that tensor ``x`` was made on the current device."""
+    where = STATE.device
+    if isinstance(x, Tensor) and where is not None and where.simulated:
+        number = id(x)
+        _places[number] = weakref.ref(x, lambda _: _places.pop(number, None)), where
+    return x
+
+
+def device_of(x: Tensor) -> Device:
+    """Where a tensor lives."""
+    found = _places.get(id(x))
+    return found[1] if found is not None and found[0]() is x else CPU
+
+
+def placing(f: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes tensors, on the current device."""
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        where = kwargs.pop("device", None)
+        if where is not None:
+            with find(where):
+                return place(f(*args, **kwargs))
+        out = f(*args, **kwargs)
+        return out if STATE.device is None else place(out)
+
+    return functools.update_wrapper(make, f)
+
+
+# -- variants ------------------------------------------------------------------------------------------------------------------
+class Specialized:
+    """One body compiled once a device model.
+
+    Attributes:
+        variants: the functions by model.
+        general: the function for any other device.
+    """
+
+    def __init__(self, fn: Callable[..., Any], models: tuple[str, ...]):
+        functools.update_wrapper(self, fn)
+        self.general = TracedFunction(fn)
+        self.variants = {m: TracedFunction(_under(fn, Device("gpu:0", m, simulated=True))) for m in models}
+
+    def select(self, device: Device | None = None) -> TracedFunction:
+        """The function that a call on ``device`` (the current one) runs."""
+        here = current_device() if device is None else device
+        return next((f for m, f in self.variants.items() if here == m), self.general)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.select()(*args, **kwargs)
+
+
+def _under(fn: Callable[..., Any], device: Device) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def body(*args: Any, **kwargs: Any) -> Any:
+        with device:
+            return fn(*args, **kwargs)
+
+    return body
+
+
+def specialize_for(*models: str) -> Callable[[Callable[..., Any]], Specialized]:
+    """``@ts.specialize_for("A100", "H100")``: one variant a device model from one body.
+
+    ``ts.current_device() == "A100"`` inside the body is decided while a variant is traced, so that no test of it is left.
+
+    Raises:
+        ArgumentError: no models, or one that is no text.
+    """
+    if not models or not all(isinstance(m, str) and m for m in models):
+        raise ArgumentError("specialize_for() takes the names of device models", expected='specialize_for("A100", "H100")',
+                            received=f"specialize_for({', '.join(map(repr, models))})")
+
+    def decorate(fn: Callable[..., Any]) -> Specialized:
+        return Specialized(fn.fn if isinstance(fn, TracedFunction) else fn, models)
+
+    return decorate
+
+
+class _Callable(ModuleType):
+    def __call__(self, name: Any) -> Device:
+        return find(name)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+__all__ = ["CPU", "Device", "Specialized", "current_device", "device_of", "devices", "find", "specialize_for"]
