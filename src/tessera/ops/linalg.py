@@ -260,7 +260,8 @@ primitive("eigh", family="linalg", infer=_eigh_infer, dtypes=FLOAT, external="la
           doc="The eigenvalues of symmetric matrices (lower triangle read) in ascending order, and eigenvectors as columns.")
 primitive("eig", family="linalg", infer=_eig_infer, dtypes=FLOAT, external="lapack.geev", bound=Bound(4, _terms),
           batch=br.leading,
-          reference=lambda x: _batched(_eig_one, x, 2), doc="Complex eigenvalues and eigenvectors of square matrices.")
+          reference=lambda x: _batched(_eig_one, x, 2), doc="Complex eigenvalues and eigenvectors of square matrices.",
+          facts={"no_derivative": "the vectors of a matrix that is not symmetric are fixed by a convention that turns with it"})
 
 
 # -- the user's functions --------------------------------------------------------------------------------------------------
