@@ -71,7 +71,7 @@ def reshape_index(index: Index, src: Shape, dst: Shape) -> list[DimLike]:
             flat = flat + index[k] * stride
         wanted = [src[k] for k in s]
         for n, (size, stride) in enumerate(zip(wanted, contiguous_strides(wanted), strict=True)):
-            if size == 1 or stride == 0:
+            if size in (0, 1) or stride == 0:
                 out.append(0)
                 continue
             step = flat if stride == 1 else flat // stride
