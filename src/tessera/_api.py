@@ -94,12 +94,14 @@ LAZY_MODULES = {
     "functional": "functional", "kernels": "kernels",
     "runtime": "runtime", "machine": "machine",
     "transforms": "transforms",
-    "compiler": "compiler",
+    "compiler": "compiler", "codegen": "codegen",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
     "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml",
 }
 # Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
 LAZY_NAMES = {
+    "CodeGenerator": ("codegen", "CodeGenerator"), "Target": ("codegen", "Target"), "Binary": ("codegen", "Binary"),
+    "TileIR": ("codegen", "TileIR"), "GraphIR": ("compiler", "GraphIR"),
     "current_device": ("device", "current_device"), "devices": ("device", "devices"), "Device": ("device", "Device"),
     "specialize_for": ("device", "specialize_for"), "prefetch": ("memory", "prefetch"), "custom": ("tracing.function", "custom"),
     "log": ("messages", "log"),

@@ -13,7 +13,10 @@ expanded; :func:`unregister` takes it out again.  Programs made with passes of y
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -374,3 +377,13 @@ def schedule_pass(cls: C) -> C:
 
 def _same(fn: Function) -> Function:
     return fn
+
+
+# -- drivers ------------------------------------------------------------------------------------------------------------------
+class _Callable(ModuleType):
+    def __call__(self, cls: Any) -> Any:
+        """``@tessera.compiler``: a class with ``compile(graph, targets)`` as a driver (``tessera.codegen``)."""
+        return import_module("tessera.codegen").driver(cls)
+
+
+sys.modules[__name__].__class__ = _Callable
