@@ -269,7 +269,7 @@ class _Machine:
         if memory.writer is None or memory.reader is None:
             return
         writer = memory.writer.reshape(-1)[touched]
-        if np.any((writer >= 0) & (writer != self.s.number)):
+        if np.any((writer >= 0) & (writer != self.s.number) | (writer == _BY_ATOMICS)):
             raise self.fail(op, f"race: reads an element of {memory.name} that another block writes")
         reader = memory.reader.reshape(-1)
         seen = reader[touched]
@@ -283,12 +283,24 @@ class _Machine:
         if np.any((reader != -1) & (reader != number)):
             raise self.fail(op, f"race: writes an element of {memory.name} that another block reads")
         writer = memory.writer.reshape(-1)
+        if np.any(writer[touched] == _BY_ATOMICS):
+            raise self.fail(op, f"race: writes an element of {memory.name} that blocks combine into")
         other = (writer[touched] >= 0) & (writer[touched] != number)
         if other.any():
             old = memory.data.reshape(-1)[touched][other]
             if old.tobytes() != new[other].tobytes():  # the same bits from two blocks are harmless
                 raise self.fail(op, f"race: two blocks write different values to an element of {memory.name}")
         writer[touched] = number
+
+    def note_atomic(self, op: Op, memory: _Memory, touched: Array) -> None:
+        """Atomics of several blocks meet without harm; a plain access of another block does not."""
+        if memory.writer is None or memory.reader is None:
+            return
+        reader, writer = memory.reader.reshape(-1)[touched], memory.writer.reshape(-1)
+        plain = (reader != -1) & (reader != self.s.number) | (writer[touched] >= 0) & (writer[touched] != self.s.number)
+        if plain.any():
+            raise self.fail(op, f"race: combines into an element of {memory.name} that another block reads or writes")
+        writer[touched] = _BY_ATOMICS
 
     def op_prefetch(self, op: Op, operands: list[Any]) -> None:
         """Means nothing."""
@@ -322,6 +334,14 @@ class _Machine:
         memory, where, value = operands[:3]
         flat, active = self.flat(op, memory, where, operands[3] if op.attrs.get("masked") else None)
         self.write(op, memory, flat, active, value)
+
+    def op_atomic(self, op: Op, operands: list[Any]) -> None:
+        memory, where, value = operands
+        flat, active = self.flat(op, memory, where, None)
+        if memory.written is not None:
+            self.read(op, memory, flat, active, 0)
+        self.note_atomic(op, memory, flat.reshape(-1))
+        _ATOMICS[op.attrs["combine"]].at(memory.data.reshape(-1), flat.reshape(-1), np.reshape(value, -1))
 
     # tiles
     def op_constant(self, op: Op, _: list[Any]) -> Array:
@@ -373,6 +393,8 @@ class _Machine:
             self.s.failures.setdefault(self.s.number, CheckFailure(op.attrs.get("site", 0), bad, op))
 
 
+_BY_ATOMICS = -2
+_ATOMICS = {"add": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 _COMBINE = {"add": "add", "mul": "mul", "max": "maximum", "min": "minimum", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}
 
 

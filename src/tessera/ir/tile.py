@@ -27,6 +27,8 @@ Memory.  Offsets are int64 scalars, one for each axis of the buffer.  The tile's
     %t = gather(%buf, %flat) : tile                 elements at row-major offsets (a tile of int64), ``masked`` and ``fill`` as above
     prefetch(%buf, %o0, %o1)                          a hint: this element is read soon; it may lie outside
     scatter(%buf, %flat, %t)                          the reverse; equal offsets within one tile: the last lane wins
+    atomic(%buf, %flat, %t) {combine = "add"}         buf[flat] = buf[flat] combined with t, lane by lane, whatever other blocks do;
+                                                      integers only (no order of the blocks changes the result): add max min and or xor
 
 A buffer starts out undefined if the block made it by ``alloc``: reading an element before it is written is an error.
 
@@ -87,6 +89,10 @@ POINTWISE: dict[str, tuple[int, str, str]] = {
 COMBINES = {
     "add": "number", "mul": "number", "max": "ordered", "min": "ordered", "and": "bits", "or": "bits", "xor": "bits",
 }
+
+ATOMICS = ("add", "max", "min", "and", "or", "xor")
+WRITES = frozenset({"store", "scatter", "atomic"})
+"""Ops that change the buffer that is their first operand."""
 
 _CLASSES: dict[str, Callable[[DType], bool]] = {
     "any": lambda d: True, "number": lambda d: d.kind != "bool", "real": lambda d: d.kind not in ("bool", "complex"),
@@ -260,6 +266,16 @@ def _scatter(op: Op) -> None:
     _flat(op, shape_of(value), masked)
 
 
+def _atomic(op: Op) -> None:
+    buffer = _buffer(op)
+    _counts(op, 3, 0)
+    value = op.operands[2].type
+    require(value.dtype is buffer.dtype and buffer.dtype.is_integer and buffer.dtype.bits >= 32, op,
+            f"works on integers of 32 or 64 bits, not on {value.dtype} and {buffer.dtype}")
+    require(op.attrs.get("combine") in ATOMICS, op, f"combine is one of {', '.join(ATOMICS)}, not {op.attrs.get('combine')!r}")
+    _flat(op, shape_of(value), False)
+
+
 def _flat(op: Op, shape: tuple[int, ...], masked: bool) -> None:
     require(op.operands[1].type == element(INDEX.dtype, shape), op,
             f"the offsets are {element(INDEX.dtype, shape)}, not {op.operands[1].type}")
@@ -422,7 +438,7 @@ def _size(op: Op) -> None:
 
 
 _PLAIN: dict[str, Callable[[Op], None]] = {
-    "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "iota": _iota, "full": _constant,
+    "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "atomic": _atomic, "iota": _iota, "full": _constant,
     "constant": _constant, "splat": _splat, "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose,
     "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
     "prefetch": _prefetch, "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
@@ -545,5 +561,5 @@ def verify(fn: Function) -> None:
     need(not fn.body.terminator.operands, "returns nothing: results are written to buffers")
     allowed = {buffers[w] for w in writes}  # type: ignore[union-attr]
     for op in fn.walk():
-        if op.name in ("store", "scatter") and (target := root(op.operands[0])) in buffers:
+        if op.name in WRITES and (target := root(op.operands[0])) in buffers:
             require(target in allowed, op, f"writes %{target.name}, which the attribute writes does not list")

@@ -170,7 +170,7 @@ def access_pattern(fn: Function) -> str:
     outside = set(fn.args)
     pattern = "coalesced"
     for op in fn.walk():
-        if op.name in ("gather", "scatter") and op.operands[0] in outside:
+        if op.name in ("gather", "scatter", "atomic") and op.operands[0] in outside:
             return "gather"
         if op.name in ("load", "store") and op.operands[0] in outside:
             buffer = op.operands[0].type

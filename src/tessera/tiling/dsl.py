@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..ir.core import INDEX, BufferType, Function, ScalarType, TileType
-from ..ir.tile import COMBINES, dot_problem, element, root
+from ..ir.tile import ATOMICS, COMBINES, dot_problem, element, root
 from ..types.dims import Dim, DimLike, ceildiv, substitute
 from ..types.dtypes import DType, as_dtype, bool_, int64
 from ..types.promotion import accumulator
@@ -266,6 +266,26 @@ def scatter(buffer: Buffer, flat: Any, value: Any, *, mask: Any = None) -> None:
         attrs["masked"] = True
     current().written.add(root(buffer.value))
     current().emit("scatter", operands, None, attrs)
+
+
+def atomic(buffer: Buffer, flat: Any, value: Any, combine: str = "add") -> None:
+    """Combine ``value`` into the elements at row-major offsets ``flat``, whatever other blocks do to them meanwhile.
+
+    Only integers of 32 and 64 bits: for them the order in which blocks come changes nothing.
+    """
+    buffer = _buffer(buffer, "atomic")
+    if not buffer.dtype.is_integer or buffer.dtype.bits < 32:
+        fail(f"atomics work on integers of 32 or 64 bits, not on {buffer.dtype}",
+             sentence="The order in which blocks come would change the bits of a floating-point sum.",
+             hints=["scale to integers first", "give every block an element of its own and reduce afterwards"])
+    if combine not in ATOMICS:
+        from ..errors import suggest
+        fail(f"no atomic is called {combine!r}{suggest(combine, ATOMICS)}", expected=", ".join(ATOMICS))
+    where = as_value(flat).to(int64)
+    v = broadcast_to(as_value(value, buffer.dtype if isinstance(value, Number) else None).to(buffer.dtype), where.shape)
+    current().written.add(root(buffer.value))
+    current().read.add(root(buffer.value))
+    current().emit("atomic", [buffer, where, v], None, {"combine": combine})
 
 
 def alloc(shape: Any, dtype: object, space: str = "local") -> Buffer:
@@ -555,7 +575,7 @@ for _name in POINTWISE:
 _HOOKS.update(dot=dot, sum=sum, max=max, min=min, getitem=getitem)
 
 __all__ = [
-    "POINTWISE", "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "bitcast", "broadcast_to",
+    "POINTWISE", "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "atomic", "bitcast", "broadcast_to",
     "build", "cdiv", "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "extract", "for_loop",
     "full", "gather", "iota", "load", "max", "maximum", "min", "minimum", "normal_axis", "prefetch", "prod", "program_id",
     "range", "reduce", "reshape", "scatter", "select", "size", "slice", "splat", "static_range", "store", "sum", "tile_function",

@@ -402,8 +402,9 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
 
 # -- reductions --------------------------------------------------------------------------------------------------------
 def _identity(combine: str, x: TileValue) -> Any:
-    return {"add": 0, "mul": 1, "max": x.dtype.min, "min": x.dtype.max, "and": True if x.dtype.kind == "bool" else -1, "or": 0,
-            "xor": 0}[combine]
+    nothing = False if x.dtype.kind == "bool" else 0
+    return {"add": 0, "mul": 1, "max": x.dtype.min, "min": x.dtype.max, "and": True if x.dtype.kind == "bool" else -1, "or": nothing,
+            "xor": nothing}[combine]
 
 
 def reduce(x: Any, axis: int, combine: str = "add", keepdims: bool = False) -> TileValue:

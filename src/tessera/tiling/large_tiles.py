@@ -326,6 +326,13 @@ class _Fitter:
         self.over(shape, piece, lambda at: dsl.scatter(
             buffer, self.piece(flat, at, piece), self.piece(value, at, piece), mask=None if mask is None else self.piece(mask, at, piece)))
 
+    def op_atomic(self, op: Op) -> None:
+        buffer, flat, value = self.ssa[op.operands[0]], op.operands[1], op.operands[2]
+        shape = flat.type.shape
+        piece = (*[1] * (len(shape) - 1), _divisor(shape[-1], min(64, self.most)))
+        self.over(shape, piece, lambda at: dsl.atomic(
+            buffer, self.piece(flat, at, piece), self.piece(value, at, piece), op.attrs["combine"]))
+
     def op_check(self, op: Op) -> None:
         ok, value = op.operands
         shape = ok.type.shape

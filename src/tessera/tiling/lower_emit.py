@@ -18,7 +18,7 @@ from ..types.dtypes import DType, bool_, f64, int64
 
 Int = int | Value
 
-_IMPURE = frozenset({"load", "gather", "store", "scatter", "check", "alloc", "for", "while", "if", "yield", "return"})
+_IMPURE = frozenset({"load", "gather", "store", "scatter", "atomic", "check", "alloc", "for", "while", "if", "yield", "return"})
 
 
 def scalar_of(t: Any) -> DType:

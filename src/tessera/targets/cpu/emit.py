@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import CompileError
 from ...ir.core import Block, BufferType, Function, Op, ScalarType, Value
-from ...ir.tile import root
+from ...ir.tile import WRITES, root
 from ...machine.cpu import CpuMachine
 from ...types.dims import DimLike
 from ...types.dtypes import DType
@@ -172,7 +172,7 @@ class _Kernel:
         self.loads.clear()
         for block in blocks:
             for op in block.walk():
-                if op.name in ("store", "scatter"):
+                if op.name in WRITES:
                     self._changed(op.operands[0])
 
     def _changed(self, buffer: Value) -> None:
@@ -569,6 +569,19 @@ class _Kernel:
             pointers = w.let(f"getelementptr {element}, ptr {base}, {vector('i64', piece.width)} {index.piece(i)}")
             scatter_piece(w, btype.dtype, pointers, piece.width, own or splat_literal("i1", True, piece.width), made)
 
+    def _atomic(self, op: Op) -> None:
+        buffer, where, value = op.operands
+        btype = check_buffer(buffer, op)
+        self._loads_before(buffer, None)
+        if isinstance(value.type, ScalarType):
+            lanes = [(self.scalar(where), self.scalar(value), 1)]
+        else:
+            index, t = self.tile(where), self.tile(value)
+            self._make_all([tile for _, _, tile in self.loads])
+            lanes = [(index.piece(i), t.piece(i), t.geo.piece(i).width) for i in range(t.geo.count)]
+        for at, made, width in lanes:
+            emit_memory.atomic_piece(self.w, btype.dtype, self.values[buffer], at, width, made, op.attrs["combine"])
+
     # -- control flow --------------------------------------------------------------------------------------------------
     def _phis(self, values: Sequence[Value]) -> tuple[list[Any], list[tuple[str, str]]]:
         """Fresh names for values that a block receives: (the values, (name, LLVM type) of each phi)."""
@@ -766,7 +779,7 @@ _HANDLERS: dict[str, Callable[[_Kernel, Op], None]] = {
     "slice": _Kernel._move, "broadcast": _Kernel._move, "concat": _Kernel._move, "extract": _Kernel._extract,
     "reduce": _Kernel._reduce, "dot": _Kernel._dot, "alloc": _Kernel._alloc, "view": _Kernel._view, "prefetch": _Kernel._prefetch,
     "load": _Kernel._load,
-    "store": _Kernel._store, "gather": _Kernel._gather, "scatter": _Kernel._scatter, "for": _Kernel._for,
+    "store": _Kernel._store, "gather": _Kernel._gather, "scatter": _Kernel._scatter, "atomic": _Kernel._atomic, "for": _Kernel._for,
     "while": _Kernel._while, "if": _Kernel._if, "check": _Kernel._check,
 }
 

@@ -251,6 +251,16 @@ def scatter_piece(w: Writer, dtype: DType, pointers: str, width: int, mask: str,
            f"{vector('ptr', width)} align {dtype.itemsize} {pointers}, {vector('i1', width)} {mask})")
 
 
+def atomic_piece(w: Writer, dtype: DType, base: str, at: str, width: int, value: str, combine: str) -> None:
+    """One ``atomicrmw`` a lane, in order; combining integers in any order gives the same bits, so no ordering is asked for."""
+    element = memory_type(dtype)
+    unsigned = "u" if combine in ("max", "min") and dtype.kind == "uint" else ""
+    for i in range(width):
+        offset = at if width == 1 else w.let(f"extractelement {vector('i64', width)} {at}, i32 {i}")
+        lane = value if width == 1 else w.let(f"extractelement {vector(element, width)} {value}, i32 {i}")
+        w.let(f"atomicrmw {unsigned}{combine} ptr {w.gep(element, base, offset)}, {element} {lane} monotonic, align {dtype.itemsize}")
+
+
 # -- access patterns ---------------------------------------------------------------------------------------------------
 def tile_axes(op: Op, rank: int, buffer_rank: int) -> tuple[int, ...]:
     axes = op.attrs.get("axes")
@@ -291,5 +301,5 @@ def check_buffer(v: Value, op: Op) -> BufferType:
     return v.type
 
 
-__all__ = ["Access", "Geometry", "check_buffer", "element_type", "from_memory", "gather_piece", "load_piece", "nonnegative",
+__all__ = ["Access", "Geometry", "atomic_piece", "check_buffer", "element_type", "from_memory", "gather_piece", "load_piece", "nonnegative",
            "operand_shape", "piece_masks", "representation", "scatter_piece", "store_piece", "swapped_axis", "tile_axes"]
