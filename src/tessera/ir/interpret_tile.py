@@ -24,6 +24,7 @@ from .pointwise_numpy import convert, fma, pointwise
 from .tile import POINTWISE, shape_of, tile_axes
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Watch = Callable[[Op, str, Array, Array], None]
 
 class TileError(RuntimeError):
     """A program did what Tile IR forbids at run time; the message names the op and its line."""
@@ -63,6 +64,7 @@ class _Run:
     sizes: Mapping[str, int]
     grid: tuple[int, ...]
     races: bool
+    watch: Watch | None = None
     env: dict[Value, Any] = field(default_factory=dict)
     at: tuple[int, ...] = ()
     number: int = 0
@@ -70,7 +72,7 @@ class _Run:
 
 
 def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None = None, *, seed: int | None = None,
-        races: bool = True, limit: int = 100_000_000) -> Result:
+        races: bool = True, limit: int = 100_000_000, watch: Watch | None = None) -> Result:
     """Execute ``fn`` on numpy arrays, in place.
 
     Args:
@@ -79,6 +81,7 @@ def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None 
         seed: run the blocks in this random order instead of row-major: results must not change.
         races: report elements that two blocks touch when one of them writes.
         limit: the most iterations of one loop, so that a wrong ``while`` ends.
+        watch: called at every access to a buffer: the op, the buffer's name, row-major element numbers and which lanes are active.
 
     Raises:
         TileError: a lane outside its buffer, uninitialised scratch, a race, an endless loop.
@@ -94,7 +97,7 @@ def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None 
     if missing:
         raise ValueError(f"{fn.name}: the size {missing[0]} has no value")
     grid = tuple(evaluate(g, env) for g in fn.attrs["grid"])
-    state = _Run(fn, env, grid, races)
+    state = _Run(fn, env, grid, races, watch)
     for i, (p, b) in enumerate(zip(params, buffers, strict=True)):
         state.env[p] = _parameter(p, b, env, i in fn.attrs["writes"] and races)
     for p in fn.args[len(params):]:
@@ -249,6 +252,8 @@ class _Machine:
 
     def read(self, op: Op, memory: _Memory, flat: Array, active: Array, fill: Any) -> Array:
         d = op.results[0].type.dtype
+        if self.s.watch is not None:
+            self.s.watch(op, memory.name, flat, active)
         if not active.any():
             return np.broadcast_to(_literal(fill, d), flat.shape).copy()
         touched = flat[active]
@@ -259,6 +264,8 @@ class _Machine:
         return got if active.all() else np.where(active, got, _literal(fill, d)).astype(d.np, copy=False)
 
     def write(self, op: Op, memory: _Memory, flat: Array, active: Array, value: Array) -> None:
+        if self.s.watch is not None:
+            self.s.watch(op, memory.name, flat, active)
         touched, new = flat[active], np.asarray(value)[active]
         self.note_write(op, memory, touched, new)
         memory.data.reshape(-1)[touched] = new  # of equal places the last wins

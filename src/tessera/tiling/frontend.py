@@ -32,6 +32,7 @@ from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
 from ..scheduling.decisions import Schedule, as_schedule
 from ..types.dims import Dim, DimLike
 from ..types.shapes import unify
+from .access import Access, analyze
 from .control import TileRange
 from .counts import access_pattern, count_flops
 from .kernel_ops import KernelRange
@@ -388,6 +389,19 @@ class Kernel:
     def memory_access_pattern(self, *args: Any, **kwargs: Any) -> str:
         """"coalesced", "strided" or "gather": how neighbouring lanes walk global memory."""
         return access_pattern(self._instance(args, kwargs)[0].function)
+
+    def access_report(self, *args: Any, **kwargs: Any) -> list[Access]:
+        """How well each access uses memory, 32 lanes at a time, in the first block (the arguments are not changed)."""
+        if not args and not kwargs:
+            self._instance((), {})
+            args, kwargs = self._example  # type: ignore[misc]
+        tensors, static = self._arguments(args, kwargs)
+        arrays = {n: np.asarray(t) for n, t in tensors.items()}
+        built = self.build({n: _type_of(a) for n, a in arrays.items()}, static)
+        env: dict[str, int] = {}
+        for p in built.params.values():
+            unify(p.type.shape, arrays[p.name].shape, env)
+        return analyze(built.function, [np.ascontiguousarray(arrays[n]) for n in built.names], env)
 
     def run(self, schedule: Any = None) -> Any:
         """Run the kernel on its example arguments, under further decisions.

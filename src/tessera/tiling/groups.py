@@ -14,9 +14,9 @@ from typing import Any
 
 from ..types import dtypes as dt
 from . import dsl
-from .kernel_ops import _flat, _identity, _window, as_value, load
+from .kernel_ops import _flat, _identity, _window, load
 from .kernel_values import Param, Window, masked, valid_lanes
-from .values import Edge, Meta, TileValue, fail, internal
+from .values import Edge, Meta, TileValue, as_value, fail, internal
 
 internal(__file__)
 
@@ -30,7 +30,8 @@ def _lanes(x: Any, size: int, what: str) -> tuple[TileValue, TileValue]:
     v = as_value(x)
     total = math.prod(v.shape)
     if not v.rank or total % size:
-        fail(f"{what} takes tiles of a multiple of {size} elements, not {v.type}", hints=[f"use a tile of {-(-max(total, 1) // size) * size}"])
+        fail(f"{what} takes tiles of a multiple of {size} elements, not {v.type}",
+             hints=[f"use a tile of {-(-max(total, 1) // size) * size}"])
     return v, dsl.reshape(_bare(v), (total // size, size))
 
 
@@ -312,7 +313,7 @@ def _atomic(name: str, combine: str) -> Callable[..., None]:
         dsl.atomic(param.buffer, flat, dsl.where(inside, v, _identity(combine, v)), combine)
 
     op.__name__ = op.__qualname__ = f"atomic_{name}"
-    op.__doc__ = f"""``x[index] = {combine}(x[index], value)`` lane by lane, whatever other programs do meanwhile; positions outside are skipped.
+    op.__doc__ = f"""``x[index] = {combine}(x[index], value)``, lane by lane, whatever other programs do; positions outside are skipped.
 
     Only integers of 32 and 64 bits: for them no order of the programs changes the result.
 
@@ -335,9 +336,16 @@ def random_bits(seed: Any, offset: Any) -> TileValue:
         offset: an integer tile; equal offsets give equal words.
     """
     at = as_value(offset).to(dt.uint64)
-    low = lambda x: x.to(dt.uint32)
-    high = lambda x: (x >> dsl.full(at.shape, 32, dt.uint64)).to(dt.uint32)
-    word = lambda n: dsl.full(at.shape, n, dt.uint32)
+
+    def low(x: TileValue) -> TileValue:
+        return x.to(dt.uint32)
+
+    def high(x: TileValue) -> TileValue:
+        return (x >> dsl.full(at.shape, 32, dt.uint64)).to(dt.uint32)
+
+    def word(n: int) -> TileValue:
+        return dsl.full(at.shape, n, dt.uint32)
+
     key = dsl.broadcast_to(as_value(seed, dt.uint64 if isinstance(seed, int) else None).to(dt.uint64), at.shape)
     c0, c1, c2, c3, k0, k1 = low(at), high(at), word(0), word(0), low(key), high(key)
     for n in builtins.range(10):
@@ -367,23 +375,26 @@ def load_coalesced(x: Any, threads: int = WARP) -> Any:
     v = as_value(made)
     last = window.parts[-1]
     if last.single or v.shape[-1] % threads:
-        fail(f"load_coalesced: {window!r} has rows of {v.shape[-1] if not last.single else 1} elements, which {threads} threads do not share",
+        n = v.shape[-1] if not last.single else 1
+        fail(f"load_coalesced: {window!r} has rows of {n} elements, which {threads} threads do not share",
              hints=["let the last axis of the window be a multiple of the threads"])
     return made
 
 
 def load_strided(x: Any, stride: int) -> TileValue:
-    """Every ``stride``-th element along the last axis of the program's window: what lane i reads lies i * stride elements along.
+    """Every ``stride``-th element of the program's window along one axis: what lane i reads lies i * stride elements along.
 
     Raises:
         KernelError: the window is no multiple of the stride.
     """
-    v = as_value(load(_window(x, "load_strided"))) if not isinstance(x, TileValue) else x
-    n = v.shape[-1]
-    if not isinstance(stride, int) or stride < 1 or n % stride:
+    window = _window(x, "load_strided")
+    open_ = [p for p in window.placed() if not p[0].single]
+    if len(open_) != 1:
+        fail(f"load_strided takes a window along one axis, not {window!r}")
+    (_, start, n), = open_
+    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1 or n % stride:
         fail(f"load_strided: a window of {n} elements has no stride {stride}")
-    parts = dsl.reshape(_bare(masked(v, 0)), (*v.shape[:-1], n // stride, stride))
-    return dsl.reshape(_part(parts, parts.rank - 1, 0, 1), (*v.shape[:-1], n // stride))
+    return load_gather(window.param, dsl.iota((n // stride,)) * stride + start)
 
 
 def load_gather(x: Param, index: Any, fill: Any = 0) -> TileValue:
@@ -419,11 +430,11 @@ def mma_mixed(a: Any, b: Any, accumulate: Any = dt.f32, saturate: bool = False, 
     kind = dt.as_dtype(accumulate)
     if rounding not in ("rte", "nearest"):
         fail(f"mma_mixed sums round to nearest even, not {rounding!r}", expected='"rte"')
-    x, y = (as_value(load(v)) if isinstance(v, Param | Window) and v.dtype is None else v for v in (a, b))
-    out = dot(x, y) if kind is dt.f32 else dot(as_value(load(x)).to(kind), as_value(load(y)).to(kind))
+    out: TileValue = dot(a, b) if kind is dt.f32 else dot(as_value(load(a)).to(kind), as_value(load(b)).to(kind))
     if not saturate or not kind.is_float:
         return out
-    return dsl.minimum(dsl.maximum(out, float(kind.finfo.min)), float(kind.finfo.max))
+    limited: TileValue = dsl.minimum(dsl.maximum(out, float(kind.finfo.min)), float(kind.finfo.max))
+    return limited
 
 
 NAMES = ("argmax", "argmin", "atomic_add", "atomic_and", "atomic_max", "atomic_min", "atomic_or", "atomic_xor", "block",
