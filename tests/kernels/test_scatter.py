@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from templates import build, run, template_op
 
+import tessera as ts
 from tessera.ir.interpret_tile import Result
 from tessera.kernels import scatter  # noqa: F401
 from tessera.types.dims import sym
@@ -63,3 +64,38 @@ def test_first_bad_index_is_reported_and_clamped() -> None:
     assert result.failure is not None
     assert (result.failure.site, int(result.failure.value)) == (5, 7)
     assert np.array_equal(got[:, 0], [1, 1, 0, 1])
+
+
+@pytest.mark.parametrize("dtype", [ts.bf16, ts.f16], ids=str)
+def test_many_narrow_sums_are_taken_wide_and_round_once(dtype):
+    """The same bits as the kernel's own search for equal rows, in time linear in the updates."""
+    import time
+
+    from tessera.transforms import expand
+    rng = np.random.default_rng(5)
+    n, m = 37, 400
+    x = ts.from_numpy(rng.standard_normal((n, 6)).astype(np.float32)).to(dtype)
+    u = ts.from_numpy(rng.standard_normal((m, 6)).astype(np.float32)).to(dtype)
+    i = ts.from_numpy(rng.integers(-n, n, m))
+
+    def add(x, i, u):
+        return ts.ops.indexing.bind("scatter", x, i, u, mode="add")
+
+    wide = ts.jit(add)(x, i, u)
+    many, expand.FEW_UPDATES = expand.FEW_UPDATES, 10**6
+    try:
+        narrow = ts.jit(lambda x, i, u: add(x, i, u) * 1)(x, i, u)
+    finally:
+        expand.FEW_UPDATES = many
+    assert wide.numpy().tobytes() == narrow.numpy().tobytes()
+    exact = np.array(x.to(ts.f32).numpy())
+    np.add.at(exact, i.numpy(), u.to(ts.f32).numpy())
+    assert wide.numpy().tobytes() == ts.from_numpy(exact).to(dtype).numpy().tobytes()
+
+    f = ts.jit(add)
+    i = ts.from_numpy(rng.integers(0, 50, 20000))
+    x, u = ts.zeros(50, 2, dtype=dtype), ts.ones(20000, 2, dtype=dtype)
+    f(x, i, u)
+    start = time.perf_counter()
+    f(x, i, u)
+    assert time.perf_counter() - start < 1.0  # the search took 20000**2 steps

@@ -8,8 +8,10 @@ from typing import Any
 from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
 from ..ops.table import OPS, OpDef
 from ..tracing.recorder import Trace, tracing, without_policies
+from ..types.dtypes import DType, f32
 from .rewriting import everywhere, key_of
 
+FEW_UPDATES = 16  # scattered rows for which the kernel's own search is cheaper than a copy in f32
 _DEFINITIONS: dict[Any, Function] = {}
 
 
@@ -49,12 +51,31 @@ def expand_composites(fn: Function) -> Function:
 
 def _expand(fn: Function) -> Function:
     def rule(c: Copier, op: Op) -> list[Value] | None:
+        if op.name == "scatter":
+            return _wide_scatter(c, op)
         rule = OPS.get(op.name)
         if rule is None or _written(rule, op.attrs) is None or scheduled_whole(op):
             return None
         return inline(c, op, definition(op.name, tuple(v.type for v in op.operands), op.attrs))
 
     return rewrite(fn, rule)
+
+
+def _wide_scatter(c: Copier, op: Op) -> list[Value] | None:
+    """Many sums (or products) into rows of narrow floats are taken in f32, and each row rounds once at the end.
+
+    That is what the kernel computes too, by looking for the other updates of each row, which for few of them is less work.
+    """
+    t, m = op.results[0].type, op.operands[1].type.shape[0]
+    if not (t.dtype.is_float and t.dtype.bits < 32 and op.attrs["mode"] in ("add", "mul")) or (isinstance(m, int) and m <= FEW_UPDATES):
+        return None
+
+    def convert(v: Value, dtype: DType) -> Value:
+        return c.builder.value("convert", (v,), TensorType(dtype, v.type.shape), {"dtype": dtype}, (), op.loc)
+
+    x, index, updates = c.operands(op)
+    wide = c.builder.value("scatter", (convert(x, f32), index, convert(updates, f32)), TensorType(f32, t.shape), op.attrs, (), op.loc)
+    return [convert(wide, t.dtype)]
 
 
 def inline(c: Copier, op: Op, body: Function) -> list[Value]:
