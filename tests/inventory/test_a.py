@@ -212,3 +212,33 @@ def test_eager_scans_are_kept_and_see_new_values() -> None:
     assert identity(lambda c, v: (c + holder.k, v)) is None  # an object's attribute may change
     assert identity(ts.exp) is not None and identity(len) is None
     gc.collect()
+
+
+# -- A002, A053: graphs without data where a division must be exact ----------------------------------------------------------------
+def test_a053_exact_divisions_without_data() -> None:
+    S, D, H = ts.sym("S D H")
+
+    @ts.function
+    def heads(x: ts.Tensor[N, S, D], w: ts.Tensor[D, D], h: ts.Tensor[H]) -> ts.Tensor[N, S, D]:
+        n, s, d = x.shape
+        q = (x @ w).reshape(n, s, h.shape[0], d // h.shape[0]).transpose(1, 2)
+        return q.transpose(1, 2).reshape(n, s, d)
+
+    @ts.function
+    def four(x: ts.Tensor[N, D]) -> Any:
+        return x.reshape(x.shape[0], 4, x.shape[1] // 4)
+
+    assert "%1 = reshape(%0) {shape = (<N>, <S>, <H>, <D_part>)}" in heads.graph_ir and "f32[N, S, D_part*H]" in heads.graph_ir
+    assert "f32[N, 4, D_part]" in four.graph_ir and "4*D_part" in four.graph_ir
+    x = ts.randn(2, 3, 8)
+    assert heads(x, ts.eye(8), ts.zeros(2)).numpy().tobytes() == x.numpy().tobytes()
+    assert four(ts.ones(3, 8)).shape == (3, 4, 2)
+    with pytest.raises(ts.ShapeError, match="Cannot reshape"):
+        four(ts.ones(3, 7))
+
+    @ts.function
+    def wrong(x: ts.Tensor[N, D]) -> ts.Tensor[N, 4, D]:
+        return x.reshape(x.shape[0], 4, x.shape[1] // 4)
+
+    with pytest.raises(ts.ShapeError, match="D_part"):
+        wrong.trace()

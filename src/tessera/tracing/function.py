@@ -28,6 +28,7 @@ from . import eager, policies
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
 from .donation import consume
 from .program import (
+    NeedsMultiple,
     NeedsValue,
     Program,
     Scope,
@@ -292,18 +293,24 @@ class TracedFunction:
             check_dtype(spec, t, owner or "", self.__name__)
         actual: dict[str, int] = {k: v for k, v in env.items() if isinstance(v, int)}
         check_sizes(declared.where, actual, self.__name__, origins)
+        multiples: dict[str, DimLike] = {}
         for _ in range(RETRACES):
             types = [t.with_shape(sizes_of(s, actual, self._static_sizes)) for t, s in zip(call.types, shapes, strict=True)]
+            if multiples:
+                types = [t.with_shape([substitute(d, multiples) for d in t.shape]) for t in types]
             key = (call.static, tuple(types), STATE.policy, STATE.schedule)
             for found in self._by_types.get(key, ()):
                 if found.fits(actual):
                     return found, actual
             bindings: dict[str, DimLike] = {
-                n: actual[n] if n in actual and (n in self._static_sizes or actual[n] == 0) else name_of(n) for n in env}
+                n: actual[n] if n in actual and (n in self._static_sizes or actual[n] == 0) else name_of(n) for n in env} | multiples
             try:
                 program = self._trace(call, types, bindings, None if abstract else actual)
             except NeedsValue as e:
                 self._static_sizes |= e.names
+                continue
+            except NeedsMultiple as e:
+                multiples[e.size] = e.of * name_of(f"{e.size}_part")
                 continue
             self._by_types.setdefault(key, []).append(program)
             self.programs.append(program)

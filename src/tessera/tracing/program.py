@@ -13,6 +13,7 @@ from ..errors import DTypeError, ShapeError
 from ..ir.core import Function, TensorType
 from ..types.constraints import SCOPE, Size
 from ..types.dims import Dim, DimLike, substitute
+from ..types.dims import name as name_of
 from ..types.effects import format_effects
 from ..types.shapes import Constraint, unify
 from . import eager
@@ -27,6 +28,14 @@ class NeedsValue(BaseException):
     def __init__(self, names: frozenset[str]):
         super().__init__(", ".join(sorted(names)))
         self.names = names
+
+
+class NeedsMultiple(BaseException):
+    """Without a call, sizes fit only where ``size`` is a multiple of ``of``: it is traced again as one."""
+
+    def __init__(self, size: str, of: DimLike):
+        super().__init__(f"{size} as a multiple of {of}")
+        self.size, self.of = size, of
 
 
 class Program:
@@ -144,6 +153,7 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
 
     params = [trace.parameter(t, n, w) for t, n, w in zip(types, names, weak, strict=True)]
     divided: set[str] = set()
+    SCOPE.quotient = None
     try:
         with tracing(trace), Scope(bindings, demand, decide, divided):
             if allowed is not None:
@@ -157,6 +167,10 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
             assigned = [*(_assigned(trace) if trace.state else []), *trace.messages]
             graph = trace.finish([*leaves, *[a.value for a in assigned]])
     except ShapeError:
+        if sizes is None and divided and SCOPE.quotient is not None:
+            size, of = SCOPE.quotient
+            if isinstance(size, Dim) and len(size.names) == 1 and size == name_of(*size.names) and size.names <= bindings.keys():
+                raise NeedsMultiple(*size.names, of) from None
         if sizes is None or not divided or divided - sizes.keys():
             raise
         # Sizes such as D // H fit only where the division is exact: trace with their values instead.

@@ -27,6 +27,7 @@ class _Scope(threading.local):
     demand: Callable[[Dim], int] | None = None  # the value of an actual size, or an exception
     decide: Callable[[Constraint], bool] | None = None  # the truth of a comparison that is not certain
     divided: set[str] | None = None  # names in divisions that may leave a remainder
+    quotient: tuple[DimLike, DimLike] | None = None  # the latest of them: what was divided by what
 
 
 SCOPE = _Scope()
@@ -200,6 +201,7 @@ def _binary(a: object, b: object, apply: Callable[[Any, Any], DimLike]) -> DimLi
     out = apply(plain(a), plain(b))
     if SCOPE.divided is not None and isinstance(out, Dim) and not _polynomial(out):
         SCOPE.divided |= out.names
+        SCOPE.quotient = plain(a), plain(b)
     return as_size(out, declared)
 
 
