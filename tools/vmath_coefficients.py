@@ -184,6 +184,12 @@ TABLES: dict[str, tuple[Fn, Fn, tuple[Any, Any], int, int, dict[int, Any]]] = {
     "COS_NARROW": (cos_tail, lambda z: z * z + mpf("1e-6"), (mpf(0), QUARTER_PI**2), 3, 64, {}),
     "ATAN_F64": (odd_tail(mp.atan, 1, -mpf(1) / 3), lambda z: z + mpf("1e-6"), (mpf(0), TAN_PI_8**2), 10, 64, {}),
     "ASIN_F64": (odd_tail(mp.asin, 1, mpf(1) / 6), lambda z: z + mpf("1e-6"), (mpf(0), mpf("0.2501")), 12, 64, {}),
+    "EXP_FAST": (exp_tail, lambda t: t * t * mp.exp(-t) + mpf("1e-9"), (-HALF, HALF), 3, 32, {}),
+    "EXP2_FAST": (exp2_tail, lambda t: t + mpf("1e-6"), (mpf(-1) / 2, mpf(1) / 2), 4, 32, {}),
+    "LOG_FAST": (log_tail, lambda t: t + mpf("1e-6"), (1 / ROOT - 1, ROOT - 1), 5, 32, {}),
+    "LOG2_FAST": (log2_tail, ONE, (1 / ROOT - 1, ROOT - 1), 6, 32, {}),
+    "SIN_FAST": (odd_tail(mp.sin, 1, -mpf(1) / 6), lambda z: z + mpf("1e-6"), (mpf(0), QUARTER_PI**2), 2, 32, {}),
+    "COS_FAST": (cos_tail, lambda z: z * z + mpf("1e-6"), (mpf(0), QUARTER_PI**2), 2, 32, {}),
     "STIRLING_F64": (stirling, ONE, (mpf(0), mpf(1) / 64), 7, 64, {}),
     "LGAMMA_TWO_F64": (lgamma_near_two, ONE, (mpf("-0.5"), mpf("0.5")), 24, 64, {}),
     "DIGAMMA_ROOT_F64": (digamma_near_root, ONE, (mpf("-0.465"), mpf("0.465")), 27, 64, {}),
@@ -204,7 +210,7 @@ def parts(x: Any, bits: tuple[int, ...]) -> list[Any]:
 
 CONSTANTS: dict[str, list[Any]] = {
     "LN2_F32": parts(LN2, (15, 24)), "LN2_F64": parts(LN2, (40, 53)), "LN2_LONG": parts(LN2, (40, 53, 53)),
-    "HALF_PI_F64": parts(mp.pi / 2, (53, 53, 53)), "TWO_OVER_PI": parts(2 / mp.pi, (53,)),
+    "HALF_PI_FAST": parts(mp.pi / 2, (11, 12, 24)), "HALF_PI_F64": parts(mp.pi / 2, (53, 53, 53)), "TWO_OVER_PI": parts(2 / mp.pi, (53,)),
     "LOG2E_F64": parts(1 / LN2, (53, 53)), "LOG10E_F64": parts(1 / mp.log(10), (53, 53)),
     "DIGAMMA_ZERO": parts(DIGAMMA_ROOT, (53, 53)), "LOG10_2_F64": parts(mp.log10(2), (40, 53)),
 }

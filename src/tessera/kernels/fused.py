@@ -353,4 +353,4 @@ class BlockRunner:
             return x.to(t.dtype)
         if op.name == "bitcast":
             return tile.bitcast(operands[0], t.dtype)
-        return typed(op.name, common(operands))
+        return typed(op.name, common(operands), attrs=op.attrs or None)

@@ -42,7 +42,7 @@ def is_float(x: Array) -> bool:
 def lifted(fn: Callable[..., Any]) -> Callable[..., Any]:
     """``fn`` on 16-bit and smaller floats: evaluated in f32, rounded once to nearest even."""
 
-    def reference(*xs: Array, checked: bool = True, **attrs: Any) -> Array:
+    def reference(*xs: Array, checked: bool = True, fast: bool = False, **attrs: Any) -> Array:
         with np.errstate(all="ignore"):
             narrow = next((x.dtype for x in xs if x.dtype in LOW), None)
             if narrow is None:

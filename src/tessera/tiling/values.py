@@ -692,13 +692,13 @@ def pointwise(name: str, *operands: Any) -> TileValue:
     return typed(name, values)
 
 
-def typed(name: str, values: Sequence[TileValue], given: Any = None) -> TileValue:
+def typed(name: str, values: Sequence[TileValue], given: Any = None, attrs: Mapping[str, Any] | None = None) -> TileValue:
     """The op on operands that already agree; ``given`` is the result type of convert and bitcast."""
     try:
         result = pointwise_type(name, [v.type for v in values], given)
     except GrammarError as e:
         fail(f"{name} {e}")
-    return current().emit(name, values, result)
+    return current().emit(name, values, result, attrs)
 
 
 def unary(name: str, x: Any) -> TileValue:

@@ -13,6 +13,7 @@ from ..ir.core import Copier, Function, Op, ScalarType, TileType, Value, rewrite
 from ..types.dtypes import DType, f32
 from . import vmath_exp, vmath_special, vmath_trig
 from .vmath_builder import E, V
+from .vmath_fast import FAST
 
 Expansion = Callable[..., E]
 
@@ -61,4 +62,5 @@ def _rule(c: Copier, op: Op) -> list[Value] | None:
     dtype = _dtype(op.operands[0])
     work = dtype if dtype.bits >= 32 or op.name == "nextafter" else f32
     args = [E(v, c[x], dtype).to(work) for x in op.operands]
-    return [EXPANSIONS[op.name](v, *args).to(dtype).value]
+    fast = FAST.get(op.name) if op.attrs.get("fast") and work is f32 else None
+    return [(fast or EXPANSIONS[op.name])(v, *args).to(dtype).value]

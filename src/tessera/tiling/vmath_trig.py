@@ -116,20 +116,20 @@ def _sin_cos(v: V, x: E) -> tuple[E, E, E]:
     return quadrant, s, c
 
 
-def _signed(v: V, value: E, quadrant: E) -> E:
+def signed(v: V, value: E, quadrant: E) -> E:
     """Flip the sign where bit 1 of the quadrant is set."""
-    return (value.bits ^ ((quadrant & 2) << 62)).as_float
+    return (value.bits ^ ((quadrant & 2) << (30 if value.dtype is f32 else 62))).as_float
 
 
 def sin(v: V, x: E) -> E:
     quadrant, s, c = _sin_cos(v, x)
-    y = _signed(v, v.select((quadrant & 1).ne(0), c, s), quadrant).to(x.dtype)
+    y = signed(v, v.select((quadrant & 1).ne(0), c, s), quadrant).to(x.dtype)
     return v.select(x.eq(0.0), x, y)
 
 
 def cos(v: V, x: E) -> E:
     quadrant, s, c = _sin_cos(v, x)
-    return _signed(v, v.select((quadrant & 1).ne(0), s, c), quadrant + 1).to(x.dtype)
+    return signed(v, v.select((quadrant & 1).ne(0), s, c), quadrant + 1).to(x.dtype)
 
 
 def tan(v: V, x: E) -> E:

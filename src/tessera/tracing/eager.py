@@ -135,7 +135,7 @@ def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> R
 
 # Attributes that are the same for every size of the operands.
 SIZELESS = frozenset({
-    "axis", "axes", "keepdims", "accumulate", "dtype", "saturate", "rounding", "exponent_bits", "mantissa_bits", "perm",
+    "axis", "axes", "keepdims", "accumulate", "dtype", "saturate", "rounding", "fast", "exponent_bits", "mantissa_bits", "perm",
     "eps", "scale", "causal", "approximate", "reverse", "exclusive", "descending", "lhs_contract", "rhs_contract",
     "lhs_batch", "rhs_batch", "checked", "mode", "side",
 })

@@ -31,8 +31,8 @@ from .tensor import Tensor, Traced
 KINDS: dict[str, str] = {}
 """``pointwise``, ``product``, ``sum`` or ``choice`` (max, min) for ops that compute; filled when the package is assembled."""
 
-FAST: dict[str, str] = {}
-"""Functions that have a faster, less exact form: name -> name of that form."""
+FAST = frozenset({"exp", "exp2", "log", "log2", "log10", "sigmoid", "tanh", "pow", "sin", "cos"})
+"""Functions that have a faster, less exact form (``tiling/vmath_fast.py``), asked for by the attribute ``fast``."""
 
 NONDETERMINISTIC: dict[str, str] = {}
 """Ops whose results may differ from run to run, and why; filled from the facts ``nondeterministic`` of the op table."""
@@ -125,7 +125,7 @@ def _bound(force: InForce, name: str, tensors: list[Tensor], attrs: dict[str, An
     if force.deterministic and name in NONDETERMINISTIC:
         raise UnsupportedError(f"{name!r} is not deterministic, and a deterministic block is in force", sentence=NONDETERMINISTIC[name])
     if force.fast and name in FAST:
-        name = FAST[name]
+        attrs = {**attrs, "fast": True}
     policy = force.policy
     if policy is None and force.rounding not in (None, RoundingMode.NEAREST):
         kinds = [t.dtype for t in tensors if t.dtype.is_float]
