@@ -94,7 +94,7 @@ LAZY_MODULES = {
     "functional": "functional", "kernels": "kernels",
     "runtime": "runtime", "machine": "machine",
     "transforms": "transforms",
-    "compiler": "compiler", "codegen": "codegen",
+    "compiler": "compiler", "codegen": "codegen", "checkpoint": "checkpoint", "remat": "checkpoint",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
     "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml",
 }
@@ -125,6 +125,9 @@ LAZY_NAMES = {
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
     "grad": ("transforms.derivatives", "grad"), "value_and_grad": ("transforms.derivatives", "value_and_grad"),
     "jvp": ("transforms.derivatives", "jvp"), "vjp": ("transforms.derivatives", "vjp"),
+    "stop_gradient": ("ops.barriers", "stop_gradient"), "checkpoint_here": ("ops.barriers", "checkpoint_here"),
+    "custom_vjp": ("transforms.custom", "custom_vjp"), "custom_jvp": ("transforms.custom", "custom_jvp"),
+    "straight_through": ("transforms.custom", "straight_through"),
     "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
     "Schedule": ("scheduling.decisions", "Schedule"), "Kernel": ("tiling", "Kernel"), "Autotuner": ("autotune", "Autotuner"),
     "PerformanceModel": ("autotune", "PerformanceModel"), "time": ("autotune.measure", "time"),

@@ -1,7 +1,7 @@
 """The op table, one file a family, and the functions of the op namespace that users call."""
 
 from ..errors.boundary import guard_names
-from . import fft, linalg, movement, table  # noqa: F401
+from . import barriers, fft, linalg, movement, table  # noqa: F401
 from .collectives import all_gather, all_reduce, axis_index, axis_size, pmax, pmean, pmin, psum
 from .composites import (
     attention,

@@ -18,6 +18,7 @@ from ..machine import CpuMachine, host_cpu
 from ..settings import DUMP, OVERRIDE, SETTINGS
 from ..targets.cpu import pool
 from ..targets.cpu.pool_ir import pool_ir
+from ..transforms.regions import inline_regions
 from .cache import DiskCache, key_of, open_cache, source_hash
 from .executable import Executable
 from .manifest import pack, unpack
@@ -76,6 +77,7 @@ class Compiler:
             UnsupportedError: an op cannot be computed on this target.
         """
         start = time.perf_counter()
+        fn = inline_regions(fn)
         key = self.program_key(fn)
         origin = Origin(self, fn, key)
         self.programs += 1

@@ -107,14 +107,18 @@ def _same(what: str, want: Sequence[TensorType], got: Sequence[TensorType], one:
 
 
 # -- loops ---------------------------------------------------------------------------------------------------------------
-def while_loop(cond: Any = None, body: Callable[..., Any] | None = None, init: Any = None) -> Any:
+def while_loop(cond: Any = None, body: Callable[..., Any] | None = None, init: Any = None, *, max_iterations: int | None = None) -> Any:
     """Repeat ``carry = body(*carry)`` while ``cond(*carry)``, from ``init``; returns the last carry.
 
     A tuple or list ``init`` is unpacked into arguments; anything else is one argument.  Used as a decorator, it marks a
     function that contains such a loop and leaves it as it is.
 
+    Args:
+        max_iterations: the loop stops after so many iterations in any case; with such a bound it has a reverse-mode derivative.
+
     Raises:
         TracingError, ShapeError, DTypeError: ``body`` changes the structure, shape or dtype of the carry.
+        ArgumentError: ``max_iterations`` is not a count.
     """
     if body is None and init is None and callable(cond):
         @functools.wraps(cond)
@@ -123,6 +127,9 @@ def while_loop(cond: Any = None, body: Callable[..., Any] | None = None, init: A
         return routine
     if not callable(cond) or not callable(body):
         raise ArgumentError("while_loop() takes two functions and a start", expected="while_loop(cond=, body=, init=)")
+    if max_iterations is not None and (not isinstance(max_iterations, int) or isinstance(max_iterations, bool) or max_iterations < 0):
+        raise ArgumentError("max_iterations of while_loop() is a number of iterations", expected="an integer, 0 or more",
+                            received=repr(max_iterations)[:80])
     unpack = isinstance(init, tuple | list)
 
     def apply(f: Callable[..., Any], carry: Any) -> Any:
@@ -130,16 +137,16 @@ def while_loop(cond: Any = None, body: Callable[..., Any] | None = None, init: A
 
     trace = STATE.trace
     if trace is None:
-        carry = init
-        while bool(apply(cond, carry)):
-            carry = apply(body, carry)
+        carry, left = init, -1 if max_iterations is None else max_iterations
+        while left and bool(apply(cond, carry)):
+            carry, left = apply(body, carry), left - 1
             if unpack and not isinstance(carry, tuple | list):
                 carry = (carry,)
         return carry
-    return _traced_while(trace, apply, cond, body, init, unpack)
+    return _traced_while(trace, apply, cond, body, init, unpack, max_iterations)
 
 
-def _traced_while(trace: Trace, apply: Any, cond: Any, body: Any, init: Any, unpack: bool) -> Any:
+def _traced_while(trace: Trace, apply: Any, cond: Any, body: Any, init: Any, unpack: bool, most: int | None) -> Any:
     leaves, tree = _tree(init, "the init of while_loop()")
     start = [lift(x) for x in leaves]
     weak = [not isinstance(x, Tensor | np.ndarray) for x in leaves]
@@ -154,6 +161,8 @@ def _traced_while(trace: Trace, apply: Any, cond: Any, body: Any, init: Any, unp
         n = len(start)
         with trace.builder.at(test):
             p = _truth(apply(cond, optree.tree_unflatten(tree, test_args[:n])), "while_loop()")
+            if most is not None:
+                p = bind("logical_and", p, test_args[n] < most)
         with trace.builder.at(step), trace.iterating(step_args[n] if counted else None):
             out = apply(body, optree.tree_unflatten(tree, step_args[:n]))
             if unpack and not isinstance(out, tuple | list):
@@ -176,9 +185,10 @@ def _traced_while(trace: Trace, apply: Any, cond: Any, body: Any, init: Any, unp
             return attempt(True)
         trace.terminate(test, [p])
         trace.terminate(step, results)
-        return trace.structured("while", first, types, {}, [test, step])[:n]
+        attrs = {} if most is None else {"max_iterations": most}
+        return trace.structured("while", first, types, attrs, [test, step])[:n]
 
-    return optree.tree_unflatten(tree, attempt(False))
+    return optree.tree_unflatten(tree, attempt(most is not None))
 
 
 def _widened(start: Sequence[Tensor], results: Sequence[Tensor], weak: list[bool]) -> list[Tensor] | None:
@@ -204,7 +214,13 @@ def _carry(what: str, want: Sequence[TensorType], got: Sequence[TensorType]) -> 
 
 
 def fori_loop(lower: Any, upper: Any, body: Callable[[Any, Any], Any], init: Any) -> Any:
-    """``carry = body(i, carry)`` for ``i`` from ``lower`` to ``upper - 1``; returns the last carry."""
+    """``carry = body(i, carry)`` for ``i`` from ``lower`` to ``upper - 1``; returns the last carry.
+
+    With integers for bounds a traced loop is a :func:`scan`, which has a reverse-mode derivative.
+    """
+    if STATE.trace is not None and all(isinstance(n, int) and not isinstance(n, bool) for n in (lower, upper)) and upper > lower:
+        numbers = bind("iota", shape=(upper - lower,), axis=0, dtype=dt.int64)
+        return scan(lambda carry, i: (body(i, carry), None), init, numbers + lower if lower else numbers)[0]
     packed = while_loop(lambda i, carry: i < upper, lambda i, carry: (i + 1, body(i, carry)), (lower, init))
     return packed[1]
 

@@ -25,6 +25,8 @@ from ..tracing.tensor import Tensor
 from ..types.dims import DimLike
 from .batch_kernel import batch_kernel
 from .expand import definition
+from .regions import add_call, region_of
+from .replay import record_body
 
 Flags = tuple[bool, ...]
 Outcome = tuple[list[Any], list[bool]]
@@ -250,7 +252,14 @@ class Batch:
 
     # -- structure -------------------------------------------------------------------------------------------------------------
     def call(self, op: Op, xs: list[Any], flags: Flags) -> list[Any]:
-        return self.inlined(_callee(self.fn.functions, op), op, xs, flags)
+        fn, region = _callee(self.fn.functions, op), region_of(op)
+        if region is None or not any(flags):
+            return self.inlined(fn, op, xs, flags)
+        made = region.batched(flags, self.size, [r in self.flow.mapped for r in op.results])
+        if made is None:
+            return self.inlined(fn, op, xs, flags)
+        body = record_body(op.attrs["callee"], lambda args: self.inlined(fn, op, args, flags), xs, raised=False)
+        return add_call(op.attrs["callee"], made, body.graph, [*xs, *body.given])
 
     def cond(self, op: Op, xs: list[Any], flags: Flags) -> list[Any]:
         p, *operands = xs

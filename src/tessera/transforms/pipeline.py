@@ -11,6 +11,7 @@ from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpres
 from .expand import expand_composites
 from .outlining import outline_layers
 from .raising import raise_composites
+from .rematerialise import drop_barriers
 
 GraphTransform = Callable[[Function], Function]
 
@@ -36,6 +37,7 @@ GRAPH_PASSES: tuple[Pass, ...] = (
     Pass("fold_expanded", fold_constants, "as above, for the definitions"),
     Pass("merge_expanded", merge_common_subexpressions, "definitions of two composites often share their beginning"),
     Pass("dead_code_expanded", eliminate_dead_code, "the scheduler must not compute what nobody reads"),
+    Pass("drop_barriers", drop_barriers, "last: nothing is merged any more, so that recomputation stays recomputation"),
 )
 
 

@@ -115,8 +115,8 @@ class Replay:
         """``op`` as it is, on the new operands."""
         trace, env = self.trace, self.env
         blocks = [self.block_again(b) for b in op.blocks]
-        new = Op(op.name, [trace.lower(env[v]) for v in op.operands], [r.type for r in op.results], op.attrs, blocks, op.loc)
-        self.adopt(op)
+        attrs = self.adopted(op) if "callee" in op.attrs else op.attrs
+        new = Op(op.name, [trace.lower(env[v]) for v in op.operands], [r.type for r in op.results], attrs, blocks, op.loc)
         trace.builder.block.ops.append(new)
         outs = [make(Traced(trace, r)) for r in new.results]
         env.update(zip(op.results, outs, strict=True))
@@ -132,11 +132,21 @@ class Replay:
         self.trace.terminate(new, [inner.env[v] for v in block.terminator.operands])
         return new
 
-    def adopt(self, op: Op) -> None:
-        """Hand a function that ``op`` calls over to the ambient trace."""
-        callee = op.attrs.get("callee")
-        if callee is not None and callee in self.functions:
-            self.trace.function.functions.setdefault(callee, self.functions[callee])
+    def adopted(self, op: Op) -> dict[str, Any]:
+        """The attributes of a call, after its function was handed over to the ambient trace (under a free name)."""
+        name = label = op.attrs["callee"]
+        fn = self.functions.get(name)
+        if fn is None:
+            return op.attrs
+        if fn.level == "graph" and not fn.functions and len(self.functions) > 1:
+            called = {o.attrs["callee"] for o in fn.walk() if "callee" in o.attrs}
+            fn = Function(fn.name, fn.level, fn.body, fn.attrs, {n: self.functions[n] for n in called if n in self.functions})
+        have, k = self.trace.function.functions, 0
+        while label in have and have[label].body is not fn.body:
+            k += 1
+            label = f"{name}{k}"
+        have[label] = fn
+        return {**op.attrs, "callee": label}
 
     @contextmanager
     def at(self, loc: Loc | None) -> Iterator[None]:
