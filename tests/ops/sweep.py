@@ -349,6 +349,14 @@ def _broadcast_to(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values(src, d, rng)], {"shape": dst}
 
 
+def _identity(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    return [values(((7,), (3, 17), ())[k], d, rng)], {}
+
+
+for _name in ("stop_gradient", "keep", "barrier"):
+    maker(_name, count=3)(_identity)
+
+
 @maker("flip", count=3)
 def _flip(d: DType, k: int, rng: np.random.Generator) -> Sample:
     shape, axes = (((7,), (0,)), ((3, 17), (0, 1)), ((2, 5, 3), (1,)))[k]

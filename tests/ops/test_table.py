@@ -19,7 +19,7 @@ from tessera.types import dtypes as dt
 
 NAMES = sorted(OPS)
 FAMILIES = {"pointwise", "movement", "reduction", "contraction", "composite", "indexing", "sorting", "random", "fft", "linalg", "summation",
-            "collective"}
+            "collective", "barrier"}
 POINTWISE = """
 add sub mul div neg abs fma sqrt floor ceil round trunc minimum maximum eq ne lt le gt ge logical_and logical_or logical_not
 logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not shift_left shift_right select convert bitcast floor_div mod isnan isinf
