@@ -94,7 +94,7 @@ LAZY_MODULES = {
     "functional": "functional", "kernels": "kernels",
     "runtime": "runtime", "machine": "machine",
     "transforms": "transforms",
-    "compiler": "compiler", "codegen": "codegen", "checkpoint": "checkpoint", "remat": "checkpoint",
+    "compiler": "compiler", "codegen": "codegen", "checkpoint": "checkpoint", "remat": "checkpoint", "graph": "graph",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
     "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml",
 }
@@ -125,9 +125,13 @@ LAZY_NAMES = {
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
     "grad": ("transforms.derivatives", "grad"), "value_and_grad": ("transforms.derivatives", "value_and_grad"),
     "jvp": ("transforms.derivatives", "jvp"), "vjp": ("transforms.derivatives", "vjp"),
-    "stop_gradient": ("ops.barriers", "stop_gradient"), "checkpoint_here": ("ops.barriers", "checkpoint_here"),
     "custom_vjp": ("transforms.custom", "custom_vjp"), "custom_jvp": ("transforms.custom", "custom_jvp"),
     "straight_through": ("transforms.custom", "straight_through"),
+    "jacfwd": ("transforms.jacobians", "jacfwd"), "jacrev": ("transforms.jacobians", "jacrev"),
+    "hessian": ("transforms.jacobians", "hessian"), "linearize": ("transforms.jacobians", "linearize"),
+    "per_example_grad": ("transforms.jacobians", "per_example_grad"), "gradient_penalty": ("transforms.jacobians", "gradient_penalty"),
+    "implicit_diff": ("transforms.implicit", "implicit_diff"), "diff_through_opt": ("transforms.implicit", "diff_through_opt"),
+    "adjoint": ("ops.linalg", "adjoint"), "optimize": ("transforms.implicit", "minimise"),
     "unchecked": ("runtime", "unchecked"), "vmap": ("transforms.vmap", "vmap"),
     "Schedule": ("scheduling.decisions", "Schedule"), "Kernel": ("tiling", "Kernel"), "Autotuner": ("autotune", "Autotuner"),
     "PerformanceModel": ("autotune", "PerformanceModel"), "time": ("autotune.measure", "time"),
@@ -165,6 +169,8 @@ def _kinds_of_arithmetic() -> dict[str, str]:
 
 def _assemble() -> None:
     methods.attach(ops)
+    function_room: Any = importlib.import_module("tessera.tracing.function")
+    function_room.GRADIENT = lambda fn: find("grad", {})(fn)
     setattr(tensor_module.Tensor, "__array_ufunc__", numpy_calls.array_ufunc)  # noqa: B010
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})

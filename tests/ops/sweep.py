@@ -353,7 +353,7 @@ def _identity(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values(((7,), (3, 17), ())[k], d, rng)], {}
 
 
-for _name in ("stop_gradient", "keep", "barrier"):
+for _name in ("stop_gradient", "checkpoint_here", "barrier"):
     maker(_name, count=3)(_identity)
 
 

@@ -2,6 +2,7 @@
 
 from ..errors.boundary import guard_names
 from . import barriers, fft, linalg, movement, table  # noqa: F401
+from .barriers import checkpoint_here, stop_gradient
 from .collectives import all_gather, all_reduce, axis_index, axis_size, pmax, pmean, pmin, psum
 from .composites import (
     attention,
@@ -271,6 +272,7 @@ __all__ = [
     "cat",
     "cbrt",
     "ceil",
+    "checkpoint_here",
     "chunk",
     "clip",
     "compensated_sum",
@@ -422,6 +424,7 @@ __all__ = [
     "squeeze",
     "stack",
     "std",
+    "stop_gradient",
     "sub",
     "sum",
     "swapaxes",

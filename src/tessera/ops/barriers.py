@@ -33,8 +33,9 @@ def _element(e: ElementBuilder, op: Op, index: Any, r: int) -> Value:
 
 primitive("stop_gradient", family="barrier", infer=_infer("stop_gradient"), reference=_same, dtypes=EVERY, linear=(), expand=lambda x: x,
           batch=br.leading, doc="The value; its derivative is zero.")
-primitive("keep", family="barrier", infer=_infer("keep"), reference=_same, dtypes=EVERY, linear=True, vjp=lambda x, gs: gs,
-          expand=lambda x: x, batch=br.leading, doc="The value; a checkpointed region keeps it for its backward pass.")
+primitive("checkpoint_here", family="barrier", infer=_infer("checkpoint_here"), reference=_same, dtypes=EVERY, linear=True,
+          vjp=lambda x, gs: gs, expand=lambda x: x, batch=br.leading,
+          doc="The value; a checkpointed region keeps it for its backward pass.")
 primitive("barrier", family="barrier", infer=_infer("barrier"), reference=_same, dtypes=EVERY, linear=True, vjp=lambda x, gs: gs,
           element=_element, batch=br.leading,
           doc="The value, which passes take for another one than the operand: what is computed from it is not merged with what is "
@@ -48,7 +49,7 @@ def stop_gradient(x: Any) -> Any:
 
 def checkpoint_here(x: Any) -> Any:
     """``x`` (a tensor or a tree of them), kept for the backward pass by the ``ts.checkpoint(policy="selective")`` around it."""
-    return _on_tensors("keep", x)
+    return _on_tensors("checkpoint_here", x)
 
 
 def _on_tensors(name: str, x: Any) -> Any:

@@ -314,6 +314,11 @@ def lu_factor(x: Any) -> tuple[Any, Any]:
     return packed, perm
 
 
+def adjoint(x: Any) -> Any:
+    """The conjugate transpose of the last two axes."""
+    return pw.conj(sh.matrix_transpose(as_tensor(x)))
+
+
 def solve(a: Any, b: Any) -> Any:
     """x with a x = b, for b [..., n, k] or [n]; by LU with partial pivoting.  A singular matrix gives inf or NaN."""
     a, b = promoted("solve", _float(a), _float(b))

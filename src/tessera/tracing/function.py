@@ -46,6 +46,14 @@ _SCALARS = {int: TensorType(dt.int64, ()), float: TensorType(dt.f32, ()), comple
 RETRACES = 16
 
 
+def _no_gradient(fn: Any) -> Any:
+    raise UnsupportedError("derivatives are not loaded")
+
+
+GRADIENT: Callable[[Any], Any] = _no_gradient
+"""``ts.grad``; set when the package is assembled."""
+
+
 class Contract:
     """What a function promises: argument and result types, constraints on sizes, effects."""
 
@@ -428,6 +436,15 @@ class TracedFunction:
             raise UnsupportedError(f"the executable of {self.__name__!r} does not show {name!r}",
                                    sentence="Without a compiler, programs run in the interpreter of Graph IR.")
         return found
+
+    @property
+    def grad_ir(self) -> str:
+        """The Graph IR of the gradient by the first argument, as text: of the annotated types, else of the latest call."""
+        gradient = GRADIENT(self)
+        if all(p.name in self.declared.params for p in self._parameters_of_signature):
+            return str(gradient.trace())
+        graph = self._latest().graph
+        return str(gradient.trace(*[a.type for a in graph.args[:len(graph.args) - graph.attrs["captured"]]]))
 
     @property
     def schedule_ir(self) -> str:

@@ -38,6 +38,11 @@ def owning(fn: Any) -> Iterator[None]:
         _OWNER.stack = saved
 
 
+def owned_parameters() -> dict[str, Tensor]:
+    """The parameters of the function being traced, by name."""
+    return dict(_OWNER.stack[-1][0].parameters_owned) if _OWNER.stack else {}
+
+
 def parameter(kind: str, shape: tuple[int, ...], dtype: DType = dt.f32, bound: float = 0.0) -> Tensor:
     """A tensor owned by the function being traced, the same one at every trace and call.
 

@@ -272,13 +272,16 @@ def basis(t: TensorType) -> Tensor:
 
 
 
-def grad(fn: Callable[..., Any] | None = None, argnums: Any = 0, *, has_aux: bool = False, batched: bool | None = None,
+def grad(fn: Any = None, argnums: Any = None, *, has_aux: bool = False, batched: bool | None = None,
          holomorphic: bool = False) -> Any:
     """``grad(f)`` is the gradient of ``f``: a function of the same arguments.
 
+    ``grad(loss, x)`` of a tensor that a traced function has computed is its gradient by the tensor, tree or module ``x`` (or by all
+    parameters in scope, as a dict, without ``x``).
+
     Args:
         fn: a function whose result is one tensor.
-        argnums: by which positional arguments; an integer, or a tuple (then the result is a tuple).  An argument may be a tree of
+        argnums: by which positional arguments; an integer (0), or a tuple (then the result is a tuple).  An argument may be a tree of
             tensors, or a module (its gradient is a dict by parameter name).
         has_aux: ``fn`` returns ``(result, anything)``, and ``grad`` ``(gradient, anything)``.
         batched: what happens to a result that is not a scalar.  False: its Jacobian, of shape result + input, so that
@@ -290,6 +293,10 @@ def grad(fn: Callable[..., Any] | None = None, argnums: Any = 0, *, has_aux: boo
     Raises:
         DerivativeError: by integers, of a structure, or through an op without a derivative.
     """
+    if isinstance(fn, Tensor):
+        from .in_scope import gradient_of
+        return gradient_of(fn, argnums)
+    argnums = 0 if argnums is None else argnums
     if fn is None:
         return lambda f: grad(f, argnums, has_aux=has_aux, batched=batched, holomorphic=holomorphic)
     needs_function("grad", fn)

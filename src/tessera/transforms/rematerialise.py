@@ -120,7 +120,7 @@ def kept_values(fn: Function, policy: str) -> list[Value]:
     if policy == "full":
         return []
     ops = fn.body.ops[:-1]
-    marked = [op.results[0] for op in ops if op.name == "keep"]
+    marked = [op.results[0] for op in ops if op.name == "checkpoint_here"]
     if marked:
         return marked
     values = [op.results[0] for op in ops if len(op.results) == 1 and op.name not in ("constant", "full", "iota", "size")]
