@@ -85,6 +85,9 @@ def _keeps(total: Value, red: Op) -> bool:
 def _softmax(s: _Stretch, op: Op) -> tuple[str, str, Build] | None:
     e, total = op.operands
     exp, found = producer(e, "exp"), row_value(total, e)
+    whole = producer(unbroadcast(total), "reduce_sum")
+    if found is None and whole is not None and e.type.rank == 1 and tuple(whole.attrs["axes"]) == (0,):
+        found = whole, 0  # a vector by its whole sum
     if exp is None or found is None or found[0].name != "reduce_sum" or not same(found[0].operands[0], e):
         return None
     x = exp.operands[0]
