@@ -203,7 +203,7 @@ def complaints(c: Case, at: list[list[Array]], above: list[list[Array]], below: 
     """What is wrong, from the results at the point and beside it."""
     _, along, back, second, *others = at
     out = []
-    exact = "straight_through" not in OPS[c.name].facts
+    exact = OPS[c.name].facts.get("derivative") != "straight-through"
     left, size = pairing(c.v, along)
     right = pairing(back, c.u)[0]
     if not abs(left - right) <= (1e-12 if OPS[c.name].linear else 1e-11) * (1 + size):
@@ -415,3 +415,37 @@ def test_reparameterised_samples_carry_derivatives() -> None:
     noise = (rn.normal(key, 0, (50,), ts.f64).numpy()).sum()
     mean, std = ts.tensor(np.float64(0.3)), ts.tensor(np.float64(2.0))
     np.testing.assert_allclose([float(g) for g in ts.grad(draw_one, argnums=(0, 1))(mean, std)], [50, noise], rtol=1e-12)
+
+
+# -- symbolic sizes ----------------------------------------------------------------------------------------------------------------
+SYMBOLIC: dict[str, Any] = {
+    "reshape": lambda x: x.reshape(-1) ** 2, "transpose": lambda x: x.T ** 2, "slice": lambda x: x[1:, ::2] ** 2,
+    "pad": lambda x: ts.pad(x, [(1, 2), (0, 1)], 3.0) ** 2, "flip": lambda x: ts.flip(x, 0) * x,
+    "concat": lambda x: ts.concat([x, x * x], 1),
+    "broadcast": lambda x: x.sum(0, keepdims=True) * x, "prod": lambda x: x.prod(1), "max": lambda x: x.max(0) ** 2,
+    "cumsum": lambda x: ts.cumsum(x, 1) ** 2, "cumprod": lambda x: ts.cumprod(x, 0), "cummax": lambda x: ts.cummax(x, 0) ** 2,
+    "logsumexp": lambda x: ts.logsumexp(x, 1), "matmul": lambda x: x @ x.T, "take": lambda x: ts.take(x, ts.tensor([0, 1, 0]), 0) ** 2,
+    "along": lambda x: ts.take_along_axis(x, ts.argsort(x, 1), 1) ** 2, "sort": lambda x: ts.sort(x, 0) * x,
+    "scatter": lambda x: ts.scatter(x, ts.tensor([1, 0]), x[:2] * 2, 0) ** 2, "softmax": lambda x: ts.softmax(x, 0) * x,
+    "log_softmax": lambda x: ts.log_softmax(x, 1) ** 2, "layer_norm": lambda x: ts.layer_norm(x) ** 2,
+    "rms_norm": lambda x: ts.rms_norm(x) ** 2,
+    "cross_entropy": lambda x: ts.cross_entropy(x, ts.argmax(x, 1)),
+    "attention": lambda x: ts.attention(x[:, :4], x[:, 1:5], x[:, :4], causal=True),
+    "conv": lambda x: ts.conv(x.reshape(1, 1, *x.shape), ts.ones(2, 1, 3, 3, dtype=ts.f64), padding=1) ** 2,
+    "max_pool": lambda x: ts.max_pool(x.reshape(1, 1, *x.shape), 2, 1) ** 2,
+    "avg_pool": lambda x: ts.avg_pool(x.reshape(1, 1, *x.shape), 2, 1) ** 2,
+    "solve": lambda x: ts.linalg.solve(x @ x.T + ts.eye(x.shape[0], dtype=ts.f64), x), "det": lambda x: ts.linalg.det(x @ x.T),
+    "cholesky": lambda x: ts.linalg.cholesky(x @ x.T + ts.eye(x.shape[0], dtype=ts.f64)), "einsum": lambda x: ts.einsum("st,ut->su", x, x),
+}
+
+
+@pytest.mark.parametrize("group", [list(SYMBOLIC)[i::4] for i in range(4)], ids=str)
+def test_rules_of_symbolic_sizes(group: list[str]) -> None:
+    """One program for all sizes gives what programs for these sizes give."""
+    from ways import traced
+    both = lambda x, u: [g for k in group for g in (ts.jvp(SYMBOLIC[k], (x,), (u,))[1], ts.grad(lambda x, k=k: SYMBOLIC[k](x).sum())(x))]
+    shape = (ts.types.dims.name("S"), ts.types.dims.name("T"))
+    x, u = np.random.default_rng(1).standard_normal((2, 4, 6))
+    runs = [host_compiler().compile(traced(both, (x, u), s)[0])([x, u]) for s in (None, (shape, shape))]
+    for k, (a, b) in enumerate(zip(*runs, strict=True)):
+        np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=1e-11, atol=1e-11, err_msg=group[k // 2])

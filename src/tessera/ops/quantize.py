@@ -60,7 +60,7 @@ def _vjp(x: Applied, gs: list[Any]) -> list[Any]:
 
 
 primitive("fake_quantize", family="composite", infer=_infer, reference=_reference, dtypes=FLOATS, expand=_expand, bound=Bound(2),
-          jvp=_jvp, vjp=_vjp, facts={"straight_through": True, "attrs": ("low", "high"), "derivative": "straight-through"},
+          jvp=_jvp, vjp=_vjp, facts={"attrs": ("low", "high"), "derivative": "straight-through"},
           doc="x rounded to a whole number of scales, limited to [low, high] about the zero point, as a float.  The derivative is that "
               "of x where x lies in that range, else 0; scale and zero point have none.")
 

@@ -227,7 +227,7 @@ def _reduce_reference(x: Array, *, exponent_bits: int, mantissa_bits: int) -> Ar
 
 
 primitive("reduce_precision", family="composite", infer=_reduce_infer, reference=_reduce_reference, expand=_reduce_expand,
-          dtypes=(dt.f32, dt.f64), facts={"attrs": ("exponent_bits", "mantissa_bits"), "straight_through": True},
+          dtypes=(dt.f32, dt.f64), facts={"attrs": ("exponent_bits", "mantissa_bits"), "derivative": "straight-through"},
           jvp=lambda x, ts: ts, vjp=lambda x, gs: gs,
           doc="The value rounded to nearest even as if its format had so many exponent and mantissa bits, without subnormal numbers "
               "where it has fewer exponents; too large becomes infinite.")

@@ -137,8 +137,8 @@ class OpDef:
             where it is not certain), ``expands`` and ``written`` (a pointwise op that some attributes make more than basic: the
             test of the attributes, and the op written in others), ``mixed`` (operand dtypes that differ), ``combine`` (of
             reductions and scans), ``prefer`` ("template": a launch of its own although it has an element rule),
-            ``no_derivative`` (why an op that could have a derivative has none), ``straight_through`` (it rounds, and its
-            derivative is declared that of the identity).
+            ``no_derivative`` (why an op that could have a derivative has none), ``derivative`` ("straight-through": it rounds,
+            and its derivative is declared that of the identity).
         doc: what it computes, in a line.
     """
 
