@@ -99,3 +99,17 @@ def test_each_variant_is_in_the_program(monkeypatch: pytest.MonkeyPatch) -> None
     assert "matmul" in product.schedule_ir and product.tile_ir  # builds the kernels
     assert ("streaming", 1) in built and ("streaming", matmul.STREAMED_ROWS) in built and ("blocked", matmul.LOW_ROWS) in built
     assert any(what == "blocked" and mr > matmul.LOW_ROWS for what, mr in built)
+
+
+@pytest.mark.parametrize("m", [1, 3, 7, 20])
+def test_an_epilogue_in_place_runs_once(m):
+    """Row blocks of a symbolic product that have no rows of their own do not add again to what another has stored."""
+    rng = np.random.default_rng(m)
+    a, b, x = (rng.standard_normal((m, 40)).astype(np.float32) for _ in range(3))
+    w = rng.standard_normal((40, 48)).astype(np.float32)
+
+    @ts.function
+    def f(a: ts.Tensor[M, 40], b: ts.Tensor[M, 40], x: ts.Tensor[M, 40], w: ts.Tensor[40, 48]) -> ts.Tensor[M, 48]:
+        return b @ w + a @ w - x @ w
+
+    np.testing.assert_allclose(f(a, b, x, w).numpy(), b @ w + a @ w - x @ w, rtol=1e-4, atol=1e-4)

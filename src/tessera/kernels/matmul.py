@@ -133,10 +133,14 @@ def _dispatch(p: Product, plan: Plan, i: Any, j: Any) -> None:
         else:
             tile.cond(m <= LOW_ROWS, lambda: blocked(p, low, i, j), lambda: blocked(p, plan, i, j))
 
-    def few() -> None:
-        tile.cond(m <= STREAMED_ROWS, lambda: streaming(p, plan, STREAMED_ROWS, j, ragged=True), more)
+    def stream(rows: int, ragged: bool) -> None:
+        """All rows are the first block's: the others must not store them again, where the epilogue works in place."""
+        tile.cond(tile.eq(i, 0), lambda: streaming(p, plan, rows, j, ragged), lambda: None)
 
-    tile.cond(tile.eq(m, 1), lambda: streaming(p, plan, 1, j), few)
+    def few() -> None:
+        tile.cond(m <= STREAMED_ROWS, lambda: stream(STREAMED_ROWS, True), more)
+
+    tile.cond(tile.eq(m, 1), lambda: stream(1, False), few)
 
 
 def plan_of_low_rows(p: Product, plan: Plan) -> Plan | None:
