@@ -665,7 +665,7 @@ def agree(values: Sequence[Any]) -> list[TileValue]:
         fail(str(e), hints=["convert one operand with .to(...)"])
     for v in lifted:
         if not isinstance(v, TileValue):
-            dtype = promote_weak(dtype, type(v))
+            dtype = promote_weak(dtype, next(k for k in (bool, int, float, complex) if isinstance(v, k)))  # sizes are ints too
     return [convert(v, dtype) if isinstance(v, TileValue) else constant(v, dtype) for v in lifted]
 
 
