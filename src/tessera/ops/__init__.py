@@ -1,5 +1,8 @@
 """The op table, one file a family, and the functions of the op namespace that users call."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ..errors.boundary import guard_names
 from . import barriers, fft, linalg, movement, table  # noqa: F401
 from .barriers import checkpoint_here, stop_gradient
@@ -451,6 +454,18 @@ __all__ = [
 ]
 
 guard_names(globals(), __all__)
+
+FIELDS: dict[str, Callable[[], Any]] = {}
+"""Functions on fields (``op.grad``, ``op.laplacian`` …), which stand in a lower room; filled when the package is assembled."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in FIELDS:
+        value = globals()[name] = FIELDS[name]()
+        return value
+    raise AttributeError(f"module 'tessera.ops' has no attribute {name!r}")
+
+
 for _module in (fft, linalg):
     guard_names(vars(_module), [n for n, f in vars(_module).items()
                                 if n[0] != "_" and getattr(f, "__module__", None) == _module.__name__],
