@@ -116,3 +116,49 @@ def test_stop_gradient_and_straight_through():
     assert ts.grad(lambda x: ts.straight_through(ts.round)(x).sum())(x).tolist() == [1.0] * 6
     y, back = ts.vjp(lambda x: ts.stop_gradient(ts.exp(x)), x)
     assert np.allclose(y.numpy(), np.exp(X)) and back(y)[0].tolist() == [0.0] * 6
+
+
+def test_a_kernel_with_and_without_a_rule():
+    @ts.kernel
+    def double(A: ts.Tile["N", ts.f32], B: ts.Tile["N", ts.f32]):  # noqa: F821
+        ts.tile.store(B, A + A)
+
+    f = lambda x: (double(x, ts.zeros_like(x)) * x).sum()
+    x = ts.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(ts.errors.DerivativeError, match="the kernel 'double' has no derivative rule") as e:
+        ts.grad(f)(x)
+    assert "kernel.defvjp(fwd, bwd)" in str(e.value)
+    double.defvjp(lambda a, b: (a + a, None), lambda residuals, g: (2 * g, None))
+    assert ts.grad(f)(x).tolist() == [4.0, 8.0, 12.0] and float(f(x)) == 28.0
+
+
+def test_a_missing_rule_names_the_op_and_the_line():
+    from tessera.ops.table import OPS, primitive
+    from tessera.tracing.recorder import bind
+
+    if "no_rule" not in OPS:
+        primitive("no_rule", family="movement", infer=lambda types, attrs: types, reference=lambda x: x.copy(), dtypes=(ts.f32,),
+                  element=lambda e, op, index, r: e.operand(0, index), doc="A test's op without a rule.")
+    try:
+        f = lambda x: bind("no_rule", x).sum()
+        for way in (lambda: ts.grad(f)(ts.ones(2)), lambda: ts.jvp(f, (ts.ones(2),), (ts.ones(2),))):
+            with pytest.raises(ts.errors.DerivativeError, match="'no_rule' has no derivative rule") as e:
+                way()
+            assert 'f = lambda x: bind("no_rule", x).sum()' in str(e.value) and "@ts.custom_vjp" in str(e.value)
+    finally:
+        del OPS["no_rule"]
+
+
+def test_a_side_effect_that_leaks_a_value_is_an_error_where_it_is_used():
+    kept = []
+
+    def f(x):
+        kept.append(x * 2)
+        return x.sum()
+
+    ts.grad(f)(ts.ones(2))
+    with pytest.raises(ts.errors.TracingError) as e:
+        kept[0] + 1
+    assert "kept[0] + 1" in str(e.value)
+    with pytest.raises(ts.errors.TracingError, match="used outside the function that made it"):
+        ts.grad(lambda x: (x * kept[0]).sum())(ts.ones(2))

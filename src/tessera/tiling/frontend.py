@@ -159,6 +159,7 @@ class Kernel:
         self._frozen: dict[Any, frozenset[str]] = {}
         self._example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._variants: dict[Schedule, Kernel] = {}
+        self._derivative: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         functools.update_wrapper(self, fn)
 
     @property
@@ -177,8 +178,34 @@ class Kernel:
             return KernelMachinery.callee(self)(*args, **kwargs)
         tensors, static = self._arguments(args, kwargs)
         if STATE.trace is not None:
-            return self._record(STATE.trace, tensors, static)
+            return self._record(STATE.trace, tensors, static) if self._derivative is None else self._with_rule(tensors, static)
         return self._run(tensors, static)
+
+    def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Kernel:
+        """Give the kernel a derivative: ``fwd(*tensors)`` returns (what the kernel writes, residuals), ``bwd(residuals, cotangent)`` a
+        cotangent for each tensor argument, None for those that are only written.  Returns the kernel."""
+        for f in (fwd, bwd):
+            if not callable(f):
+                raise KernelError(f"defvjp() takes two functions, not a {type(f).__name__}")
+        self._derivative = fwd, bwd
+        return self
+
+    def _with_rule(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
+        from ..tracing.tensor import Tensor
+        from ..transforms.custom import custom_vjp
+        assert self._derivative is not None
+        given = {n: t if isinstance(t, Tensor) else Tensor(t) for n, t in tensors.items()}
+
+        def plain(*xs: Any) -> Any:
+            from ..tracing.recorder import STATE
+            return self._record(STATE.trace, dict(zip(given, xs, strict=True)), static)
+
+        plain.__name__ = self.function.__name__
+        out = custom_vjp(plain).defvjp(*self._derivative)(*given.values())
+        built = self.build({n: t.type for n, t in given.items()}, static, specialize=False)
+        for i, r in zip(built.writes, out if isinstance(out, tuple) else (out,), strict=True):
+            given[built.names[i]]._p = r._p
+        return out
 
     # -- arguments -------------------------------------------------------------------------------------------------------
     def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

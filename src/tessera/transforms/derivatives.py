@@ -347,16 +347,16 @@ def matched(what: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[
     return xs, ts, tree
 
 
-def tangent_for(what: str, x: Tensor, t: Any, i: int) -> Tensor | None:
+def tangent_for(what: str, x: Tensor, t: Any, i: int, kind: str = "tangent", of: str = "primal") -> Tensor | None:
     """A tangent in its primal's dtype; None for what has none (an integer's)."""
     if not x.dtype.is_inexact:
         return None
     made = lift(t)
     if made.type.shape != x.type.shape:
-        raise ShapeError(f"{what}(): tangent {i} has another shape than its primal", expected=str(x.type), received=str(made.type))
+        raise ShapeError(f"{what}(): {kind} {i} has another shape than its {of}", expected=str(x.type), received=str(made.type))
     weak = made._p.weak if type(made._p) is Traced else isinstance(t, int | float)
     if made.dtype is not x.dtype and not weak:
-        raise DerivativeError(f"{what}(): tangent {i} has another dtype than its primal", expected=str(x.type), received=str(made.type),
+        raise DerivativeError(f"{what}(): {kind} {i} has another dtype than its {of}", expected=str(x.type), received=str(made.type),
                               hints=[f"Convert it: v.to({x.dtype})"])
     return made.to(x.dtype)
 

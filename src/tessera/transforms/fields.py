@@ -10,6 +10,7 @@ A field is called with points ``[N, coordinates]`` and gives ``[N]``.  Derivativ
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Field:
             raise ArgumentError(f"a field of ({', '.join(self.coords)}) takes points", expected=f"[N, {len(self.coords)}]",
                                 received=str(p.type))
         out = lift(self.fn(p))
-        return bind("reshape", out, shape=(p.type.shape[0],)) if len(out.type.shape) == 2 else out  # type: ignore[no-any-return]
+        return bind("reshape", out, shape=(p.type.shape[0],)) if len(out.type.shape) == 2 else out
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor)."""
@@ -61,7 +62,8 @@ class Field:
     def _with(self, other: Any, fn: Callable[[Any, Any], Any]) -> Field:
         if isinstance(other, Field):
             if other.coords != self.coords:
-                raise ArgumentError("two fields over different coordinates", expected=", ".join(self.coords), received=", ".join(other.coords))
+                raise ArgumentError("two fields over different coordinates", expected=", ".join(self.coords),
+                                    received=", ".join(other.coords))
             return Field(lambda p: fn(self(p), other(p)), self.coords, {**self.parameters, **other.parameters})
         if callable(other) and not isinstance(other, Tensor):
             return Field(lambda p: fn(self(p), other(p)), self.coords, self.parameters)
@@ -163,7 +165,7 @@ def mlp(in_dim: int = 2, hidden: Sequence[int] = (64, 64), out_dim: int = 1, *, 
     parameters: dict[str, Tensor] = {}
     from ..tracing.recorder import suspended
     with suspended():
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
             bound = (6 / (a + b)) ** 0.5
             parameters[f"weight{i}"] = lift(rng.uniform(-bound, bound, (a, b)).astype(kind.np))
             parameters[f"bias{i}"] = lift(np.zeros(b, kind.np))

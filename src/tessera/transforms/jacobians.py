@@ -7,6 +7,7 @@ from typing import Any
 
 import optree
 
+from ..errors import DerivativeError
 from ..ir.core import TensorType
 from ..tracing.function import TracedFunction
 from ..tracing.recorder import STATE, bind
@@ -73,6 +74,8 @@ def jacfwd(fn: Callable[..., Any], argnums: Any = 0) -> Any:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = Inputs("jacfwd", name_of(fn), args, argnums)
+        if inputs.held or not inputs.leaves:
+            raise DerivativeError("jacfwd() differentiates by tensors, not by a module's parameters", hints=["Use ts.jacrev"])
         columns: list[list[Tensor]] = []
         pushed: list[Pushed] = []
         for i, x in enumerate(inputs.leaves):

@@ -72,7 +72,7 @@ class Form:
         if tree != self.out_tree:
             raise DerivativeError("the pullback takes a cotangent of the result's structure", expected=str(self.out_tree),
                                   received=str(tree))
-        return [tangent_for("pullback", o, x, i) for i, (x, o) in enumerate(zip(leaves, outs, strict=False))]
+        return [tangent_for("pullback", o, x, i, "cotangent", "result") for i, (x, o) in enumerate(zip(leaves, outs, strict=False))]
 
     def shaped(self, found: Sequence[Tensor]) -> Any:
         it = iter(found)

@@ -415,6 +415,7 @@ def _kernel_reverse(r: Reverse, op: Op) -> Pull | None:
     def refuse(gs: list[Cotangent], cts: Cotangents) -> Sequence[Cotangent]:
         e = missing(op)
         e.message = f"the kernel {op.attrs.get('callee')!r} has no derivative rule"
+        e.hints = ("Give it one: kernel.defvjp(fwd, bwd)", *e.hints[:1])
         raise e
 
     return refuse
