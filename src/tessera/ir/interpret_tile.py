@@ -22,6 +22,7 @@ from ..types.shapes import unify
 from .core import Block, BufferType, Function, Op, TileType, Value
 from .pointwise_numpy import convert, fma, pointwise
 from .tile import POINTWISE, shape_of, tile_axes
+from .tile_explicit import is_explicit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Watch = Callable[[Op, str, Array, Array], None]
@@ -39,6 +40,7 @@ class _Memory:
     written: Array | None = None  # scratch: bool, one an element
     writer: Array | None = None  # a written parameter: the block that wrote it last, or -1
     reader: Array | None = None  # a written parameter: the block that read it, -1 nobody, -2 several
+    track: Any = None  # shared memory of a program with roles: who wrote and read each element (interpret_explicit)
 
 
 @dataclass
@@ -103,6 +105,9 @@ def run(fn: Function, buffers: Sequence[Array], sizes: Mapping[str, int] | None 
     for p in fn.args[len(params):]:
         state.env[p] = np.array(env[str(p.name)], np.int64)
     order = list(enumerate(product(*(range(g) for g in grid))))
+    if any(is_explicit(op) for op in fn.walk()):
+        from .interpret_explicit import run_clusters
+        return run_clusters(state, order, limit, seed)
     if seed is not None:
         import random
         random.Random(seed).shuffle(order)
@@ -225,7 +230,7 @@ class _Machine:
         parts = (memory.data, memory.written, memory.writer, memory.reader)
         seen = [None if a is None else a.reshape(-1)[:count].reshape(shape) for a in parts]
         assert seen[0] is not None
-        return _Memory(seen[0], memory.name, *seen[1:])
+        return _Memory(seen[0], memory.name, seen[1], seen[2], seen[3], memory.track)
 
     # memory
     def places(self, op: Op, memory: _Memory, offsets: Sequence[Any], mask: Any, shape: tuple[int, ...]) -> tuple[Any, Array]:
@@ -370,6 +375,9 @@ class _Machine:
 
     def op_reshape(self, op: Op, operands: list[Any]) -> Array:
         return np.asarray(operands[0]).reshape(op.results[0].type.shape)
+
+    def op_relayout(self, op: Op, operands: list[Any]) -> Array:
+        return np.asarray(operands[0])
 
     def op_transpose(self, op: Op, operands: list[Any]) -> Array:
         return np.transpose(operands[0], op.attrs["perm"])

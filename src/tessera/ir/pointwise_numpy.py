@@ -278,6 +278,7 @@ _COMPLEX: dict[str, Callable[..., Any]] = {
 # Not basic: a meaning to within rounding, in f64.
 _each = np.vectorize
 _REFERENCE: dict[str, Callable[..., Any]] = {
+    "exp2_approx": np.exp2, "log2_approx": np.log2, "reciprocal_approx": lambda x: 1.0 / x,
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log1p": np.log1p, "log10": np.log10,
     "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,

@@ -40,7 +40,11 @@ Tiles.  Operands of pointwise ops have equal shapes: broadcasting is explicit::
     %t = reshape(%t) : tile                 %t = transpose(%t) {perm = (1, 0)} : tile
     %t = slice(%t) {starts, limits} : tile  %t = concat(%a, %b) {axis} : tile   %s = extract(%t) {index = (0, 3)} : scalar
     %t = reduce(%t) {axis = 1, combine = "add"} : tile             the axis is removed; a 1-D tile gives a scalar
+    %t = relayout(%t) : tile<f32[64], reg1_lane2.4_warp32>          the same tile, its elements in other registers and lanes
     %c = dot(%a, %b, %acc) : tile<f32[M, N]>                        acc[m,n] = fma(a[m,k], b[k,n], acc[m,n]), k ascending
+
+A tile type may carry a layout (``tiling/layouts.py``): which thread holds which element.  ``tiling/assign.py`` puts layouts on,
+for targets whose blocks have many threads; they change nothing in what a program computes.
 
 Operands of ``dot`` convert exactly to the accumulator's dtype before they are multiplied.  ``dot`` with ``unit = "amx_bf16"``
 (see ``machine``) has the order and rounding of that instruction: of every 32 k, the even and the odd ones have a sum each.
@@ -50,6 +54,8 @@ element h + l where that exists; then n = h.  ``combine``: add mul max min and o
 Pointwise ops carry the op table's names (``add``, ``fma``, ``exp``, ``select``, ``convert`` …) and work on scalars and tiles alike.
 The transcendental ones are expanded into polynomials over ``fma``, ``convert``, ``bitcast``, ``shift_left`` … by ``tiling/vmath.py`` before
 emission, so that every target and the interpreter compute the same bits.
+
+The explicit level (roles, barriers, asynchronous copies and products, clusters) is in ``ir/tile_explicit.py``.
 
 ``check(%ok, %value) {site = n}`` records the first failure (see ``design``, errors at run time); tiles are checked lane by lane.
 """
@@ -63,6 +69,7 @@ from ..types.dims import Dim, DimLike
 from ..types.dtypes import DType, bool_
 from .core import INDEX, Block, BufferType, Function, Op, ScalarType, TileType, Type, Value
 from .graph import GrammarError, require
+from .tile_explicit import RULES, SWIZZLES, check_roles
 
 # -- the pointwise vocabulary ------------------------------------------------------------------------------------------
 # Operand classes: "number" (anything but bool), "real", "ordered" (not complex), "float", "inexact" (float or complex),
@@ -81,6 +88,7 @@ _GROUPS: tuple[tuple[str, int, str, str], ...] = (
     ("exp exp2 expm1 log log2 log1p log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc erfinv sigmoid rsqrt "
      "cbrt lgamma digamma reciprocal", 1, "inexact", "same"),
     ("atan2 pow hypot logaddexp nextafter", 2, "inexact", "same"),
+    ("exp2_approx log2_approx reciprocal_approx", 1, "float", "same"),
 )
 # name -> (number of operands, what the operands may be, what the result is)
 POINTWISE: dict[str, tuple[int, str, str]] = {
@@ -91,8 +99,8 @@ COMBINES = {
 }
 
 ATOMICS = ("add", "max", "min", "and", "or", "xor")
-WRITES = frozenset({"store", "scatter", "atomic"})
-"""Ops that change the buffer that is their first operand."""
+WRITES = frozenset({"store", "scatter", "atomic", "tma_store"})
+"""Ops that change a buffer: :func:`written` says which."""
 
 _CLASSES: dict[str, Callable[[DType], bool]] = {
     "any": lambda d: True, "number": lambda d: d.kind != "bool", "real": lambda d: d.kind not in ("bool", "complex"),
@@ -121,6 +129,11 @@ def shape_of(t: Type) -> tuple[int, ...]:
 def element(dtype: DType, shape: Sequence[int]) -> ScalarType | TileType:
     """The scalar type for the empty shape, else the tile type."""
     return TileType(dtype, tuple(shape)) if len(shape) else ScalarType(dtype)
+
+
+def plain(t: Type) -> Type:
+    """The type without a layout."""
+    return TileType(t.dtype, t.shape) if isinstance(t, TileType) and t.layout is not None else t
 
 
 def pointwise_type(name: str, types: Sequence[Any], given: Any = None) -> ScalarType | TileType:
@@ -210,7 +223,7 @@ def _counts(op: Op, operands: int, results: int) -> None:
 
 def _is(op: Op, expected: Type) -> None:
     got = _result(op)
-    require(got == expected or (isinstance(got, TileType) and TileType(got.dtype, got.shape) == expected), op,
+    require(plain(got) == expected, op,
             f"the result is {expected}, not {got}")
 
 
@@ -232,7 +245,7 @@ def _access(op: Op, value: Any, trailing: int) -> None:
     for a in op.attrs.get("check", ()):
         require(isinstance(a, int) and 0 <= a < buffer.rank, op, f"check names axis {a} of a buffer of rank {buffer.rank}")
     if masked:
-        require(op.operands[-1].type == element(bool_, shape), op,
+        require(plain(op.operands[-1].type) == element(bool_, shape), op,
                 f"the mask is {element(bool_, shape)}, not {op.operands[-1].type}")
 
 
@@ -277,10 +290,10 @@ def _atomic(op: Op) -> None:
 
 
 def _flat(op: Op, shape: tuple[int, ...], masked: bool) -> None:
-    require(op.operands[1].type == element(INDEX.dtype, shape), op,
+    require(plain(op.operands[1].type) == element(INDEX.dtype, shape), op,
             f"the offsets are {element(INDEX.dtype, shape)}, not {op.operands[1].type}")
     if masked:
-        require(op.operands[-1].type == element(bool_, shape), op,
+        require(plain(op.operands[-1].type) == element(bool_, shape), op,
                 f"the mask is {element(bool_, shape)}, not {op.operands[-1].type}")
 
 
@@ -325,6 +338,12 @@ def _transpose(op: Op) -> None:
     src, perm = _tile(op), op.attrs.get("perm", ())
     require(sorted(perm) == list(range(src.rank)), op, f"{perm} is not a permutation of the axes of {src}")
     _is(op, TileType(src.dtype, tuple(src.shape[p] for p in perm)))
+
+
+def _relayout(op: Op) -> None:
+    _counts(op, 1, 1)
+    src, got = _tile(op), _result(op)
+    require(isinstance(got, TileType) and (got.dtype, got.shape) == (src.dtype, src.shape), op, f"{got} is not {src} in another layout")
 
 
 def _slice(op: Op) -> None:
@@ -384,6 +403,7 @@ def _alloc(op: Op) -> None:
     got = _result(op)
     require(isinstance(got, BufferType) and got.space != "global", op, f"the result is a buffer of a space of the block, not {got}")
     require(all(isinstance(d, int) and d > 0 for d in got.shape), op, f"extents are positive integers: {got}")
+    require(op.attrs.get("swizzle", 0) in SWIZZLES, op, f"swizzle is one of {', '.join(map(str, SWIZZLES))}")
 
 
 def _view(op: Op) -> None:
@@ -392,6 +412,11 @@ def _view(op: Op) -> None:
     require(isinstance(got, BufferType) and got.dtype is src.dtype and got.space == src.space, op,
             f"{got} does not hold what {src} holds")
     require(not (isinstance(src.size, int) and isinstance(got.size, int)) or got.size <= src.size, op, f"{got} is larger than {src}")
+
+
+def written(op: Op) -> Value:
+    """The buffer that an op of ``WRITES`` writes."""
+    return op.operands[1 + op.operands[0].type.rank] if op.name == "tma_store" else op.operands[0]
 
 
 def root(v: Value) -> Value:
@@ -440,10 +465,12 @@ def _size(op: Op) -> None:
 _PLAIN: dict[str, Callable[[Op], None]] = {
     "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "atomic": _atomic, "iota": _iota, "full": _constant,
     "constant": _constant, "splat": _splat, "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose,
+    "relayout": _relayout,
     "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
     "prefetch": _prefetch, "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
+    **RULES,
 }
-STRUCTURE = frozenset({"for", "while", "if", "yield", "return"})
+STRUCTURE = frozenset({"for", "while", "if", "roles", "yield", "return"})
 OPS = frozenset(_PLAIN) | STRUCTURE
 
 
@@ -487,7 +514,7 @@ class _Verifier:
             elif op.name == "view":
                 self.sizes(op.results[0].type.shape, op)
             return
-        rule = {"for": self.for_, "while": self.while_, "if": self.if_}.get(op.name)
+        rule = {"for": self.for_, "while": self.while_, "if": self.if_, "roles": self.roles}.get(op.name)
         if rule is not None:
             rule(op)
         else:
@@ -523,6 +550,13 @@ class _Verifier:
             self.block(b, op, "yield")
             expected = carried if i else [ScalarType(bool_), *carried]
             self.same(op, b.terminator.operands, expected, "the values yielded")
+
+    def roles(self, op: Op) -> None:
+        check_roles(op)
+        for b in op.blocks:
+            self.same(op, b.args, [], "the block's arguments")
+            self.block(b, op, "yield")
+            self.same(op, b.terminator.operands, [], "the values yielded")
 
     def if_(self, op: Op) -> None:
         require(len(op.blocks) == 2 and len(op.operands) == 1, op, "takes a condition and two blocks")
@@ -561,5 +595,5 @@ def verify(fn: Function) -> None:
     need(not fn.body.terminator.operands, "returns nothing: results are written to buffers")
     allowed = {buffers[w] for w in writes}  # type: ignore[union-attr]
     for op in fn.walk():
-        if op.name in WRITES and (target := root(op.operands[0])) in buffers:
+        if op.name in WRITES and (target := root(written(op))) in buffers:
             require(target in allowed, op, f"writes %{target.name}, which the attribute writes does not list")

@@ -554,6 +554,12 @@ def _linear_of(v: Value) -> tuple[dict[Any, int], int]:
         for k, n in b.items():
             terms[k] = terms.get(k, 0) + sign * n
         return {k: n for k, n in terms.items() if n}, ca + sign * cb
+    if op.name == "mul":
+        for x, y in (op.operands, op.operands[::-1]):
+            if y.op is not None and y.op.name == "constant":
+                a, ca = _linear_of(x)
+                by = int(y.op.attrs["value"])
+                return {k: n * by for k, n in a.items() if by}, ca * by
     return {v: 1}, 0
 
 

@@ -399,6 +399,9 @@ class _Rewriter(ast.NodeTransformer):
     visit_TryStar = visit_Try  # type: ignore[assignment]
 
     def visit_With(self, s: ast.With) -> Any:
+        called = [i.context_expr.func for i in s.items if isinstance(i.context_expr, ast.Call)]
+        if len(called) == len(s.items) and all(getattr(f, "attr", getattr(f, "id", "")) == "role" for f in called):
+            return self.generic_visit(s)  # a part of the kernel: tile.role(…)
         return self._python_only(s, "with", True)
 
     def visit_Import(self, s: ast.Import | ast.ImportFrom) -> Any:

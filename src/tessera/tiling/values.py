@@ -19,6 +19,7 @@ from ..errors import KernelError
 from ..ir.core import INDEX, Block, BufferType, Builder, Function, Loc, ScalarType, TileType, Value
 from ..ir.graph import GrammarError
 from ..ir.tile import POINTWISE, WRITES, element, pointwise_type, verify
+from ..ir.tile_explicit import RULES
 from ..types.dims import Dim, DimLike, dim_max, dim_min, format_dim
 from ..types.dtypes import DType, as_dtype, bool_, f32, int64
 from ..types.promotion import PromotionError, promote, promote_weak
@@ -152,7 +153,8 @@ class TileProgram:
         return self.fn
 
 
-_EFFECTS = WRITES | {"check", "prefetch", "yield", "return"}
+_ACTS = WRITES | {"check"} | (frozenset(RULES) - {"group_id", "cluster_rank", "uninitialized", "mbarriers"})
+_EFFECTS = _ACTS | {"prefetch", "yield", "return"}
 
 
 def remove_dead(block: Block) -> None:
@@ -164,7 +166,7 @@ def remove_dead(block: Block) -> None:
         kept, effect = [], False
         for op in reversed(b.ops):
             nested = [sweep(n) for n in op.blocks]
-            acts = op.name in WRITES or op.name == "check" or any(nested) or op.name == "while"
+            acts = op.name in _ACTS or any(nested) or op.name == "while"
             if acts or op.name in _EFFECTS or any(r in used for r in op.results):
                 used.update(op.operands)
                 kept.append(op)

@@ -28,17 +28,24 @@ EXPANSIONS: dict[str, Expansion] = {
     "erf": vmath_special.erf, "erfc": vmath_special.erfc, "erfinv": vmath_special.erfinv, "lgamma": vmath_special.lgamma,
     "digamma": vmath_special.digamma, "nextafter": vmath_special.nextafter, "mod": vmath_special.mod,
     "floor_div": vmath_special.floor_div,
+    "exp2_approx": vmath_exp.exp2, "log2_approx": vmath_exp.log2, "reciprocal_approx": vmath_exp.reciprocal,
 }
+APPROXIMATE = frozenset({"exp2_approx", "log2_approx", "reciprocal_approx"})
+"""Ops that a target with a special-function unit keeps."""
 
 
-def expand(fn: Function) -> Function:
+def expand(fn: Function, keep: frozenset[str] = frozenset()) -> Function:
     """``fn`` with every transcendental op on floats rewritten into basic ops; the same function where there is none.
 
-    Complex operands, integer ``mod`` / ``floor_div`` and ``nextafter`` on 4- and 6-bit floats are left as they are.
+    Complex operands, integer ``mod`` / ``floor_div`` and ``nextafter`` on 4- and 6-bit floats are left as they are, and so are
+    ops on f32 named in ``keep``.
     """
-    if not any(_expands(op) for op in fn.walk()):
+    def stays(op: Op) -> bool:
+        return op.name in keep and _dtype(op.operands[0]) is f32
+
+    if not any(_expands(op) and not stays(op) for op in fn.walk()):
         return fn
-    return rewrite(fn, _rule)
+    return rewrite(fn, lambda c, op: None if stays(op) else _rule(c, op))
 
 
 def _expands(op: Op) -> bool:
