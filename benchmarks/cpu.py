@@ -31,13 +31,13 @@ TUNED = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.
 class Child:
     """A peer in its own pinned process."""
 
-    def __init__(self, peer: str, tuned: bool, cpus: list[int]):
+    def __init__(self, peer: str, tuned: bool, cpus: list[int], script: str = "peers.py"):
         self.peer, self.tuned = peer, tuned
         self.name = peer + (" tuned" if tuned else "")
         threads = str(len(cpus))
         env = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
                "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", **(TUNED if tuned else {})}
-        self.process = subprocess.Popen([sys.executable, str(HERE / "peers.py"), peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([sys.executable, str(HERE / script), peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.DEVNULL, text=True, env=env,
                                         preexec_fn=lambda: os.sched_setaffinity(0, cpus))
         self.hello = self._read()
@@ -111,11 +111,11 @@ def compare(case: Case, row: dict[str, Any], threads: int) -> None:
                 row[f"ratio_{key}"] = group[best] / done["tessera"]["median_s"]
 
 
-def summarise(rows: dict[str, Any]) -> dict[str, Any]:
+def summarise(rows: dict[str, Any], cases: dict[str, Case]) -> dict[str, Any]:
     """Which judged cases miss their target against the tuned peers, and the geometric mean over the group."""
     ratios = {n: r["ratio_tuned"] for n, r in rows.items() if "ratio_tuned" in r}
-    group = [r for n, r in ratios.items() if CASES[n].group]
-    missed = {n: r for n, r in ratios.items() if CASES[n].judged and r < CASES[n].target}
+    group = [r for n, r in ratios.items() if cases[n].group]
+    missed = {n: r for n, r in ratios.items() if cases[n].judged and r < cases[n].target}
     mean = math.exp(sum(map(math.log, group)) / len(group)) if group else None
     return {"geometric_mean_tuned": mean, "missed": missed, "unmeasured": [n for n in rows if n not in ratios]}
 
@@ -146,42 +146,52 @@ def show(name: str, row: dict[str, Any]) -> str:
     return "\n".join([f"{name:18s} ms: " + ", ".join(cells), " " * 19 + "; ".join(ratios), *notes])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated (default: all)")
-    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated (default: all)")
+def options(about: str, cases: dict[str, Case], peers: tuple[str, ...]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--cases", default=",".join(cases), help="comma-separated (default: all)")
+    parser.add_argument("--peers", default=",".join(peers), help="comma-separated (default: all)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.25, help="of each peer in each round")
     parser.add_argument("--no-default", action="store_true", help="leave the untuned peers out")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file (default: results/cpu-DATE.json)")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file (default: results/NAME-DATE.json)")
+    return parser
+
+
+def compete(parser: argparse.ArgumentParser, name: str, cases: dict[str, Case], script: str) -> tuple[dict[str, Any], Path]:
+    """Run the cases that the command line asks for; the report, and where it was written."""
     args = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))[:args.threads]
     if len(cpus) < args.threads:
         parser.error(f"{args.threads} threads need as many processors; this process may use {len(cpus)}")
     wanted = [n for n in args.cases.split(",") if n]
-    if unknown := [n for n in wanted if n not in CASES]:
+    if unknown := [n for n in wanted if n not in cases]:
         parser.error(f"unknown cases: {', '.join(unknown)}")
-    children = [Child("tessera", False, cpus)]
+    children = [Child("tessera", False, cpus, script)]
     for peer in filter(None, args.peers.split(",")):
-        children += [Child(peer, tuned, cpus) for tuned in ((True,) if args.no_default else (False, True))]
+        children += [Child(peer, tuned, cpus, script) for tuned in ((True,) if args.no_default else (False, True))]
     report: dict[str, Any] = {"machine": machine(cpus), "threads": args.threads,
                               "versions": {c.name: c.hello.get("version", c.hello) for c in children}, "cases": {}}
-    out = args.out or HERE / "results" / f"cpu-{time.strftime('%Y%m%d-%H%M')}.json"
+    out = args.out or HERE / "results" / f"{name}-{time.strftime('%Y%m%d-%H%M')}.json"
     out.parent.mkdir(exist_ok=True)
     try:
-        for name in wanted:
-            row = measure(name, children, args.rounds, args.seconds)
-            compare(CASES[name], row, args.threads)
-            report["cases"][name] = {"what": CASES[name].what, "flops": CASES[name].flops, **row}
-            print(show(name, row), flush=True)
-            report["summary"] = summarise(report["cases"])
+        for case in wanted:
+            row = measure(case, children, args.rounds, args.seconds)
+            compare(cases[case], row, args.threads)
+            report["cases"][case] = {"what": cases[case].what, "flops": cases[case].flops, **row}
+            print(show(case, row), flush=True)
+            report["summary"] = summarise(report["cases"], cases)
             out.write_text(json.dumps(report, indent=1) + "\n")
     finally:
         for child in children:
             child.close()
     print(json.dumps(report["summary"], indent=1))
     print(f"written to {out}")
+    return report, out
+
+
+def main() -> int:
+    compete(options(__doc__.splitlines()[0], CASES, PEERS), "cpu", CASES, "peers.py")
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from cases import CASES, Arrays
+from cases import CASES, Arrays, Case
 
 Thunk = Callable[[], Any]
 
@@ -382,13 +382,13 @@ def _time(thunk: Thunk, count: int, inner: int) -> list[float]:
 class Session:
     """What one process holds: the peer and the case that is prepared."""
 
-    def __init__(self, peer: Any):
-        self.peer = peer
+    def __init__(self, peer: Any, cases: dict[str, Case]):
+        self.peer, self.cases = peer, cases
         self.thunk: Thunk | None = None
         self.inner = 1
 
     def prepare(self, name: str) -> dict[str, Any]:
-        arrays = CASES[name].inputs()
+        arrays = self.cases[name].inputs()
         start = time.perf_counter()
         thunk = self.peer.prepare(name, arrays)
         out = self.peer.to_numpy(thunk())
@@ -414,13 +414,13 @@ class Session:
         return {"error": f"not understood: {request}"}
 
 
-def main(name: str) -> None:
+def main(name: str, peers: dict[str, Callable[[], Any]], cases: dict[str, Case]) -> None:
     """Serve requests until the standard input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)                                  # libraries that print do not disturb the answers
-    peer = PEERS[name]()
+    peer = peers[name]()
     version = importlib.metadata.version(peer.package) if name != "tessera" else getattr(peer.ts, "__version__", "0")
-    session = Session(peer)
+    session = Session(peer, cases)
     answers.write(json.dumps({"ready": name, "version": version, "cpus": len(os.sched_getaffinity(0))}) + "\n")
     for line in sys.stdin:
         try:
@@ -433,4 +433,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], PEERS, CASES)
