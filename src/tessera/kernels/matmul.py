@@ -7,6 +7,7 @@ which of the two forms below computed it (products through matrix instructions h
             ``[depth, nr]`` that stay in L2, and each strip of ``mr`` rows of ``lhs`` to a strip in L1; then every
             ``mr x nr`` tile of the result lives in registers while k runs.  Between depths the partial sums rest in the
             result itself, where it has the accumulator's dtype and the epilogue does not read it, else in scratch.
+            A few strips would not pay for the panels: then ``rhs`` is read where it lies, if its rows are contiguous.
 *streaming* For a few rows, ``rhs`` is used once, so it is read in place, in the order in which it lies in memory.
 
 Where m is a symbol the program holds guarded variants and chooses when it runs: streaming for 1 row and for 2 to 4, blocks
@@ -161,20 +162,44 @@ def blocked(p: Product, plan: Plan, i0: Any, j0: Any) -> None:
     i_end = tile.minimum(i0 + plan.rows, tile.size(p.m))
     j_end = tile.minimum(j0 + plan.columns, tile.size(p.n))
     panels = (j_end - j0 + (nr - 1)) // nr
-    right = tile.alloc((plan.columns // nr, *plan.panel), plan.dtype)
+    right = None if plan.in_place else tile.alloc((plan.columns // nr, *plan.panel), plan.dtype)
     left = tile.alloc(plan.strip, plan.dtype)
     sums = Sums(p, plan, i0, j0)
     for k0 in tile.range(0, _end_of_depths(p, i0), plan.depth):
         depth = tile.minimum(k0 + plan.depth, tile.size(p.k)) - k0
-        copy_panels(p, plan, right, k0, depth, j0, panels)
+        if right is not None:
+            copy_panels(p, plan, right, k0, depth, j0, panels)
         for i in tile.range(i0, i_end, mr):
             copy_strip(p, plan, left, k0, depth, i)
             for t in tile.range(0, panels):
                 j = j0 + t * nr
                 acc = sums.start(k0, i, j)
-                for k in tile.range(0, depth, plan.step):
-                    acc = plan.multiply(left, right, t, k, acc)
+                acc = _multiply(p, plan, left, right, k0, depth, j, t, acc)
                 sums.finish(acc, k0, i, j)
+
+
+def _multiply(p: Product, plan: Plan, left: Buffer, right: Buffer | None, k0: Any, depth: Any, j: Any, t: Any, acc: TileValue) -> TileValue:
+    """acc + strip @ panel t, or the columns from j on where rhs is read in place."""
+    if right is None:
+        def in_place(ragged: bool) -> TileValue:
+            return _multiply_in_place(p, plan, left, k0, depth, j, ragged, acc)
+        return in_place(False) if plan.whole_columns else tile.cond(
+            j + plan.nr <= tile.size(p.n), lambda: in_place(False), lambda: in_place(True))
+    return _multiply_copied(plan, left, right, depth, t, acc)
+
+
+@tile_function
+def _multiply_copied(plan: Plan, left: Buffer, right: Buffer, depth: Any, t: Any, acc: TileValue) -> TileValue:
+    for k in tile.range(0, depth, plan.step):
+        acc = plan.multiply(left, right, t, k, acc)
+    return acc
+
+
+@tile_function
+def _multiply_in_place(p: Product, plan: Plan, left: Buffer, k0: Any, depth: Any, j: Any, ragged: bool, acc: TileValue) -> TileValue:
+    for k in tile.range(0, depth):
+        acc = plan.multiply_in_place(p, left, k0, k, j, ragged, acc)
+    return acc
 
 
 def _end_of_depths(p: Product, i0: Any) -> Any:

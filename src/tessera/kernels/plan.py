@@ -23,6 +23,7 @@ UNKNOWN = 1024      # what a symbolic size is taken to be when blocks are chosen
 EMITTED = frozenset({"amx_bf16", "dpbf16", "vnni"})  # matrix instructions that ``targets/cpu`` makes
 SCRATCH = 960 << 10  # bytes of block-local scratch that a product may use
 UNIT_SCRATCH = 1900 << 10  # the same for a matrix unit, whose sums rest there
+IN_PLACE_STRIPS = 4   # so many strips of lhs, or fewer, do not pay for a copy of rhs whose rows are contiguous
 TALL = 1036          # rows of a block beyond which its strips of lhs come from far away each time
 
 
@@ -63,6 +64,7 @@ class Plan:
     unit: str | None = None
     group: int = 1
     ahead: int = AHEAD
+    in_place: bool = False
 
     # -- the strip of lhs: along k as it lies in memory, so that a copy never transposes -------------------------------------
     @property
@@ -93,6 +95,11 @@ class Plan:
             tile.store(right, (t, k // g, 0), tile.reshape(groups, (1, rows // g, g * nr)))
         else:
             tile.store(right, (t, k, 0), tile.reshape(value, (1, rows, nr)))
+
+    def multiply_in_place(self, p: Any, left: Buffer, k0: Any, k: Any, j: Any, ragged: bool, acc: TileValue) -> TileValue:
+        """acc + left[:, k : k + 1] @ rhs[k0 + k : k0 + k + 1, j : j + nr]."""
+        row = p.rhs.tile(p.point(p.depth(k0 + k, 1, False), p.columns(j, self.nr, ragged)))
+        return tile.dot(self.column(left, k), row, acc)
 
     def multiply(self, left: Buffer, right: Buffer, t: Any, k: Any, acc: TileValue) -> TileValue:
         """acc + left[:, k : k + step] @ panel t [k : k + step, :]."""
@@ -172,7 +179,7 @@ def register_tile(machine: Any, dtype: DType, m: DimLike, n: DimLike) -> tuple[i
         loads = (mr + registers) / 2                              # two loads a cycle, two multiplications a cycle
         cycles = max(mr * registers / 2, loads, 4.0)              # and four cycles until an accumulator is ready again
         tiles = -(-m_ // mr) * -(-n_ // nr)
-        cost = tiles * (cycles + 0.05 * registers)                   # and each vector comes from L2
+        cost = tiles * (cycles + 1 + 0.05 * registers)               # the loop itself; and each vector comes from L2
         if cost < best * 0.995:
             best, choice = cost, (mr, nr)
     return choice
@@ -213,7 +220,8 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
         rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows(columns)), grid_m=grid_m, grid_n=grid_n, k=k,
         lhs_along_k=bool(unit) or _along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
         whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single,
-        unit=unit, group=1 if instruction is None else 4 if instruction.lhs is int8 else 2, ahead=asked.get("prefetch_distance", AHEAD))
+        unit=unit, group=1 if instruction is None else 4 if instruction.lhs is int8 else 2, ahead=asked.get("prefetch_distance", AHEAD),
+        in_place=unit is None and isinstance(m, int) and m <= IN_PLACE_STRIPS * mr and _lies_in_rows(op, dtype))
 
 
 def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
@@ -224,6 +232,13 @@ def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
     dtypes = [_dtype(op, role) for role in ("lhs", "rhs")]
     instruction = machine.product_instruction(dtypes[0], dtypes[1], op.attrs["accumulate"], EMITTED)
     return str(instruction.name) if instruction is not None else None
+
+
+def _lies_in_rows(op: Op, dtype: DType) -> bool:
+    """True when rows of rhs are contiguous in memory, in the dtype that is multiplied."""
+    index, t = op.attrs.get("rhs"), op.operands[1].type
+    form = None if index is None else affine(flat_index(index, t.shape), [op.attrs["n"][0]])
+    return form is not None and form[1][op.attrs["n"][0]] == 1 and t.dtype is dtype
 
 
 def _dtype(op: Op, role: str) -> DType:

@@ -85,7 +85,7 @@ def _fold(fn: Function) -> Function:
 
 def _foldable(op: Op) -> bool:
     rule = OPS.get(op.name)
-    if rule is None or rule.effects or len(op.results) != 1 or op.name in _CHECKED:
+    if rule is None or rule.effects or len(op.results) != 1 or op.name in CHECKED:
         return False
     exact = rule.bound.ulp == 0 and (rule.pointwise or rule.family == "movement")
     t: TensorType = op.results[0].type
@@ -95,7 +95,7 @@ def _foldable(op: Op) -> bool:
     return isinstance(size, int) and size <= FOLD_LIMIT and not _mentions_sizes(op.attrs)
 
 
-_CHECKED = ("floor_div", "mod", "gather", "take", "take_along_axis", "scatter")
+CHECKED = ("floor_div", "mod", "gather", "take", "take_along_axis", "scatter")
 
 
 def _mentions_sizes(attrs: Any) -> bool:
