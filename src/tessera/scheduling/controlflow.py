@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ..ir.core import Block, BufferType, Op, Value, free_values
 from ..types.dims import DimLike, product
 from ..types.dims import name as dim_name
+from .copies import fold_copies
 from .elements import buffer_of
 from .indexing import Names
 from .memory import pointwise_safe
@@ -107,6 +108,7 @@ def while_loop(bs: BlockScheduler, op: Op) -> None:
     body, inner = _nested(bs, op.blocks[1], state, following, op.blocks[1].args)
     _land(inner, op.blocks[1], state, following)
     _advance(inner, body, op.blocks[1], state, following)
+    fold_copies(body, [t for t in following if t is not None])
     body.ops.append(Op("yield"))
     bs.append(Op("while", (), (), {}, (test, body), op.loc), op.results, state)
 
@@ -149,6 +151,7 @@ def scan(bs: BlockScheduler, op: Op) -> None:
     _land(inner, block, state, following)
     _advance(inner, body, block, state, following)
     body.ops[:0] = head.ops
+    fold_copies(body, [t for t in following if t is not None])
     body.ops.append(Op("yield"))
     bs.append(Op("loop", (), (), {"over": (loop, length)}, (body,), op.loc), op.results, [*state, *stacks])
 

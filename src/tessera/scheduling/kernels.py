@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..ir.core import Block, Op, Value
+from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, product, substitute
 from ..types.dims import name as dim_name
 from .elements import Stored, Tracer
@@ -126,13 +127,17 @@ def decide(block: Block, grid: Sequence[tuple[str, DimLike]]) -> dict[str, Any]:
         work = here if isinstance(here, int) and isinstance(work, int) and here > work else work
         if not isinstance(here, int):
             work = 4096
-    left = max(1, BLOCK_ELEMENTS // max(1, work if isinstance(work, int) else 4096))
+    heavy = 1 + sum(o.name in OPS and OPS[o.name].bound.ulp > 0 for o in block.walk())
+    left = max(1, BLOCK_ELEMENTS // heavy // max(1, work if isinstance(work, int) else 4096))
     tile: list[int] = []
     for n, e in reversed(grid):
         here = min(e, left) if isinstance(e, int) else (min(left, 1024) if not tile else min(left, 64))
         if n == out.get("lane") and not isinstance(e, int):
             here = max(here, 256)
-        tile.insert(0, max(1, here))
+        here = max(1, here)
+        if isinstance(e, int) and n != out.get("lane"):
+            here = -(-e // -(-max(e, 1) // here)) or 1          # equal parts
+        tile.insert(0, here)
         left = max(1, left // max(1, here))
     out["tile"] = tuple(tile)
     return out
