@@ -1,11 +1,17 @@
 """What a loop need not do in each of its steps.
 
 A product of a loop's *input* (a row of a scanned sequence) with something that does not change is the same work whether it is
-done step by step, a few rows at a time, or for all steps at once before the loop: but all at once it runs at full speed, and the
-loop is left with what really waits for the step before.  Every element is the same chain over k, so its bits are the same.
+done step by step, a few rows at a time, or for many steps at once before them: but at once it runs at full speed, and the loop is
+left with what really waits for the step before.  Every element is the same chain over k, so its bits are the same (a product so
+tiny that it is no template's is summed in lanes; whether it is tiny is judged where it ends up).
+
+Where the products of all steps would not stay in the caches, the loop is cut in two: an outer one over groups of steps makes the
+products of a group, then an inner one takes its steps.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 
 from ..ir.core import Block, Copier, Function, Op, TensorType, Value, rewrite
 from ..ops.table import OPS
@@ -14,6 +20,7 @@ from .cleanup import CHECKED
 from .rewriting import everywhere, mergeable
 
 FEW_ROWS = 256   # a product of more rows than this runs at full speed inside the loop too
+GROUP = 1 << 20  # elements of the products of one group of steps: 4 MiB of f32
 WIDER = 8        # a stack of results may be so many times as large as the stack of inputs that it comes from
 
 
@@ -41,17 +48,22 @@ class _Scan:
 
     def rebuilt(self) -> list[Value] | None:
         """The results of the new scan; None where nothing leaves the loop."""
-        once: dict[Value, Value] = {}
-        stacks: dict[Value, Value] = {}
-        for o in self.block.ops:
-            if o.name != "dot_general":
-                continue
-            v = o.results[0]
-            if self.fixed(v):
-                once[v] = self.before(v)
-            elif self.worth_stacking(o):
-                stacks[v] = self.stack(v)
-        return self._build(once, stacks) if once or stacks else None
+        dots = [o for o in self.block.ops if o.name == "dot_general"]
+        once = {o.results[0] for o in dots if self.fixed(o.results[0])}
+        stacks = [o.results[0] for o in dots if o.results[0] not in once and self.worth_stacking(o)]
+        if not once and not stacks:
+            return None
+        fixed = {v: self.before(v) for v in once}
+        steps = self.group(stacks)
+        return self.inner(fixed, stacks, self.length) if steps is None else self.outer(fixed, stacks, steps)
+
+    def group(self, stacks: Sequence[Value]) -> int | None:
+        """How many steps make a group; None where the loop is better left whole."""
+        each = sum((v.type.size for v in stacks), 0)
+        if not isinstance(self.length, int) or not isinstance(each, int) or self.length * each <= GROUP:
+            return None
+        fitting = [g for g in range(1, self.length) if self.length % g == 0 and g * each <= GROUP]
+        return fitting[-1] if fitting and fitting[-1] > 8 else None
 
     # -- what does not depend on the step --------------------------------------------------------------------------------------
     def fixed(self, v: Value) -> bool:
@@ -90,47 +102,68 @@ class _Scan:
         rows = product(s for i, s in enumerate(x.shape) if i not in o.attrs["lhs_contract"])
         return isinstance(rows, int) and rows <= FEW_ROWS and known_nonnegative(WIDER * x.size - out.size)
 
-    def stack(self, v: Value) -> Value:
+    def stack(self, v: Value, length: DimLike) -> Value:
+        """The values of all steps (of a group), in the block around the loop."""
         if v in self.streams:
             return self.c[self.streams[v]]
         o = v.op
         assert o is not None
-        t = TensorType(v.type.dtype, (self.length, *v.type.shape))
+        t = TensorType(v.type.dtype, (length, *v.type.shape))
         if o.name == "dot_general":
-            operands = [self.stack(o.operands[0]), self.before(o.operands[1])]
+            operands = [self.stack(o.operands[0], length), self.before(o.operands[1])]
             attrs = {**o.attrs, "lhs_contract": tuple(i + 1 for i in o.attrs["lhs_contract"])}
             return self.c.builder.value(o.name, operands, t, attrs, (), o.loc)
-        return self.c.builder.value(o.name, [self.stack(x) for x in o.operands], t, o.attrs, (), o.loc)
+        return self.c.builder.value(o.name, [self.stack(x, length) for x in o.operands], t, o.attrs, (), o.loc)
 
     # -- the loop that is left -----------------------------------------------------------------------------------------------------
-    def _build(self, once: dict[Value, Value], stacks: dict[Value, Value]) -> list[Value]:
+    def inner(self, fixed: dict[Value, Value], stacks: Sequence[Value], length: DimLike) -> list[Value]:
+        """The products, and the scan over ``length`` steps that finds them ready."""
         c, n = self.c, self.carry
-        gone = {v.op for v in (*once, *stacks)}
-        read = {x for o in _live(self.block, gone) for x in o.operands}
+        made = {v: self.stack(v, length) for v in stacks}
+        gone = {v.op for v in (*fixed, *stacks)}
+        left = _live(self.block, gone)
+        read = {x for o in left for i in o.walk() for x in i.operands}
         kept = [a for a in self.streams if a in read]
         old = [*self.block.args[:n], *kept, *stacks]
         new = Block([a.type for a in old], [a.name for a in old])
-        operands = [*(c[x] for x in self.op.operands[:n]), *(c[self.streams[a]] for a in kept), *stacks.values()]
-        c.map.update(once)
+        operands = [*(c[x] for x in self.op.operands[:n]), *(c[self.streams[a]] for a in kept), *made.values()]
+        c.map.update(fixed)
         c.map.update(zip(old, new.args, strict=True))
         with c.builder.at(new):
-            c.run(o for o in self.block.ops if o not in gone)
-        made = c.builder.op("scan", operands, [r.type for r in self.op.results], self.op.attrs, [new], self.op.loc)
-        return made.results
+            c.run(left)
+        types = [*(r.type for r in self.op.results[:n]),
+                 *(TensorType(r.type.dtype, (length, *r.type.shape[1:])) for r in self.op.results[n:])]
+        return c.builder.op("scan", operands, types, {**self.op.attrs, "length": length}, [new], self.op.loc).results
+
+    def outer(self, fixed: dict[Value, Value], stacks: Sequence[Value], steps: int) -> list[Value]:
+        """A scan over groups of ``steps`` steps."""
+        c, n, op = self.c, self.carry, self.op
+        assert isinstance(self.length, int)
+        groups = self.length // steps
+        streams = list(dict.fromkeys(self.streams.values()))
+        operands = [*(c[x] for x in op.operands[:n]), *(self._reshaped(c[x], (groups, steps, *x.type.shape[1:])) for x in streams)]
+        block = Block([v.type if i < n else TensorType(v.type.dtype, v.type.shape[1:]) for i, v in enumerate(operands)])
+        c.map.update(zip((*op.operands[:n], *streams), block.args, strict=False))
+        with c.builder.at(block):
+            c.builder.op("yield", self.inner(fixed, stacks, steps))
+        types = [*(r.type for r in op.results[:n]),
+                 *(TensorType(r.type.dtype, (groups, steps, *r.type.shape[1:])) for r in op.results[n:])]
+        made = c.builder.op("scan", operands, types, {**op.attrs, "length": groups}, [block], op.loc).results
+        return [*made[:n], *(self._reshaped(v, r.type.shape) for v, r in zip(made[n:], op.results[n:], strict=True))]
+
+    def _reshaped(self, v: Value, shape: tuple[DimLike, ...]) -> Value:
+        return self.c.builder.value("reshape", [v], TensorType(v.type.dtype, shape), {"shape": shape}, (), self.op.loc)
 
 
-def _live(block: Block, gone: set[Op | None]) -> list[Op]:
-    """The ops of a block (nested ones too) that are needed when the results of ``gone`` come from elsewhere."""
+def _live(block: Block, gone: Collection[Op | None]) -> list[Op]:
+    """The ops of a block that are needed when the results of ``gone`` come from elsewhere, in order."""
     wanted: set[Value] = set()
     out: list[Op] = []
     for o in reversed(block.ops):
-        if o in gone:
-            continue
-        if o.name == "yield" or not mergeable(o) or any(r in wanted for r in o.results):
-            inner = list(o.walk())
-            out += inner
-            wanted.update(x for i in inner for x in i.operands)
-    return out
+        if o not in gone and (o.name == "yield" or not mergeable(o) or any(r in wanted for r in o.results)):
+            out.append(o)
+            wanted.update(x for i in o.walk() for x in i.operands)
+    return out[::-1]
 
 
 def _movable(o: Op) -> bool:
