@@ -72,6 +72,26 @@ def test_long_loops_go_by_groups(reverse: bool, monkeypatch: pytest.MonkeyPatch)
     agree(fn, out)
 
 
+def test_loops_with_two_carries_of_one_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both carries start as the same value, both loops read the same inputs, and the program goes on with them afterwards."""
+    def f(w, u, xs):
+        def step(carry, x):
+            h, s = carry
+            return (ts.tanh(x @ w + h @ u), s + h), s
+
+        zero = ts.zeros(2, 4)
+        (h, s), ys = ts.scan(step, (zero, zero), xs)
+        (k, r), zs = ts.scan(step, (zero, h), xs, reverse=True)
+        return h + s + k + r + zero + xs.sum(0)[:, :1], ys + zs
+
+    fn = traced(f, (3, 4), (4, 4), (36, 2, 3))
+    for size in (1 << 20, 100):
+        monkeypatch.setattr(loops, "GROUP", size)
+        out = hoist_products(fn)
+        verify(out)
+        agree(fn, out)
+
+
 def test_a_length_without_fitting_divisors_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "GROUP", 100)
     fn = traced(recurrent, (3, 4), (4, 4), (2, 4), (37, 2, 3))

@@ -43,6 +43,7 @@ class _Scan:
         self.carry: int = op.attrs["carry"]
         self.length: DimLike = op.attrs["length"]
         self.streams = dict(zip(self.block.args[self.carry:], op.operands[self.carry:], strict=True))
+        self.rows = {a: c[v] for a, v in self.streams.items()}   # what the loop to be built runs over
         self.own = set(self.block.ops)
         self._fixed: dict[Value, bool] = {}
 
@@ -55,7 +56,9 @@ class _Scan:
             return None
         fixed = {v: self.before(v) for v in once}
         steps = self.group(stacks)
-        return self.inner(fixed, stacks, self.length) if steps is None else self.outer(fixed, stacks, steps)
+        if steps is not None:
+            return self.outer(fixed, stacks, steps)
+        return self.inner(fixed, stacks, self.length, [self.c[v] for v in self.op.operands[:self.carry]])
 
     def group(self, stacks: Sequence[Value]) -> int | None:
         """How many steps make a group; None where the loop is better left whole."""
@@ -105,7 +108,7 @@ class _Scan:
     def stack(self, v: Value, length: DimLike) -> Value:
         """The values of all steps (of a group), in the block around the loop."""
         if v in self.streams:
-            return self.c[self.streams[v]]
+            return self.rows[v]
         o = v.op
         assert o is not None
         t = TensorType(v.type.dtype, (length, *v.type.shape))
@@ -116,8 +119,8 @@ class _Scan:
         return self.c.builder.value(o.name, [self.stack(x, length) for x in o.operands], t, o.attrs, (), o.loc)
 
     # -- the loop that is left -----------------------------------------------------------------------------------------------------
-    def inner(self, fixed: dict[Value, Value], stacks: Sequence[Value], length: DimLike) -> list[Value]:
-        """The products, and the scan over ``length`` steps that finds them ready."""
+    def inner(self, fixed: dict[Value, Value], stacks: Sequence[Value], length: DimLike, start: Sequence[Value]) -> list[Value]:
+        """The products, and the scan over ``length`` steps from ``start`` that finds them ready."""
         c, n = self.c, self.carry
         made = {v: self.stack(v, length) for v in stacks}
         gone = {v.op for v in (*fixed, *stacks)}
@@ -126,7 +129,7 @@ class _Scan:
         kept = [a for a in self.streams if a in read]
         old = [*self.block.args[:n], *kept, *stacks]
         new = Block([a.type for a in old], [a.name for a in old])
-        operands = [*(c[x] for x in self.op.operands[:n]), *(c[self.streams[a]] for a in kept), *made.values()]
+        operands = [*start, *(self.rows[a] for a in kept), *made.values()]
         c.map.update(fixed)
         c.map.update(zip(old, new.args, strict=True))
         with c.builder.at(new):
@@ -140,12 +143,11 @@ class _Scan:
         c, n, op = self.c, self.carry, self.op
         assert isinstance(self.length, int)
         groups = self.length // steps
-        streams = list(dict.fromkeys(self.streams.values()))
-        operands = [*(c[x] for x in op.operands[:n]), *(self._reshaped(c[x], (groups, steps, *x.type.shape[1:])) for x in streams)]
+        operands = [c[x] if i < n else self._reshaped(c[x], (groups, steps, *x.type.shape[1:])) for i, x in enumerate(op.operands)]
         block = Block([v.type if i < n else TensorType(v.type.dtype, v.type.shape[1:]) for i, v in enumerate(operands)])
-        c.map.update(zip((*op.operands[:n], *streams), block.args, strict=False))
+        self.rows = dict(zip(self.streams, block.args[n:], strict=True))
         with c.builder.at(block):
-            c.builder.op("yield", self.inner(fixed, stacks, steps))
+            c.builder.op("yield", self.inner(fixed, stacks, steps, block.args[:n]))
         types = [*(r.type for r in op.results[:n]),
                  *(TensorType(r.type.dtype, (groups, steps, *r.type.shape[1:])) for r in op.results[n:])]
         made = c.builder.op("scan", operands, types, {**op.attrs, "length": groups}, [block], op.loc).results
