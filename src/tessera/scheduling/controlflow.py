@@ -15,6 +15,7 @@ from .copies import fold_copies
 from .elements import buffer_of
 from .indexing import Names
 from .memory import pointwise_safe
+from .packing import pack_operands
 from .program import BlockScheduler, base_of, launches
 
 
@@ -153,6 +154,8 @@ def scan(bs: BlockScheduler, op: Op) -> None:
     body.ops[:0] = head.ops
     fold_copies(body, [t for t in following if t is not None])
     body.ops.append(Op("yield"))
+    for made in pack_operands(body, length, bs.alloc, bs.program.label, [base_of(b) or b for b in (*state, *stacks)]):
+        bs.append(made)
     bs.append(Op("loop", (), (), {"over": (loop, length)}, (body,), op.loc), op.results, [*state, *stacks])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ..ir.core import Block, Copier, Function, Op, TensorType, Value, rewrite
+from ..ir.core import Block, Copier, Function, Op, TensorType, Value, rewrite, uses
 from ..ops.table import OPS
 from ..types.dims import DimLike, known_nonnegative, product
 from .cleanup import CHECKED
@@ -22,6 +22,12 @@ from .rewriting import everywhere, mergeable
 FEW_ROWS = 256   # a product of more rows than this runs at full speed inside the loop too
 GROUP = 1 << 20  # elements of the products of one group of steps: 4 MiB of f32
 WIDER = 8        # a stack of results may be so many times as large as the stack of inputs that it comes from
+
+
+def sink_sums(fn: Function) -> Function:
+    """Sums that the steps of a ``scan`` only add to (a gradient of weights: the products of every step's rows) are taken once,
+    after the loop, over the stacks of all steps: as one product, or one reduction."""
+    return everywhere(fn, lambda f: rewrite(f, lambda c, op: _Sums(c, op).rebuilt() if op.name == "scan" else None))
 
 
 def hoist_products(fn: Function) -> Function:
@@ -157,6 +163,75 @@ class _Scan:
         return self.c.builder.value("reshape", [v], TensorType(v.type.dtype, shape), {"shape": shape}, (), self.op.loc)
 
 
+class _Sums:
+    """One ``scan``: which of its carries are sums of terms that nothing in the loop reads."""
+
+    def __init__(self, c: Copier, op: Op):
+        self.c, self.op = c, op
+        self.block = op.blocks[0]
+        self.carry: int = op.attrs["carry"]
+        self.table = uses(self.block)
+
+    def rebuilt(self) -> list[Value] | None:
+        """The results of the new scan; None where there is no such sum."""
+        terms = {i: t for i in range(self.carry) if (t := self.term(i)) is not None}
+        if not terms:
+            return None
+        c, op, n, ends = self.c, self.op, self.carry, self.block.terminator.operands
+        kept = [i for i in range(len(ends)) if i not in terms]
+        streams = self.block.args[n:]
+        wanted = list(dict.fromkeys(x for t in terms.values() for x in t.operands))
+        inside = [v for v in wanted if v not in streams and v not in ends[n:]]
+        old = [a for i, a in enumerate(self.block.args) if i not in terms]
+        new = Block([a.type for a in old], [a.name for a in old])
+        c.map.update(zip(old, new.args, strict=True))
+        gone = {*(t for t in terms.values()), *(ends[i].op for i in terms)}
+        with c.builder.at(new):
+            c.run(o for o in self.block.ops[:-1] if o not in gone)
+            c.builder.op("yield", [c[v] for v in [*(ends[i] for i in kept), *inside]])
+        length = op.attrs["length"]
+        types = [*(op.results[i].type for i in kept), *(TensorType(v.type.dtype, (length, *v.type.shape)) for v in inside)]
+        made = c.builder.op("scan", [c[v] for i, v in enumerate(op.operands) if i not in terms], types,
+                            {**op.attrs, "carry": n - len(terms)}, [new], op.loc).results
+        results = dict(zip(kept, made, strict=False))
+        stacks = dict(zip(inside, made[len(kept):], strict=True))
+        stacks |= {v: c[op.operands[n + i]] for i, v in enumerate(streams) if v in wanted}
+        stacks |= {v: results[n + ends[n:].index(v)] for v in wanted if v not in stacks}
+        for i, t in terms.items():
+            results[i] = c.builder.value("add", [c[op.operands[i]], self.total(t, stacks)], op.results[i].type, {}, (), t.loc)
+        return [results[i] for i in range(len(ends))]
+
+    def term(self, i: int) -> Op | None:
+        """What is added to carry ``i`` in each step: a product of values of the step, or a reduction of one."""
+        carry, end = self.block.args[i], self.block.terminator.operands[i]
+        if end.op is None or end.op.name != "add" or end.op not in self.block.ops or len(self.table[carry]) != 1:
+            return None
+        if not end.type.dtype.is_inexact or len(self.table[end]) != 1 or carry not in end.op.operands:
+            return None
+        v = end.op.operands[1 - end.op.operands.index(carry)]
+        t = v.op
+        if t is None or t not in self.block.ops or v is carry or len(self.table[v]) != 1 or v.type != carry.type:
+            return None
+        if t.name == "reduce_sum":
+            return t if self.small(t.operands) else None
+        plain = t.name == "dot_general" and not t.attrs["lhs_batch"] and t.attrs.get("dtype") is None
+        own = all(x in self.block.args or (x.op is not None and x.op in self.block.ops) for x in t.operands)
+        return t if plain and own and self.small(t.operands) else None
+
+    def small(self, operands: Sequence[Value]) -> bool:
+        """Whether the stacks are worth their memory: they hold no more than some rows for each row of the sum."""
+        return all(isinstance(v.type.size, int) and v.type.size <= GROUP // 16 for v in operands)
+
+    def total(self, t: Op, stacks: dict[Value, Value]) -> Value:
+        """The terms of all steps together."""
+        operands = [stacks[v] for v in t.operands]
+        if t.name == "reduce_sum":
+            attrs = {**t.attrs, "axes": (0, *(a + 1 for a in t.attrs["axes"]))}
+        else:
+            attrs = {**t.attrs, **{k: (0, *(a + 1 for a in t.attrs[k])) for k in ("lhs_contract", "rhs_contract")}}
+        return self.c.builder.value(t.name, operands, t.results[0].type, attrs, (), t.loc)
+
+
 def _live(block: Block, gone: Collection[Op | None]) -> list[Op]:
     """The ops of a block that are needed when the results of ``gone`` come from elsewhere, in order."""
     wanted: set[Value] = set()
@@ -176,4 +251,4 @@ def _movable(o: Op) -> bool:
     return o.name == "dot_general" or rule.pointwise or rule.family == "movement"
 
 
-__all__ = ["hoist_products"]
+__all__ = ["hoist_products", "sink_sums"]

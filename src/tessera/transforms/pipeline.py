@@ -9,7 +9,7 @@ from ..ir.core import Function, Op
 from .canonicalize import canonicalize
 from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpressions
 from .expand import expand_composites
-from .loops import hoist_products
+from .loops import hoist_products, sink_sums
 from .outlining import outline_layers
 from .raising import raise_composites
 from .rematerialise import drop_barriers
@@ -32,6 +32,7 @@ GRAPH_PASSES: tuple[Pass, ...] = (
     Pass("fold_constants", fold_constants, "after canonicalize, which brings constants together"),
     Pass("merge", merge_common_subexpressions, "on canonical forms more is equal"),
     Pass("dead_code", eliminate_dead_code, "drops what the passes above made unused"),
+    Pass("sink_sums", sink_sums, "before the loop is cut into groups; what leaves it is a product like any other"),
     Pass("hoist_products", hoist_products, "loops are now small; what leaves them is a product like any other to the passes below"),
     Pass("outline_layers", outline_layers, "while layers are short and equal; all that follows runs once a distinct layer"),
     Pass("expand_composites", expand_composites, "last but for tidying: everything above knows composites by name"),
