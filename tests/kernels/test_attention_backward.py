@@ -124,3 +124,17 @@ def test_log_sum_exp(case: str) -> None:
     out, lse, plain = (np.asarray(a) for a in host_compiler().compile(fn)([q, k, v, *masks]))
     np.testing.assert_array_equal(out, plain)
     np.testing.assert_allclose(lse, arrays[4], rtol=2e-6, atol=2e-6)
+
+
+def test_memory_grows_with_the_sequence_not_its_square() -> None:
+    """The temporaries of value and gradient, by the memory plan: far less than one matrix of scores."""
+    import tessera as ts
+    from tessera.transforms.pipeline import optimize
+    sizes = {}
+    for n in (1024, 2048):
+        trace = Trace("f")
+        with tracing(trace):
+            q, k, v = (trace.parameter(TensorType(dt.f32, (2, n, 16))) for _ in range(3))
+            fn = trace.finish(list(ts.grad(lambda q, k, v: (ts.attention(q, k, v, causal=True) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)))
+        sizes[n] = schedule(optimize(fn), host_cpu()).attrs["arena"]
+    assert sizes[1024] < 1024 * 1024 and sizes[2048] <= 2 * sizes[1024] + 4096, sizes

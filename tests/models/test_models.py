@@ -86,3 +86,27 @@ def test_minilm_embeddings():
         with torch.no_grad():
             mean = peer(ids).last_hidden_state[0].mean(0)
         np.testing.assert_allclose(vector, (mean / mean.norm()).numpy(), atol=1e-5)
+
+
+def test_gpt2_gradients(gpt2):
+    """The loss's gradient by every parameter, as autograd gives it."""
+    peer, ours = gpt2
+    ids = np.random.default_rng(5).integers(0, 97, (2, 20))
+
+    def loss(model, ids):
+        return ts.cross_entropy(model(ids)[:, :-1], ids[:, 1:])
+
+    value, gradient = ts.value_and_grad(loss)(ours, ts.tensor(ids))
+    batch = torch.tensor(ids)
+    logits = peer(batch).logits
+    want = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 97), batch[:, 1:].reshape(-1))
+    peer.zero_grad()
+    want.backward()
+    assert abs(float(value) - want.item()) < 1e-5
+    theirs = {n: p.grad.numpy() for n, p in peer.named_parameters()}
+    from tessera.models.gpt2 import _names
+    names = dict(_names(ours.config))
+    assert set(gradient) == set(names)
+    for name, g in gradient.items():
+        expected = theirs[f"transformer.{names[name]}"]
+        assert np.abs(g.numpy() - expected).max() <= 2e-5 * (1 + np.abs(expected).max()), name

@@ -367,7 +367,7 @@ def _pool(name: str, x: Any, window: Any, stride: Any, padding: Any, combine: st
 
 
 def max_pool(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Any:
-    """The maximum over windows of [N, C, *spatial]; the stride is the window unless given."""
+    """The maximum over windows of [N, C, *spatial]; the stride is the window unless given.  Equal elements share its derivative."""
     return _pool("max_pool", x, window, stride, padding, "max")[0]
 
 

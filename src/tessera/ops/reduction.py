@@ -212,7 +212,8 @@ def _extremum(name: str, on_bool: str) -> Fn:
         x, axes, keepdims = _arguments(name, x, axis, dim, keepdims, keepdim)
         return apply(on_bool if x.dtype is dt.bool_ else f"reduce_{name}", x, axes, keepdims)
 
-    return pw.named(function, name, f"The {name}imum over ``axis``; NaN wins.\n\n    Raises:\n        ShapeError: an axis "
+    return pw.named(function, name, f"The {name}imum over ``axis``; NaN wins.  Equal elements share its derivative.\n\n"
+                    "    Raises:\n        ShapeError: an axis "
                     "that is reduced has size 0.")
 
 
