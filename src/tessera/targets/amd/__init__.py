@@ -1,0 +1,1 @@
+"""AMD GPUs: relocatable objects to code objects, and the loader."""
