@@ -107,6 +107,38 @@ def compile_module(llvm: Any, machines: Machines, request: dict[str, Any], text:
     return out, (parsed - start, optimised - parsed, time.perf_counter() - optimised)
 
 
+def compile_in_child(llvm: Any, machines: Machines, request: dict[str, Any], text: str) -> tuple[bytes, tuple[float, ...]]:
+    """:func:`compile_module` in a forked child: LLVM's SPIR-V back end keeps pointers into the module that it compiled
+    before, and spoils the next one.  A child that dies takes this process with it, as LLVM itself would have."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            payload, seconds = compile_module(llvm, machines, request, text)
+            answer: dict[str, Any] = {"seconds": seconds}
+        except Exception as e:
+            payload, answer = b"", {"error": str(e)}
+        header = json.dumps(answer).encode()
+        _write_all(into, HEADER.pack(len(header), len(payload)) + header + payload)
+        os._exit(0)
+    os.close(into)
+    parts = []
+    while part := os.read(out, 1 << 20):
+        parts.append(part)
+    os.close(out)
+    _, status = os.waitpid(child, 0)
+    if status:
+        os.kill(os.getpid(), os.WTERMSIG(status) if os.WIFSIGNALED(status) else 6)
+    whole = b"".join(parts)
+    head, size = HEADER.unpack_from(whole)
+    answer = json.loads(whole[HEADER.size:HEADER.size + head])
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    return whole[HEADER.size + head:HEADER.size + head + size], tuple(answer["seconds"])
+
+
 def serve(requests: int, answers: int) -> NoReturn:
     """Answer requests until the parent closes the pipe."""
     import llvmlite.binding as llvm  # type: ignore[import-untyped]
@@ -120,7 +152,8 @@ def serve(requests: int, answers: int) -> NoReturn:
         request = json.loads(_read_exactly(requests, head))
         text = _read_exactly(requests, body).decode()
         try:
-            payload, seconds = compile_module(llvm, machines, request, text)
+            compiled = compile_in_child if request["triple"].startswith("spirv") else compile_module
+            payload, seconds = compiled(llvm, machines, request, text)
             answer: dict[str, Any] = {"ok": True, "seconds": seconds}
         except Exception as e:
             payload, answer = str(e).encode(), {"ok": False, "seconds": ()}

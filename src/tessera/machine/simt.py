@@ -1,0 +1,106 @@
+"""SIMT machines (GPUs, and CPUs that run GPU programs): what the code generator may assume of one, as data and questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..types.dtypes import DType
+from .cpu import MatrixInstruction
+
+
+@dataclass(frozen=True)
+class SimtMachine:
+    """A machine whose programs are written for one thread of many.
+
+    Attributes:
+        name: how people call it.
+        vendor: whose table of intrinsics the emitter uses: ``"intel"``, ``"nvidia"`` or ``"amd"``.
+        triple, cpu, features: LLVM's names.
+        lanes: threads of a warp (a sub-group, a wave).
+        block_threads: threads of a block that kernels are made for unless they say otherwise.
+        max_threads: the most threads of a block.
+        shared_bytes: shared memory that one block may use.
+        banks: of shared memory, 32 bits each.
+        units: multiprocessors (cores, compute units).
+        resident_blocks: blocks that are at work at a time where each has scratch memory of its own in global memory.
+        global_bandwidth: bytes a second, for cost estimates.
+        instructions: matrix instructions; the vendor's emitter knows those by name.
+    """
+
+    name: str
+    vendor: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    lanes: int
+    block_threads: int
+    max_threads: int
+    shared_bytes: int
+    banks: int = 32
+    units: int = 64
+    resident_blocks: int = 256
+    global_bandwidth: float = 1e12
+    instructions: tuple[MatrixInstruction, ...] = ()
+
+    kind = "simt"
+    registers = 64  # of one thread, that a tile program may count on
+    has_half_conversion = False  # small floats are converted by integer arithmetic, alike everywhere
+    caches = ()
+
+    def has(self, feature: str) -> bool:
+        """True when the machine has LLVM's ``feature``."""
+        return feature in self.features
+
+    @property
+    def llvm_features(self) -> str:
+        """The features as LLVM's target machine takes them."""
+        return ",".join("+" + f for f in self.features)
+
+    @property
+    def threads(self) -> int:
+        """How many blocks are worth having at least."""
+        return self.units
+
+    @property
+    def matrix_instructions(self) -> tuple[MatrixInstruction, ...]:
+        return self.instructions
+
+    def matrix_instruction(self, name: str) -> MatrixInstruction | None:
+        """The matrix instruction called ``name``, where this machine has it."""
+        return next((m for m in self.instructions if m.name == name), None)
+
+    def product_instruction(self, lhs: DType, rhs: DType, accumulate: DType) -> MatrixInstruction | None:
+        """None: plain products are formed by fma; kernels that use matrix instructions ask for them by name."""
+        return None
+
+    # -- numeric parameters: they fix the bits of a result, so they depend on dtype and target alone ---------------------
+    def vector_lanes(self, dtype: DType) -> int:
+        """Elements of a tile along which a block works at once: one for each thread."""
+        return self.block_threads
+
+    @property
+    def tile_lanes(self) -> int:
+        """What extents of product tiles are multiples of."""
+        return 16
+
+    def reduction_lanes(self, dtype: DType) -> int:
+        """Accumulators of a reduction along contiguous memory."""
+        return self.block_threads
+
+    def reduction_chunk(self, dtype: DType) -> int:
+        """Elements of one chunk when a long reduction is cut into blocks."""
+        itemsize = 4 if dtype.is_float and dtype.bits < 32 else dtype.itemsize
+        return max(4096, 65536 // itemsize)
+
+    @property
+    def product_tile(self) -> tuple[int, int]:
+        """(rows, vectors of ``tile_lanes`` columns) of the tile of a matrix product that one block holds."""
+        return (32, 4)
+
+    def key(self) -> str:
+        """What compiled code depends on: it enters cache keys."""
+        return (f"{self.vendor} {self.triple} {self.cpu} {','.join(self.features)} {self.lanes} {self.block_threads} "
+                f"{self.max_threads} {self.shared_bytes} {self.banks} {self.resident_blocks}")
+
+
+__all__ = ["SimtMachine"]

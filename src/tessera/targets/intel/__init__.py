@@ -1,0 +1,1 @@
+"""Intel's OpenCL devices: SPIR-V kernels, loaded by pyopencl."""
