@@ -93,7 +93,7 @@ class _Classes:
         elif op.name in ("load", "store"):
             rank = op.operands[0].type.rank
             self._join([*op.operands[1 + rank:], *op.results])
-        elif op.name in ("gather", "scatter"):
+        elif op.name in ("gather", "scatter", "atomic"):
             self._join([*op.operands[1:], *op.results])
         elif op.name == "dot":
             self._join([op.operands[2], op.results[0]])

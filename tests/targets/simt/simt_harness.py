@@ -98,7 +98,8 @@ class Launched:
         return int(word[0])
 
 
-def check(fn: Function | str, arrays: Sequence[np.ndarray], sizes: Mapping[str, int] | None = None, machine: Any = None) -> list[np.ndarray]:
+def check(fn: Function | str, arrays: Sequence[np.ndarray], sizes: Mapping[str, int] | None = None,
+          machine: Any = None) -> list[np.ndarray]:
     """Assert that the device changes the arrays as the interpreter does, and nothing beside them; returns them."""
     fn = parse_function(fn) if isinstance(fn, str) else fn
     want = [a.copy() for a in arrays]

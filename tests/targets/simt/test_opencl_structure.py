@@ -5,14 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from simt_harness import Launched, check, opencl
+from simt_harness import check, opencl
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cpu"))
 import test_emit_pointwise as pointwise_programs
 import test_emit_structure as programs
-from tessera.targets.cpu import abi
 
 pytestmark = pytest.mark.skipif(opencl() is None, reason="Intel's OpenCL runtime is not installed")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import CompileError
 from ...ir.core import Block, BufferType, Function, Op, ScalarType, TileType, Value
-from ...ir.tile import root
+from ...ir.tile import WRITES, root
 from ...machine.simt import SimtMachine
 from ...tiling.layouts import Layout
 from ...types.dims import product
@@ -391,9 +391,9 @@ class Order:
                 seen.add(None)
         for b in blocks:
             for op in b.walk():
-                if op.name in ("load", "gather", "store", "scatter"):
+                if op.name in WRITES or op.name in ("load", "gather"):
                     place = root(op.operands[0])
-                    self.pending.setdefault(place, {}).setdefault(op.name in ("store", "scatter"), set()).add(None)
+                    self.pending.setdefault(place, {}).setdefault(op.name in WRITES, set()).add(None)
         for write in (False, True):
             self.pending.setdefault(EXCHANGE, {}).setdefault(write, set()).add(None)
 

@@ -363,6 +363,29 @@ def _last_of_equals(e: Emitter, index: Regs, tests: Sequence[str | None]) -> lis
     return [e.both(t, k) for t, k in zip(tests, after, strict=True)]
 
 
+def _atomic(e: Emitter, op: Op) -> None:
+    """Integers combined in memory; the order of threads does not change the result."""
+    buffer, where, value = op.operands
+    memory, w = e.memory(buffer), e.w
+    dtype, element = value.type.dtype, memory_type(value.type.dtype)
+    combine = op.attrs["combine"]
+    unsigned = "u" if combine in ("max", "min") and dtype.kind == "uint" else ""
+    e.order.touch(root(buffer), False, "atomic")
+    e.order.touch(root(buffer), True, "atomic")
+
+    def one(at: str, number: str) -> None:
+        pointer = w.address(element, memory.space, memory.pointer, at)
+        w.let(f"atomicrmw {unsigned}{combine} ptr addrspace({memory.space}) {pointer}, {element} {number} {e.vendor.scope}monotonic, "
+              f"align {dtype.itemsize}")
+
+    if isinstance(value.type, ScalarType):
+        e.guarded([_first_thread(e)], lambda _: one(e.scalar(where), e.scalar(value)))
+        return
+    index, t = e.tile(where), e.tile(value)
+    owner = e.owner(t.layout)
+    e.guarded([e.both(owner, e.inside(t.layout, t.shape, r)) for r in range(len(t.names))], lambda r: one(index.names[r], t.names[r]))
+
+
 def element_number(e: Emitter, layout: Layout, shape: Sequence[int], register: int, steps: Sequence[int] | None = None) -> str:
     """A register's element as a row-major number over the tile's own extents (or other strides), an i64."""
     w, steps = e.w, list(steps) if steps is not None else [int(s) for s in strides(tuple(shape))]
@@ -424,7 +447,9 @@ def _check(e: Emitter, op: Op) -> None:
     e.guarded(failed, report)
 
 
-HANDLERS: dict[str, Handler] = {"load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "alloc": _alloc, "view": _view,
-                                "prefetch": _prefetch, "check": _check}
+HANDLERS: dict[str, Handler] = {
+    "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "atomic": _atomic, "alloc": _alloc, "view": _view,
+    "prefetch": _prefetch, "check": _check,
+}
 
 __all__ = ["HANDLERS", "Access", "element_number", "read", "read_vector", "write", "write_vector"]

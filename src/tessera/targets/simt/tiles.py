@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -222,10 +222,15 @@ def rearranged(e: Emitter, parts: Sequence[tuple[Regs, Sequence[int], int]], t: 
                      for r in range(len(part.names))]
         owner = e.owner(part.layout)
         e.guarded([e.both(owner, e.inside(part.layout, part.shape, r)) for r in range(len(part.names))],
-                  lambda r, a=addresses, p=part: write(e, t.dtype, SHARED, a[r], p.names[r]))
+                  _putter(e, t.dtype, addresses, part.names))
     e.order.touch(EXCHANGE, False)
     return [read(e, t.dtype, SHARED, w.address(element, SHARED, base, _plus(e, element_number(e, target, t.shape, r, steps), start)))
             for r in range(1 << len(target.bases("reg")))]
+
+
+def _putter(e: Emitter, dtype: DType, places: Sequence[str], values: Sequence[str]) -> Callable[[int], None]:
+    """What stores value ``r`` at address ``r`` of shared memory."""
+    return lambda r: write(e, dtype, SHARED, places[r], values[r])
 
 
 def _padded(layout: Layout) -> list[int]:
@@ -367,8 +372,7 @@ def _dot(e: Emitter, op: Op) -> None:
         values = [pointwise(w, "convert", (n,), (t.dtype,), dtype, 1) for n in t.names]
         places = [w.address(element, SHARED, base, _plus(e, element_number(e, t.layout, t.shape, r, steps), first))
                   for r in range(len(values))]
-        e.guarded([e.both(owner, e.inside(t.layout, t.shape, r)) for r in range(len(values))],
-                  lambda r, p=places, v=values: write(e, dtype, SHARED, p[r], v[r]))
+        e.guarded([e.both(owner, e.inside(t.layout, t.shape, r)) for r in range(len(values))], _putter(e, dtype, places, values))
     e.order.touch(EXCHANGE, False)
     e.define(op, _accumulate(e, acc, base, split, pitch, columns, k))
 
