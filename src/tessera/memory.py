@@ -17,11 +17,12 @@ import optree
 from .errors import ArgumentError, suggest
 from .errors.boundary import describe
 from .errors.frames import user_frames
+from .placement import Future, Placed, async_copy, mapped, placed, plan_of, store
 from .tracing.recorder import STATE, check_effects
 from .tracing.tensor import Tensor
 
 _MEMORY = frozenset({"memory"})
-SPACES = ("register", "shared", "global", "host", "local", "L1", "L2", "texture", "constant")
+SPACES = ("register", "shared", "global", "host", "disk", "local", "L1", "L2", "texture", "constant")
 
 
 class MemorySpace(str):
@@ -31,6 +32,10 @@ class MemorySpace(str):
 
     def __repr__(self) -> str:
         return f"memory({str.__repr__(self)})"
+
+    def __rmatmul__(self, what: Any) -> Any:
+        """``Tensor["128", f32] @ memory("register")``."""
+        return placed(what, self)
 
 
 def space(name: str) -> MemorySpace:
@@ -141,12 +146,19 @@ def prefetch_to_l2(x: Any) -> None:
     prefetch(x, "L2_cache")
 
 
+def plan(cls: type) -> type:
+    """``@ts.memory`` on a class of placed tensors: ``cls.plan()`` gives (space, bytes) of each field."""
+    cls.plan = staticmethod(lambda: plan_of(cls))  # type: ignore[attr-defined]
+    return cls
+
+
 class _Callable(ModuleType):
-    def __call__(self, name: str) -> Any:
-        return space(name)
+    def __call__(self, what: Any) -> Any:
+        return plan(what) if isinstance(what, type) else space(what)
 
 
 sys.modules[__name__].__class__ = _Callable
 
-__all__ = ["MOVEMENTS", "MemorySpace", "Movement", "empty_cache", "get_memory_usage", "get_peak_memory_usage", "global_", "prefetch",
-           "prefetch_to_l2", "reset_peak", "space", "stats"]
+__all__ = ["MOVEMENTS", "Future", "MemorySpace", "Movement", "Placed", "async_copy", "empty_cache",
+           "get_memory_usage", "get_peak_memory_usage", "global_",
+           "mapped", "plan", "prefetch", "prefetch_to_l2", "reset_peak", "space", "stats", "store"]

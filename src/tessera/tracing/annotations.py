@@ -333,6 +333,8 @@ def spec_of(annotation: Any) -> TensorSpec | None:
         return annotation
     if annotation is Tensor:
         return TensorSpec(None)
+    if isinstance(getattr(annotation, "spec", None), TensorSpec):  # a type placed in a memory space
+        return annotation.spec  # type: ignore[no-any-return]
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         base, *extra = typing.get_args(annotation)
