@@ -18,7 +18,9 @@ def targets() -> dict[str, Any]:
     """The machines that ``--target`` names."""
     from .. import machine
     return {"host": None, "avx2": machine.X86_AVX2, "avx512": machine.X86_AVX512, "amx": machine.X86_AMX,
-            "neon": machine.AARCH64_NEON}
+            "neon": machine.AARCH64_NEON, "intel": machine.INTEL_XE, "intel-cpu": machine.INTEL_CPU, "nvidia": machine.NVIDIA_SM90,
+            "sm_80": machine.NVIDIA_SM80, "sm_90a": machine.NVIDIA_SM90, "amd": machine.AMD_GFX942, "gfx942": machine.AMD_GFX942,
+            "gfx950": machine.AMD_GFX950}
 
 
 def add_parser(sub: Any) -> None:
@@ -26,7 +28,7 @@ def add_parser(sub: Any) -> None:
     p.add_argument("what", metavar="FILE:FUNCTION", help="a traced function or a kernel in a Python file")
     p.add_argument("--stage", choices=STAGES, default="graph", help="what to print (default: graph)")
     p.add_argument("--target", default="host", metavar="NAME",
-                   help="the machine to compile for: host, avx2, avx512, amx, neon (default: host)")
+                   help="the machine to compile for: " + ", ".join(targets()) + " (default: host)")
     p.add_argument("--args", default=None, metavar="TYPES",
                    help="argument types such as 'f32[32, 768], f32[768, H]'; needed where annotations do not give them")
     p.set_defaults(run=run)

@@ -85,6 +85,8 @@ class CpuMachine:
     threads: int = 1
 
     kind = "cpu"
+    llvm_level = 2  # how hard LLVM optimises
+    block_work = 262144  # vector instructions of one block: enough to hide what starting it costs
 
     # -- instructions ------------------------------------------------------------------------------------------------
     def has(self, feature: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..types.dtypes import DType
@@ -25,6 +26,8 @@ class SimtMachine:
         resident_blocks: blocks that are at work at a time where each has scratch memory of its own in global memory.
         global_bandwidth: bytes a second, for cost estimates.
         instructions: matrix instructions; the vendor's emitter knows those by name.
+        block_work: vector instructions of one block of a kernel made from loops; blocks are started by hardware, so few do.
+        llvm_level: how hard LLVM optimises: 0 where the vendor's own compiler does it again.
     """
 
     name: str
@@ -41,6 +44,8 @@ class SimtMachine:
     resident_blocks: int = 256
     global_bandwidth: float = 1e12
     instructions: tuple[MatrixInstruction, ...] = ()
+    block_work: int = 64
+    llvm_level: int = 2
 
     kind = "simt"
     registers = 64  # of one thread, that a tile program may count on
@@ -69,7 +74,8 @@ class SimtMachine:
         """The matrix instruction called ``name``, where this machine has it."""
         return next((m for m in self.instructions if m.name == name), None)
 
-    def product_instruction(self, lhs: DType, rhs: DType, accumulate: DType) -> MatrixInstruction | None:
+    def product_instruction(self, lhs: DType, rhs: DType, accumulate: DType,
+                            emitted: Collection[str] | None = None) -> MatrixInstruction | None:
         """None: plain products are formed by fma; kernels that use matrix instructions ask for them by name."""
         return None
 

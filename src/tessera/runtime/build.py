@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from ..errors import CompileError
 from ..ir.core import Block, BufferType, Function, Op, rewrite
 from ..ir.text import _attrs, _Names, _print_ops, print_function
-from ..machine import CpuMachine
+from ..machine import CpuMachine, SimtMachine
 from ..targets.cpu import program
 from ..targets.cpu.program import Kernel, arena_bytes, emit_program, external_calls, launch_work, reachable
+from ..tiling.assign import assign_layouts
 from ..types.dims import format_dim
 from .cache import digest, key_of, source_hash
 from .manifest import Manifest, buffer_facts
@@ -135,6 +136,9 @@ class Lowering:
         build.exchange.dump(TILE, build.kernels)
         if wanted == "tile":
             return
+        if not isinstance(self.compiler.machine, CpuMachine):
+            build.exchange.dump(LL, build.modules)
+            return  # the host launches the kernels
         with build.timed(LL):
             text = modules.get("program") or emit_program(build.sched, build.launches)
         build.modules["program"] = text
@@ -145,6 +149,8 @@ class Lowering:
         with build.timed(TILE):
             tile = lower_launch(fn, op, self.compiler.machine, sizes)
             tile.name = "kernel"
+            if isinstance(self.compiler.machine, SimtMachine):
+                tile = assign_layouts(tile, self.compiler.machine)
             for i, a in enumerate(tile.args):
                 if isinstance(a.type, BufferType):  # equal kernels have one hash, whatever their buffers were called
                     a.name = f"b{i}"
@@ -155,7 +161,6 @@ class Lowering:
         return Kernel(symbol, tile)
 
     def _emit(self, build: Build, kernel: Kernel, modules: dict[str, str], wanted: str) -> None:
-        from ..targets.cpu.emit import emit
         active = build.exchange.active or wanted != "o"
         key = key_of(source_hash(), self.compiler.target, print_function(kernel.tile))
         if not active:
@@ -165,7 +170,7 @@ class Lowering:
                 build.reused += 1
                 return
         with build.timed(LL):
-            text = modules.get(kernel.symbol) or emit(kernel.tile, self.compiler.machine)
+            text = modules.get(kernel.symbol) or kernel_ir(kernel.tile, self.compiler.machine)
         build.modules[kernel.symbol] = text
         self._submit(build, kernel.symbol, text, wanted, None if active else key)
 
@@ -186,6 +191,15 @@ class Lowering:
             build.exchange.dump(OBJECT, build.objects)
 
 
+def kernel_ir(tile: Function, machine: CpuMachine | SimtMachine) -> str:
+    """LLVM IR of one kernel, by the code generator of the machine's kind."""
+    if isinstance(machine, SimtMachine):
+        from ..targets.simt.emit import emit as emit_for_threads
+        return emit_for_threads(tile, machine).text
+    from ..targets.cpu.emit import emit
+    return emit(tile, machine)
+
+
 def one_launch(tile: Function) -> Function:
     """A Schedule program of one launch; every buffer is an input, and what the launch writes changes in place."""
     buffers = [a for a in tile.args if isinstance(a.type, BufferType)]
@@ -197,7 +211,7 @@ def one_launch(tile: Function) -> Function:
     return fn
 
 
-def lower_launch(fn: Function, op: Op, machine: CpuMachine, sizes: tuple[str, ...]) -> Function:
+def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes: tuple[str, ...]) -> Function:
     """The tile function of one launch.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..errors import CompileError
 from ..ir.core import Function, Loc
 from ..ir.text import print_function
-from ..machine import CpuMachine, host_cpu
+from ..machine import CpuMachine, SimtMachine, host_cpu
 from ..settings import DUMP, OVERRIDE, SETTINGS
 from ..targets.cpu import pool
 from ..targets.cpu.pool_ir import pool_ir
@@ -35,12 +35,13 @@ class Compiler:
     """Compiles Graph functions for one CPU.
 
     Args:
-        machine: the target's description; None: this computer.
+        machine: the target's description; None: this computer.  For a SIMT machine there are stages to look at
+            (:meth:`show`); its programs are run by its own runtime.
         cache: the disk cache; None: the one that the environment asks for.
         llvm: the worker processes; None: the process's own.
     """
 
-    def __init__(self, machine: CpuMachine | None = None, cache: DiskCache | None = None, llvm: Workers | None = None):
+    def __init__(self, machine: CpuMachine | SimtMachine | None = None, cache: DiskCache | None = None, llvm: Workers | None = None):
         self._machine, self._cache, self._llvm = machine, cache, llvm
         self._lock = threading.Lock()
         self._pool_code: bytes | Future[bytes] | None = None
@@ -52,7 +53,7 @@ class Compiler:
         self._pool_code = None
 
     @property
-    def machine(self) -> CpuMachine:
+    def machine(self) -> CpuMachine | SimtMachine:
         if self._machine is None:
             self._machine = host_cpu()
         return self._machine
@@ -133,7 +134,7 @@ class Compiler:
         """A module for LLVM."""
         from .llvm_workers import Request
         m = self.machine
-        return Request(text, m.triple, m.cpu, m.llvm_features, emit, name=name)
+        return Request(text, m.triple, m.cpu, m.llvm_features, emit, m.llvm_level, name)
 
     def keep(self, key: str, future: Future[bytes]) -> None:
         """Enter a finished object file into the kernel tier."""

@@ -147,10 +147,10 @@ class Lowering(Loops):
             return max(1, given)
         if isinstance(given, tuple) and given and all(isinstance(x, int) for x in given):
             return max(1, int(product(given)))
-        points = max(1, min(65536, int(262144 / max(1.0, self.work(self.k.body.ops)))))
+        points = max(1, min(65536, int(self.machine.block_work / max(1.0, self.work(self.k.body.ops)))))
         total = product(x.extent for x in self.k.grid)
         if isinstance(total, int) and total < 16 * points:
-            least = max(1, int(16384 / max(1.0, self.work(self.k.body.ops))))
+            least = max(1, int(self.machine.block_work / 16 / max(1.0, self.work(self.k.body.ops))))
             points = max(least, -(-total // 16))
         return points
 
@@ -235,7 +235,7 @@ class Lowering(Loops):
         if given is not None or all(isinstance(n, int) for n in inner):
             return self.block_points()
         heaviest = max(self.work(op.blocks[0].ops) for op in self.k.body.ops if op in self.k.loops)
-        budget = max(1024, int(262144 / max(1.0, heaviest * len(inner))))
+        budget = max(1024, int(self.machine.block_work / max(1.0, heaviest * len(inner))))
         longest: DimLike = 0
         for n in inner:
             longest = dim_max(longest, n)

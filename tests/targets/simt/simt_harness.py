@@ -24,7 +24,6 @@ from tessera.runtime.llvm_workers import Request, workers
 from tessera.targets.cpu import abi
 from tessera.targets.intel.opencl import OpenCL, devices
 from tessera.targets.simt.emit import Module, emit
-from tessera.targets.simt.vendors import VENDORS
 from tessera.tiling.assign import assign_layouts
 from tessera.tiling.vmath import expand
 from tessera.types.dims import evaluate, product
@@ -48,7 +47,7 @@ def lower(fn: Function | str, machine: SimtMachine) -> Function:
 
 def compile_module(module: Module, machine: SimtMachine, kind: str = "obj") -> bytes:
     return workers().compile(Request(module.text, machine.triple, machine.cpu, machine.llvm_features, kind,
-                                     VENDORS[machine.vendor].level, module.symbol))
+                                     machine.llvm_level, module.symbol))
 
 
 def assemble(ptx: bytes, arch: str, folder: Path) -> str:

@@ -140,6 +140,8 @@ def _by_words(e: Emitter, dtype: DType, value: str, move: object) -> str:
         return w.let(f"bitcast i32 {move(w.let(f'bitcast float {value} to i32'))} to float")
     if rep == "i32":
         return str(move(value))
+    if rep == "i1":
+        return w.let(f"icmp ne i32 {move(w.let(f'zext i1 {value} to i32'))}, 0")
     return w.let(f"trunc i32 {move(w.let(f'zext {rep} {value} to i32'))} to {rep}")
 
 

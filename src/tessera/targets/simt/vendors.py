@@ -40,7 +40,6 @@ class Vendor:
         scope: synchronisation scope of atomics on global memory that the host sees.
         intrinsics: names of overloaded intrinsics -> (writer, element, operands) -> value, where LLVM's own does not do.
         dynamic_shared: shared memory is sized by the launch, not by the module.
-        level: how hard LLVM optimises: 0 where the vendor's own compiler does it again.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Vendor:
     scope: str
     intrinsics: dict[str, Callable[[ThreadWriter, str, tuple[str, ...]], str]] = field(default_factory=dict)
     dynamic_shared: bool = False
-    level: int = 2
 
 
 # -- where LLVM's own intrinsic does not do ---------------------------------------------------------------------------------
@@ -116,7 +114,7 @@ INTEL = Vendor(
     shared_memory=lambda n: f"@shared = internal addrspace(3) global [{n} x i8] undef, align 64",
     after=lambda k: " !reqd_work_group_size !0 !intel_reqd_sub_group_size !1",
     tail=lambda k: [f"!0 = !{{i32 {k.threads}, i32 1, i32 1}}", f"!1 = !{{i32 {k.lanes}}}"],
-    scope='syncscope("device") ', intrinsics=_EXTREMA, level=0)
+    scope='syncscope("device") ', intrinsics=_EXTREMA)
 
 
 # -- NVIDIA: PTX ------------------------------------------------------------------------------------------------------------

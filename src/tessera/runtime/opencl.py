@@ -1,0 +1,382 @@
+"""Programs on Intel's OpenCL devices: Schedule programs as launches on one queue in order.
+
+The first call with new sizes makes a :class:`Plan`: every launch with its kernel, its grid and where its buffers lie (an argument,
+the arena, a constant).  Control flow is the host's: it reads the flag that decides.  Routines of the host (LAPACK) copy their
+operands to the host and the results back.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import CompileError, DeviceError, DTypeError, NumericalError, ShapeError
+from ..ir.core import Block, BufferType, Function, Loc, Op, Value
+from ..ir.text import print_function
+from ..machine.simt import SimtMachine
+from ..ops.table import OPS
+from ..targets.cpu import abi
+from ..targets.cpu.program import _callee_sizes, arena_bytes, reachable
+from ..targets.intel.opencl import Block as Memory
+from ..targets.intel.opencl import OpenCL, devices
+from ..targets.simt.emit import Module, emit
+from ..tiling.assign import assign_layouts
+from ..types.dims import evaluate, product
+from ..types.shapes import unify
+from .cache import key_of, source_hash
+from .failures import raise_failure
+from .manifest import Manifest
+
+Array = np.ndarray[Any, Any]
+Ref = tuple[Any, int]  # (argument number, "arena", or an address of its own; bytes behind it)
+
+
+@dataclass
+class Kernel:
+    """One launch's code: the tile function with its layouts, its module, and, once loaded, the device's handle."""
+
+    tile: Function
+    module: Module
+    code: bytes | Future[bytes]
+    handle: Any = None
+
+    def blocks(self, env: Mapping[str, int], machine: SimtMachine) -> int:
+        n = int(evaluate(product(self.tile.attrs["grid"]), dict(env)))
+        return min(n, machine.resident_blocks) if self.module.scratch else n
+
+
+class IntelCompiler:
+    """Compiles Graph functions for one OpenCL device.
+
+    Args:
+        number: which of Intel's devices, GPUs first.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+
+    def __init__(self, number: int = 0):
+        found = devices()
+        if number >= len(found):
+            raise DeviceError(f"there is no device 'intel:{number}' here", expected=f"{len(found)} OpenCL devices of Intel",
+                              hints=["pip install 'tessera-lang[intel]' brings the runtime that runs on CPUs"])
+        self.device = OpenCL(found[number])
+        self.machine = self.device.machine
+        self.kernels: dict[tuple[str, bool], Kernel] = {}
+
+    def compile(self, fn: Function) -> Program:
+        """An executable for a Graph function, or for one launch of a Tile function, which works on its buffers in place.
+
+        Raises:
+            CompileError, UnsupportedError: the program cannot be computed on this device.
+        """
+        return Program(self, fn)
+
+    def kernel(self, tile: Function, aligned: bool) -> Kernel:
+        """The kernel of a tile function, on its way through LLVM; equal functions share one."""
+        key = (print_function(tile), aligned)
+        found = self.kernels.get(key)
+        if found is None:
+            placed = assign_layouts(tile, self.machine)
+            module = emit(placed, self.machine, aligned=aligned)
+            found = self.kernels[key] = Kernel(placed, module, self._code(module))
+        return found
+
+    def _code(self, module: Module) -> bytes | Future[bytes]:
+        """The SPIR-V of a module: from the disk cache, or from LLVM."""
+        from . import host_compiler
+        from .llvm_workers import Request
+        host, m = host_compiler(), self.machine
+        key = key_of(source_hash(), m.key(), module.text)
+        found = host.cache.get("kernels", key)
+        if found is not None:
+            return found
+        future = host.llvm.submit(Request(module.text, m.triple, m.cpu, m.llvm_features, "obj", m.llvm_level, module.symbol))
+        future.add_done_callback(lambda f: host.keep(key, f))
+        return future
+
+    def loaded(self, kernel: Kernel) -> Any:
+        """The device's handle of a kernel."""
+        if kernel.handle is None:
+            code = kernel.code if isinstance(kernel.code, bytes) else kernel.code.result()
+            kernel.handle = self.device.load(code, kernel.module.symbol)
+        return kernel.handle
+
+
+@functools.cache
+def compiler(name: str = "intel:0") -> IntelCompiler:
+    """The compiler for ``intel:0`` and the like."""
+    return IntelCompiler(int(name.partition(":")[2] or 0))
+
+
+class Program:
+    """A compiled program: ``program(arrays)`` runs it on host arrays and returns host arrays."""
+
+    def __init__(self, compiler: IntelCompiler, fn: Function):
+        from ..scheduling import schedule
+        from ..transforms.pipeline import optimize
+        from .build import number_checks, one_launch
+        self.compiler, self.source = compiler, fn
+        if fn.level == "tile":
+            self.sched = one_launch(fn)
+        else:
+            self.sched = schedule(optimize(fn, compiler.machine), compiler.machine)
+            number_checks(self.sched)
+        f = self.sched
+        n = f.attrs["inputs"]
+        self.inputs: list[BufferType] = [a.type for a in f.args[:n] if isinstance(a.type, BufferType)]
+        self.outputs: list[BufferType] = [a.type for a in f.args[n:]]
+        self.aliases: dict[int, int] = dict(f.attrs.get("aliases", ()))
+        self.in_place = tuple(fn.attrs["writes"]) if fn.level == "tile" else ()
+        self.manifest = Manifest(fn.name, sizes=list(f.attrs.get("sizes", ())), checks=list(f.attrs.get("sites", ())))
+        self.plans: dict[Any, Plan] = {}
+        self._lowered: dict[tuple[Op, bool], Kernel] = {}
+
+    # -- what it came from ---------------------------------------------------------------------------------------------------
+    def text(self, stage: str) -> str:
+        """Schedule IR as text."""
+        return str(self.sched)
+
+    def report(self) -> list[str]:
+        return []
+
+    def location(self, site: int) -> Loc | None:
+        """The user's line behind a check."""
+        return next((op.loc for f in reachable(self.sched) for op in f.walk() if op.name == "check" and op.attrs.get("site") == site), None)
+
+    def kernel(self, f: Function, op: Op, aligned: bool) -> Kernel:
+        """The kernel of a launch."""
+        from .build import lower_launch
+        found = self._lowered.get((op, aligned))
+        if found is None:
+            tile = lower_launch(f, op, self.compiler.machine, tuple(f.attrs.get("sizes", ())))
+            tile.name = "kernel"
+            found = self._lowered[op, aligned] = self.compiler.kernel(tile, aligned)
+        return found
+
+    # -- calling -------------------------------------------------------------------------------------------------------------
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run on ``arrays``, one for each input.
+
+        Raises:
+            ShapeError, DTypeError: an array is not what the program was compiled for.
+            TesseraError: a run-time check failed.
+        """
+        key = tuple([np.shape(a) for a in arrays])
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self.plans[key] = Plan(self, self._bind(arrays))
+        return plan(arrays)
+
+    def _bind(self, arrays: Sequence[Array]) -> dict[str, int]:
+        if len(arrays) != len(self.inputs):
+            raise ShapeError(f"{self.source.name!r} takes {len(self.inputs)} arrays, not {len(arrays)}")
+        env: dict[str, int] = {}
+        wrong: list[int] = []
+        for _ in range(2):  # a compound size may come before the names it is made of
+            wrong = [i for i, (t, a) in enumerate(zip(self.inputs, arrays, strict=True))
+                     if t.rank != np.ndim(a) or unify(t.shape, np.shape(a), env) is not None]
+        if wrong:
+            raise ShapeError(f"argument {wrong[0]} of {self.source.name!r} has another shape", expected=str(self.inputs[wrong[0]]),
+                             received=str(list(np.shape(arrays[wrong[0]]))))
+        return env
+
+
+@dataclass
+class Launch:
+    """One launch of a plan."""
+
+    kernel: Kernel
+    blocks: int
+    refs: list[Ref]
+    sizes: list[int]
+
+
+Step = Callable[[list[int]], None]
+
+
+class Plan:
+    """A program under one binding of its sizes."""
+
+    def __init__(self, program: Program, env: dict[str, int]):
+        self.program, self.env = program, env
+        self.device, self.machine = program.compiler.device, program.compiler.machine
+        f = program.sched
+        self.results = [(t.dtype, tuple(int(evaluate(d, env)) for d in t.shape)) for t in program.outputs]
+        self.arena = self.device.allocate(int(evaluate(arena_bytes(f), env)))
+        self.status = self.device.allocate(8)
+        self.constants: list[Memory] = []
+        self.steps: list[Launch | Step] = []
+        self.where: dict[Value, Ref] = {a: (i, 0) for i, a in enumerate(f.args)}
+        self.launches: list[Launch] = []
+        self.base = 0
+        self._block(f, f.body, env)
+        self.scratch = self.device.allocate(max([s.blocks * s.kernel.module.scratch for s in self.launches], default=0))
+
+    # -- flattening the schedule ---------------------------------------------------------------------------------------------
+    def _block(self, f: Function, block: Block, env: dict[str, int]) -> list[Value]:
+        for op in block.ops:
+            if op.name in ("return", "yield"):
+                return list(op.operands)
+            rule = getattr(self, f"_op_{op.name}", None)
+            if rule is None:
+                raise CompileError(f"a program cannot contain {op.name!r}", loc=op.loc)
+            rule(f, op, env)
+        return []
+
+    def _op_alloc(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        self.where[op.result] = ("arena", self.base + int(evaluate(op.attrs["offset"], env)))
+
+    def _op_constant(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        t = op.result.type
+        data = np.ascontiguousarray(op.attrs["value"], t.dtype.np)
+        held = self.device.allocate(data.nbytes)
+        self.device.write(held.address, data)
+        self.constants.append(held)
+        self.where[op.result] = (("at", held.address), 0)
+
+    def _op_view(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        place, behind = self.where[op.operands[0]]
+        self.where[op.result] = (place, behind + int(evaluate(op.attrs.get("offset", 0), env)) * op.result.type.dtype.itemsize)
+
+    def _op_kernel(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        refs = [self.where[v] for v in op.operands]
+        kernel = self.program.kernel(f, op, all(behind % 16 == 0 for _, behind in refs))
+        inner = env if op.name != "launch" else {n: int(evaluate(d, env)) for n, d in _callee_sizes(kernel.tile, op).items()}
+        missing = [n for n in kernel.tile.attrs["sizes"] if n not in inner]
+        if missing:
+            raise CompileError(f"the kernel {op.attrs.get('name', op.name)!r} needs the size {missing[0]!r}", loc=op.loc)
+        launch = Launch(kernel, kernel.blocks(inner, self.machine), refs, [inner[n] for n in kernel.tile.attrs["sizes"]])
+        self.launches.append(launch)
+        self.steps.append(launch)
+
+    _op_template = _op_launch = _op_kernel
+
+    def _op_call(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        callee = f.functions[op.attrs["callee"]]
+        inner = {n: int(evaluate(d, env)) for n, d in _callee_sizes(callee, op).items()}
+        inner |= {n: env[n] for n in callee.attrs.get("sizes", ()) if n not in inner and n in env}
+        saved, known = self.base, dict(self.where)
+        self.base += int(evaluate(op.attrs.get("offset", f.attrs.get("arena", 0)), env))
+        self.where.update(zip(callee.args, [known[v] for v in op.operands], strict=True))
+        self._block(callee, callee.body, inner)
+        self.base, self.where = saved, known
+
+    def _op_loop(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        name, extent = op.attrs["over"]
+        for t in range(int(evaluate(extent, env))):
+            self._block(f, op.blocks[0], {**env, name: t})
+
+    def _part(self, f: Function, block: Block, env: dict[str, int]) -> tuple[list[Launch | Step], list[Value]]:
+        """The steps of a block that the host decides on."""
+        saved, self.steps = self.steps, []
+        values = self._block(f, block, env)
+        made, self.steps = self.steps, saved
+        return made, values
+
+    def _flag(self, ref: Ref, pointers: list[int]) -> bool:
+        byte = np.zeros(1, np.uint8)
+        self.device.read(self._address(ref, pointers), byte)
+        return bool(byte[0])
+
+    def _op_cond(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        flag = self.where[op.operands[0]]
+        yes, no = (self._part(f, b, env)[0] for b in op.blocks)
+        self.steps.append(lambda pointers: self._run(yes if self._flag(flag, pointers) else no, pointers))
+
+    def _op_while(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        head, values = self._part(f, op.blocks[0], env)
+        flag = self.where[values[0]]
+        body, _ = self._part(f, op.blocks[1], env)
+
+        def step(pointers: list[int]) -> None:
+            self._run(head, pointers)
+            while self._flag(flag, pointers):
+                self._run(body, pointers)
+                self._run(head, pointers)
+
+        self.steps.append(step)
+
+    def _op_external(self, f: Function, op: Op, env: dict[str, int]) -> None:
+        refs = [self.where[v] for v in op.operands]
+        types = [(v.type.dtype.np, tuple(int(evaluate(d, env)) for d in v.type.shape)) for v in op.operands]
+        outs, name = op.attrs["outs"], str(op.attrs["op"])
+        attrs = {k: _number(v, env) for k, v in op.attrs.items() if k not in ("function", "op", "name", "tile", "outs")}
+
+        def step(pointers: list[int]) -> None:
+            arrays = [np.empty(shape, dtype) for dtype, shape in types]
+            for i, a in enumerate(arrays):
+                if i not in outs:
+                    self.device.read(self._address(refs[i], pointers), a)
+            try:
+                got = OPS[name].reference(*[a for i, a in enumerate(arrays) if i not in outs], **attrs)
+            except np.linalg.LinAlgError as e:
+                raise NumericalError(f"{name}: {e}") from None
+            for i, result in zip(outs, got if isinstance(got, tuple) else (got,), strict=True):
+                self.device.write(self._address(refs[i], pointers), np.ascontiguousarray(result, types[i][0]))
+
+        self.steps.append(step)
+
+    # -- running -------------------------------------------------------------------------------------------------------------
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        device = self.device
+        held: list[Memory] = []
+        for i, (a, t) in enumerate(zip(arrays, self.program.inputs, strict=True)):
+            a = np.asarray(a)
+            if a.dtype != t.dtype.np:
+                raise DTypeError(f"argument {i} of {self.program.source.name!r} has another element type", expected=str(t.dtype),
+                                 received=str(a.dtype))
+            held.append(device.allocate(a.nbytes))
+            device.write(held[-1].address, a)
+        aliases = self.program.aliases
+        outs = [np.empty(shape, dtype.np) for dtype, shape in self.results]
+        made = [held[aliases[k]] if k in aliases else device.allocate(o.nbytes) for k, o in enumerate(outs)]
+        if self.program.manifest.checks:
+            device.write(self.status.address, np.array([abi.STATUS_OK], np.uint64))
+        self._run(self.steps, [m.address for m in (*held, *made)])
+        for m, o in zip(made, outs, strict=True):
+            device.read(m.address, o)
+        for i in self.program.in_place:
+            device.read(held[i].address, arrays[i])
+        device.finish()
+        self._settle()
+        return outs
+
+    def _settle(self) -> None:
+        """Raise the first failure of the run-time checks."""
+        if self.program.manifest.checks:
+            word = np.zeros(1, np.uint64)
+            self.device.read(self.status.address, word)
+            failed = abi.status_of(int(word[0]))
+            if failed is not None:
+                raise_failure(self.program.manifest, self.program, self.env, *failed)
+
+    def _address(self, ref: Ref, pointers: Sequence[int]) -> int:
+        place, behind = ref
+        if place == "arena":
+            return self.arena.address + behind
+        return int(place[1] if isinstance(place, tuple) else pointers[place]) + behind
+
+    def _run(self, steps: Sequence[Launch | Step], pointers: list[int]) -> None:
+        for s in steps:
+            if not isinstance(s, Launch):
+                s(pointers)
+            elif s.blocks:
+                addresses = [self._address(r, pointers) for r in s.refs]
+                m = s.kernel.module
+                self.device.launch(self.program.compiler.loaded(s.kernel), s.blocks, m.threads, m.shared,
+                                   [*addresses, self.status.address, self.scratch.address], s.sizes)
+
+
+def _number(v: Any, env: Mapping[str, int]) -> Any:
+    if isinstance(v, tuple):
+        return tuple(_number(x, env) for x in v)
+    return evaluate(v, dict(env)) if hasattr(v, "terms") else v
+
+
+__all__ = ["IntelCompiler", "Kernel", "Plan", "Program", "compiler"]
