@@ -169,6 +169,8 @@ def coalesce(block: Block, temporary: Value, state: Value) -> bool:
     if len(where) != 1 or everywhere != 1:
         return False
     op = block.ops[where[0]]
+    if op.name == "view":
+        return _coalesce_view(block, where[0], state)
     if op.name != "kernel":
         return False
     later = any(state in o.operands or _behind(o, state) for late in block.ops[where[0] + 1:] for o in late.walk())
@@ -177,6 +179,23 @@ def coalesce(block: Block, temporary: Value, state: Value) -> bool:
     if state in op.operands and not pointwise_safe(op, op.operands.index(state), op.operands.index(temporary)):
         return False
     op.operands[op.operands.index(temporary)] = state
+    return True
+
+
+def _coalesce_view(block: Block, at: int, state: Value) -> bool:
+    """The same where a template writes the next carry, which it sees as flat memory, and reads nothing of the present one."""
+    view = block.ops[at]
+    users = [i for i, op in enumerate(block.ops) if view.results[0] in op.operands]
+    if len(users) != 1 or view.attrs["offset"] != 0 or sum(view.results[0] in op.operands for op in block.walk()) != 1:
+        return False
+    op = block.ops[users[0]]
+    if op.name != "template" or any(base_of(v) is state for v in op.operands):
+        return False
+    if op.operands.index(view.results[0]) not in op.attrs["outs"]:
+        return False
+    if any(base_of(v) is state for late in block.ops[users[0] + 1:] for o in late.walk() if o.name != "view" for v in o.operands):
+        return False
+    view.operands[0] = state
     return True
 
 

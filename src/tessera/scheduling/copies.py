@@ -13,6 +13,7 @@ from ..ir.core import Block, Op, Value, uses
 
 def fold_copies(block: Block, temporaries: Collection[Value]) -> None:
     """Let kernels store into the targets of copies that follow them in ``block``; ``temporaries`` are used nowhere else."""
+    _early(block)
     at = 0
     while at < len(block.ops):
         op = block.ops[at]
@@ -21,6 +22,17 @@ def fold_copies(block: Block, temporaries: Collection[Value]) -> None:
         else:
             at += 1
     _drop_unread(block, temporaries)
+
+
+def _early(block: Block) -> None:
+    """Copies of what was there before the step (a carry that is stacked) come first: then the carry may be written where it lies."""
+    for op in [o for o in block.ops if _is_copy(o)]:
+        source, target = op.operands
+        at = block.ops.index(op)
+        if any(_touches(o, source, writing=True) or _touches(o, target) for o in block.ops[:at]):
+            continue
+        block.ops.remove(op)
+        block.ops.insert(max((block.ops.index(v.op) + 1 for v in op.operands if v.op in block.ops), default=0), op)
 
 
 def _is_copy(op: Op) -> bool:

@@ -127,7 +127,8 @@ def decide(block: Block, grid: Sequence[tuple[str, DimLike]]) -> dict[str, Any]:
         work = here if isinstance(here, int) and isinstance(work, int) and here > work else work
         if not isinstance(here, int):
             work = 4096
-    heavy = 1 + sum(o.name in OPS and OPS[o.name].bound.ulp > 0 for o in block.walk())
+    ops = [o for o in block.walk() if o.name in OPS]
+    heavy = 1 + sum(OPS[o.name].bound.ulp > 0 for o in ops) + len(ops) // 16
     left = max(1, BLOCK_ELEMENTS // heavy // max(1, work if isinstance(work, int) else 4096))
     tile: list[int] = []
     for n, e in reversed(grid):
