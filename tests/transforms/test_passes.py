@@ -17,6 +17,7 @@ from tessera.transforms.expand import expand_composites
 from tessera.transforms.hashing import graph_hash
 from tessera.transforms.outlining import outline_layers
 from tessera.transforms.pipeline import GRAPH_PASSES, optimize, passes
+from tessera.transforms.products import turn_products
 
 
 def text(fn: Function) -> str:
@@ -220,3 +221,22 @@ def test_chains_of_elementwise_ops_are_not_outlined() -> None:
 
     fn = traced(f, (4,))
     assert outline_layers(fn) is fn
+
+
+def test_products_that_are_only_transposed_are_turned_round() -> None:
+    head = "%x: f32[5, 3], %y: f32[5, 4]"
+    out = rewritten(lambda f: eliminate_dead_code(turn_products(f)), """
+      %a = dot_general(%x, %y) {lhs_contract = (0,), rhs_contract = (0,), lhs_batch = (), rhs_batch = ()} : f32[3, 4]
+      %b = transpose(%a) {perm = (1, 0)} : f32[4, 3]
+      return(%b)""", head)
+    assert "transpose" not in out and "dot_general(%y, %x)" in out
+    kept = rewritten(turn_products, """
+      %a = dot_general(%x, %y) {lhs_contract = (0,), rhs_contract = (0,), lhs_batch = (), rhs_batch = ()} : f32[3, 4]
+      %b = transpose(%a) {perm = (1, 0)} : f32[4, 3]
+      return(%a, %b)""", head)
+    assert "transpose" in kept, "a product that is used as it is too is not made twice"
+    batched = rewritten(lambda f: eliminate_dead_code(turn_products(f)), """
+      %a = dot_general(%x, %y) {lhs_contract = (3,), rhs_contract = (1,), lhs_batch = (0,), rhs_batch = (0,)} : f32[2, 3, 4, 6]
+      %b = transpose(%a) {perm = (0, 3, 1, 2)} : f32[2, 6, 3, 4]
+      return(%b)""", "%x: f32[2, 3, 4, 5], %y: f32[2, 5, 6]")
+    assert "dot_general(%y, %x)" in batched

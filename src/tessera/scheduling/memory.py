@@ -166,6 +166,8 @@ def pointwise_safe(op: Op, i: int, j: int) -> bool:
     a, b = op.operands[i].type, op.operands[j].type
     if a.dtype.itemsize != b.dtype.itemsize or a.shape != b.shape:
         return False
+    if op.name == "template" and op.attrs["template"] == "scatter":
+        return i == 0 and j == 3  # each element is copied, then combined, by the one block that owns its column
     if op.name == "template" and i < OWN_READS.get(op.attrs["template"], len(op.operands)):
         return False
     if op.name == "template" and "blocks" not in op.attrs:

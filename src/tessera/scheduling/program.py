@@ -23,6 +23,7 @@ from .elements import buffer_of
 from .fusion import Fusion, Materialise, Plan
 from .kernels import KernelBuilder
 from .memory import plan_memory, reuse_donated
+from .order import launch_sooner, settle_in_results
 from .split import split_reductions
 from .summary import Summaries
 
@@ -413,6 +414,8 @@ def _schedule(fn: Function, machine: Any, sites: Sites) -> Function:
     if aliases:
         out.attrs["aliases"] = aliases
     reuse_donated(out, fn.attrs.get("donated", ()))
+    launch_sooner(out)
+    settle_in_results(out)
     return plan_memory(out)
 
 

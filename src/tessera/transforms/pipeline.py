@@ -11,6 +11,7 @@ from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpres
 from .expand import expand_composites
 from .loops import hoist_products, sink_sums
 from .outlining import outline_layers
+from .products import turn_products
 from .raising import raise_composites
 from .rematerialise import drop_barriers
 
@@ -31,6 +32,7 @@ GRAPH_PASSES: tuple[Pass, ...] = (
     Pass("canonicalize", canonicalize, "early, so that all later passes meet one form of each expression"),
     Pass("fold_constants", fold_constants, "after canonicalize, which brings constants together"),
     Pass("merge", merge_common_subexpressions, "on canonical forms more is equal"),
+    Pass("turn_products", turn_products, "transposes have been brought together; the products turned round leave dead ones behind"),
     Pass("dead_code", eliminate_dead_code, "drops what the passes above made unused"),
     Pass("sink_sums", sink_sums, "before the loop is cut into groups; what leaves it is a product like any other"),
     Pass("hoist_products", hoist_products, "loops are now small; what leaves them is a product like any other to the passes below"),
