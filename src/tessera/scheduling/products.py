@@ -376,8 +376,8 @@ def _small_or_thin(op: Op) -> bool:
     a = op.attrs
     m = product(s for i, s in enumerate(x.shape) if i not in (*a["lhs_batch"], *a["lhs_contract"]))
     n = product(s for i, s in enumerate(y.shape) if i not in (*a["rhs_batch"], *a["rhs_contract"]))
-    if m == 1 or n == 1:
-        return True
+    if m == 1 or n == 1 or all(x.shape[i] == 1 for i in a["lhs_contract"]):
+        return True  # a vector, or an outer product: as many multiplications as results
     work = x.size * n
     return isinstance(work, int) and work <= TINY
 
