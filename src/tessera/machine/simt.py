@@ -10,6 +10,24 @@ from .cpu import MatrixInstruction
 
 
 @dataclass(frozen=True)
+class Fragments:
+    """Where the lanes of a warp hold the operands and the result of a matrix instruction: a linear layout each.
+
+    Every bit of a register number or lane stands for a step (rows, columns); the element at a place is the sum of the steps of the
+    bits that are set.
+
+    Attributes:
+        name: of the instruction.
+        lhs, rhs, result: (steps of the register bits, steps of the lane bits), the lowest bit first.
+    """
+
+    name: str
+    lhs: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+    rhs: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+    result: tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True)
 class SimtMachine:
     """A machine whose programs are written for one thread of many.
 
@@ -28,6 +46,7 @@ class SimtMachine:
         instructions: matrix instructions; the vendor's emitter knows those by name.
         block_work: vector instructions of one block of a kernel made from loops; blocks are started by hardware, so few do.
         llvm_level: how hard LLVM optimises: 0 where the vendor's own compiler does it again.
+        fragments: how lanes hold their operands, for those that tiles of a product are given to.
     """
 
     name: str
@@ -46,6 +65,7 @@ class SimtMachine:
     instructions: tuple[MatrixInstruction, ...] = ()
     block_work: int = 64
     llvm_level: int = 2
+    fragments: tuple[Fragments, ...] = ()
 
     kind = "simt"
     registers = 64  # of one thread, that a tile program may count on
@@ -79,6 +99,17 @@ class SimtMachine:
         """None: plain products are formed by fma; kernels that use matrix instructions ask for them by name."""
         return None
 
+    def tile_instruction(self, lhs: DType, rhs: DType, accumulate: DType, m: int, n: int, k: int) -> MatrixInstruction | None:
+        """The first matrix instruction for a product of an [m, k] and a [k, n] tile that it divides, where lanes can be given its
+        fragments; None: the product is formed by fma."""
+        known = {f.name for f in self.fragments}
+        return next((i for i in self.instructions if i.name in known and i.accepts(lhs, rhs, accumulate)
+                     and m % i.m == 0 and n % i.n == 0 and k % i.k == 0), None)
+
+    def fragments_of(self, instruction: MatrixInstruction) -> Fragments:
+        """How lanes hold the operands of an instruction that :meth:`tile_instruction` gave."""
+        return next(f for f in self.fragments if f.name == instruction.name)
+
     # -- numeric parameters: they fix the bits of a result, so they depend on dtype and target alone ---------------------
     def vector_lanes(self, dtype: DType) -> int:
         """Elements of a tile along which a block works at once: one for each thread."""
@@ -106,7 +137,8 @@ class SimtMachine:
     def key(self) -> str:
         """What compiled code depends on: it enters cache keys."""
         return (f"{self.vendor} {self.triple} {self.cpu} {','.join(self.features)} {self.lanes} {self.block_threads} "
-                f"{self.max_threads} {self.shared_bytes} {self.banks} {self.resident_blocks}")
+                f"{self.max_threads} {self.shared_bytes} {self.banks} {self.resident_blocks} "
+                f"{','.join(f.name for f in self.fragments)}")
 
 
-__all__ = ["SimtMachine"]
+__all__ = ["Fragments", "SimtMachine"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..ir.core import Block, Builder, Copier, Function, Op, TileType, Value
 from ..ir.tile import POINTWISE
-from .layouts import Layout, axis_bits, blocked, grid_of_threads, log2_up
+from .layouts import Layout, axis_bits, blocked, grid_of_threads, log2_up, of_fragments, warps_of_product
 
 FREE = frozenset({"constant", "full", "splat", "iota", "broadcast"})
 """Ops that are made again for each layout that is asked of them."""
@@ -52,7 +52,7 @@ class _Classes:
     """Which values share a layout, and which layout that is."""
 
     def __init__(self, fn: Function, machine: Any):
-        self.fn = fn
+        self.fn, self.machine = fn, machine
         self.lanes = int(machine.lanes)
         self.threads = threads_of(fn, machine)
         self.vector = self._vector_elements(fn)
@@ -133,7 +133,7 @@ class _Classes:
         shape = members[0].type.shape
         makers = {m.op.name: m.op for m in members if m.op is not None}
         if "dot" in makers:
-            return grid_of_threads(shape, self.lanes, max(1, self.threads // self.lanes))
+            return product_layout(makers["dot"], self.machine, self.lanes, max(1, self.threads // self.lanes))
         for name in ("reduce", "reshape", "transpose"):
             op = makers.get(name)
             if op is None or (name != "reduce" and ("load" in makers or "gather" in makers)):
@@ -145,6 +145,22 @@ class _Classes:
             if got is not None:
                 return got
         return self.default(shape)
+
+
+def product_layout(op: Op, machine: Any, lanes: int, warps: int) -> Layout:
+    """The layout of a product's result: that of the machine's matrix instruction where there is one for it, else threads in a grid."""
+    a, b, acc = (v.type for v in op.operands)
+    m, n = acc.shape
+    unit = machine.tile_instruction(a.dtype, b.dtype, acc.dtype, m, n, a.shape[1]) if powers((m, n)) else None
+    if unit is None:
+        return grid_of_threads((m, n), lanes, warps)
+    taken = warps_of_product(m, n, (unit.m, unit.n), warps)
+    return of_fragments((m, n), (unit.m, unit.n), machine.fragments_of(unit).result, taken)
+
+
+def powers(shape: Sequence[int]) -> bool:
+    """True when every extent is a power of two."""
+    return all(n & (n - 1) == 0 for n in shape)
 
 
 def is_free(v: Value) -> bool:

@@ -294,6 +294,43 @@ def grid_of_threads(shape: tuple[int, int], lanes: int, warps: int) -> Layout:
     return Layout((rows, columns), (("reg", tuple(hold)), ("lane", tuple(spread[:n])), ("warp", tuple(spread[n:]))))
 
 
+def of_fragments(shape: tuple[int, int], unit: tuple[int, int], steps: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]],
+                 warps: Sequence[tuple[int, int]]) -> Layout:
+    """The layout of an operand or result of a matrix instruction that covers a tile by repetition.
+
+    Registers number the elements of one instruction first, then the instructions along rows, then along columns, as far as no warp
+    has them.
+
+    Args:
+        shape: the tile; a multiple of ``unit``, powers of two.
+        unit: rows and columns of one instruction's operand.
+        steps: of its register and of its lane bits (:class:`~tessera.machine.simt.Fragments`).
+        warps: what each bit of the warp's number stands for: a step of whole instructions, or (0, 0).
+    """
+    bits = axis_bits(shape)
+
+    def number(step: tuple[int, int]) -> int:
+        return step[0] << bits[1] | step[1]
+
+    blocks = [(unit[0] << i, 0) for i in range(log2_up(shape[0] // unit[0]))]
+    blocks += [(0, unit[1] << i) for i in range(log2_up(shape[1] // unit[1]))]
+    own = [b for b in blocks if b not in warps]
+    return Layout(bits, (("reg", tuple(map(number, (*steps[0], *own)))), ("lane", tuple(map(number, steps[1]))),
+                         ("warp", tuple(map(number, warps)))))
+
+
+def warps_of_product(m: int, n: int, unit: tuple[int, int], warps: int) -> list[tuple[int, int]]:
+    """Which instructions of an [m, n] result the warps take: rows and columns in turn, so that each reads few of either."""
+    steps = [[(unit[0] << i, 0) for i in range(log2_up(m // unit[0]))], [(0, unit[1] << i) for i in range(log2_up(n // unit[1]))]]
+    out: list[tuple[int, int]] = []
+    axis = 0
+    while len(out) < log2_up(warps):
+        axis = axis if steps[axis] else 1 - axis
+        out.append(steps[axis].pop(0) if steps[axis] else (0, 0))
+        axis = 1 - axis
+    return out
+
+
 # -- moving from one layout to another ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Movement:
