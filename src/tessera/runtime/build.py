@@ -7,6 +7,7 @@ the next one.
 
 from __future__ import annotations
 
+import importlib
 import re
 import time
 from collections.abc import Iterator
@@ -191,11 +192,16 @@ class Lowering:
             build.exchange.dump(OBJECT, build.objects)
 
 
+OWN_OPS = {"amd": "tessera.targets.amd.mfma"}
+"""Vendors whose targets emit some ops in their own way: the module with the table ``HANDLERS``."""
+
+
 def kernel_ir(tile: Function, machine: CpuMachine | SimtMachine) -> str:
     """LLVM IR of one kernel, by the code generator of the machine's kind."""
     if isinstance(machine, SimtMachine):
         from ..targets.simt.emit import emit as emit_for_threads
-        return emit_for_threads(tile, machine).text
+        own = importlib.import_module(OWN_OPS[machine.vendor]).HANDLERS if machine.vendor in OWN_OPS else None
+        return emit_for_threads(tile, machine, own).text
     from ..targets.cpu.emit import emit
     return emit(tile, machine)
 
