@@ -16,7 +16,6 @@ from tessera.runtime.llvm_workers import Request, workers
 from tessera.targets.amd import code_object
 from tessera.targets.amd.build import code_object as build
 from tessera.targets.amd.build import lower
-from tessera.targets.simt.vendors import VENDORS
 from tessera.tiling.layouts import of_fragments, warps_of_product
 
 MACHINES = [AMD_GFX942, AMD_GFX950]
@@ -24,8 +23,7 @@ IDS = [m.cpu for m in MACHINES]
 
 
 def compiled(module, machine, kind):
-    return workers().compile(Request(module.text, machine.triple, machine.cpu, machine.llvm_features, kind, VENDORS[machine.vendor].level,
-                                     module.symbol))
+    return workers().compile(Request(module.text, machine.triple, machine.cpu, machine.llvm_features, kind, machine.llvm_level, module.symbol))
 
 
 def function(kernel, *args):
