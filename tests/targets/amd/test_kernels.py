@@ -23,7 +23,8 @@ IDS = [m.cpu for m in MACHINES]
 
 
 def compiled(module, machine, kind):
-    return workers().compile(Request(module.text, machine.triple, machine.cpu, machine.llvm_features, kind, machine.llvm_level, module.symbol))
+    request = Request(module.text, machine.triple, machine.cpu, machine.llvm_features, kind, machine.llvm_level, module.symbol)
+    return workers().compile(request)
 
 
 def function(kernel, *args):
