@@ -7,6 +7,7 @@ the op table), the effects of ops, and the compiler.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import math
 from types import FunctionType
@@ -54,7 +55,7 @@ from .tracing.creation import (
 from .tracing.function import eval_shape, function, jit, require
 from .tracing.indexing import masked_select
 from .tracing.parameters import linear
-from .tracing.tensor import Tensor  # noqa: F401  (public, see below)
+from .tracing.tensor import Tensor
 from .types.constraints import sym
 from .types.dtypes import (
     ALIASES,
@@ -205,6 +206,14 @@ def _assemble() -> None:
     graph_level.KERNEL = run_tile
     recorder.RANDOM_WORDS = random_words
     creation.EMPTY = empty_array
+    cast: Any = Tensor.to
+
+    def to(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if "device" in kwargs or isinstance(args[0] if args else None, str):
+            return importlib.import_module("tessera.device").moved(cast, x, *args, **kwargs)
+        return cast(x, *args, **kwargs)
+
+    setattr(Tensor, "to", functools.update_wrapper(to, cast))  # noqa: B010
     tensor_module.DEVICE_OF = lambda x: importlib.import_module("tessera.device").device_of(x)
     indexing.is_block = is_block
 

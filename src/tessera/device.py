@@ -7,6 +7,7 @@ their models, ``A100,H100``.  A simulated device computes on the CPU, with the C
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 import weakref
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from typing import Any
 from .errors import ArgumentError, DeviceError, suggest
 from .settings import SIM_DEVICES
 from .tracing.function import TracedFunction
+from .tracing.placed import MOVE, DeviceArray
 from .tracing.recorder import STATE
-from .tracing.tensor import Tensor
+from .tracing.tensor import Tensor, make
 
 _KINDS = {"cuda": "gpu", "nvidia": "gpu"}
 
@@ -74,8 +76,19 @@ def _canonical(name: str) -> str:
     return kind if kind == "cpu" else f"{kind}:{index if colon else 0}"
 
 
+@functools.cache
+def _real() -> tuple[Device, ...]:
+    """The NVIDIA devices that the driver knows."""
+    if importlib.util.find_spec("cuda") is None:
+        return ()
+    from .targets.nvidia import driver
+    return tuple(Device(f"gpu:{i}", driver.gpu(i).name) for i in range(driver.count()))
+
+
 def devices() -> list[Device]:
-    """Every device there is: the CPU, then the simulated ones."""
+    """Every device there is: the CPU, then NVIDIA's, or simulated ones where those are asked for."""
+    if not SIM_DEVICES.get():
+        return [CPU, *_real()]
     return [CPU, *(Device(f"gpu:{i}", m, simulated=True) for i, m in enumerate(SIM_DEVICES.get()))]
 
 
@@ -115,6 +128,8 @@ _places: dict[int, tuple[weakref.ref[Tensor], Device]] = {}
 def place(x: Any) -> Any:
     """Note that tensor ``x`` was made on the current device."""
     where = STATE.device
+    if isinstance(x, Tensor) and where is not None and where != CPU and not where.simulated:
+        return to(x, where)
     if isinstance(x, Tensor) and where is not None and where.simulated:
         number = id(x)
         _places[number] = weakref.ref(x, lambda _: _places.pop(number, None)), where
@@ -123,8 +138,41 @@ def place(x: Any) -> Any:
 
 def device_of(x: Tensor) -> Device:
     """Where a tensor lives."""
+    if isinstance(x._p, DeviceArray):
+        return find(x._p.dtype.device)
     found = _places.get(id(x))
     return found[1] if found is not None and found[0]() is x else CPU
+
+
+def names_device(x: Any) -> bool:
+    """True for what :func:`find` reads as a device, and no element type is called."""
+    return isinstance(x, Device) or (isinstance(x, str) and x.lower().partition(":")[0] in ("cpu", "gpu", *_KINDS))
+
+
+def to(x: Tensor, target: Any) -> Tensor:
+    """The tensor on a device: itself where it lives there, else a copy.
+
+    Raises:
+        TracingError: the tensor is traced.
+        DeviceError: there is no such device.
+    """
+    device = find(target)
+    if device == device_of(x):
+        return x
+    if device == CPU:
+        return x.cpu()
+    if device.simulated:
+        with device:
+            return place(make(x._concrete("to(device)").copy()))  # type: ignore[no-any-return]
+    return make(MOVE["gpu"](x._concrete("to(device)"), str.__str__(device)))
+
+
+def moved(cast: Callable[..., Any], x: Tensor, target: Any = None, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+    """``x.to(target)``: :func:`to` where ``target`` (or ``device=``) is a device, else ``cast``; both where both are given."""
+    if names_device(target):
+        return to(x, target)
+    out = x if device is None else to(x, device)
+    return out if target is None else cast(out, target, *args, **kwargs)
 
 
 def placing(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -47,6 +47,8 @@ class SimtMachine:
         block_work: vector instructions of one block of a kernel made from loops; blocks are started by hardware, so few do.
         llvm_level: how hard LLVM optimises: 0 where the vendor's own compiler does it again.
         fragments: how lanes hold their operands, for those that tiles of a product are given to.
+        has_warp_groups: groups of 128 threads share a matrix unit that reads shared memory, beside a copy engine with barriers in
+            shared memory: what ``ir/tile_explicit.py`` is about.
     """
 
     name: str
@@ -66,6 +68,7 @@ class SimtMachine:
     block_work: int = 64
     llvm_level: int = 2
     fragments: tuple[Fragments, ...] = ()
+    has_warp_groups: bool = False
 
     kind = "simt"
     registers = 64  # of one thread, that a tile program may count on

@@ -55,10 +55,30 @@ class _AtFirstUse:
         run(buffers)
 
 
+def _gpu_compiler(name: str) -> Any:
+    from .gpu import compiler
+    return compiler(name)
+
+
+def _to_gpu(a: np.ndarray[Any, Any], name: str) -> Any:
+    from ..targets.nvidia import driver
+    from ..types.dtypes import as_dtype
+    from .gpu import upload
+    return upload(driver.gpu(int(name.partition(":")[2] or 0)), a, as_dtype(a.dtype))
+
+
+def _from_dlpack(x: Any) -> Any:
+    from .dlpack import taken
+    return taken(x)
+
+
 def install() -> None:
     """Enter the compiler into the registry through which tensors and traced functions execute."""
-    from ..tracing import eager
+    from ..tracing import eager, placed
     eager.COMPILER = _AtFirstUse()
+    eager.DEVICES["gpu"] = _gpu_compiler
+    placed.MOVE["gpu"] = _to_gpu
+    placed.TAKE = _from_dlpack
     threads = THREADS.get()
     if threads is not None:
         set_num_threads(threads)

@@ -16,9 +16,10 @@ from typing import Any
 
 from ..ir.core import Block, Builder, Copier, Function, Op, TileType, Value
 from ..ir.tile import POINTWISE
-from .layouts import Layout, axis_bits, blocked, grid_of_threads, log2_up, of_fragments, warps_of_product
+from ..ir.tile_explicit import GROUP, is_explicit
+from .layouts import Layout, axis_bits, blocked, fragment, grid_of_threads, log2_up, of_fragments, warps_of_product
 
-FREE = frozenset({"constant", "full", "splat", "iota", "broadcast"})
+FREE = frozenset({"constant", "full", "splat", "iota", "broadcast", "uninitialized"})
 """Ops that are made again for each layout that is asked of them."""
 
 
@@ -54,7 +55,8 @@ class _Classes:
     def __init__(self, fn: Function, machine: Any):
         self.fn, self.machine = fn, machine
         self.lanes = int(machine.lanes)
-        self.threads = threads_of(fn, machine)
+        self.groups = any(is_explicit(op) for op in fn.walk())
+        self.threads = GROUP if self.groups else threads_of(fn, machine)
         self.vector = self._vector_elements(fn)
         self.parent: dict[Value, Value] = {}
         self.members: dict[Value, list[Value]] = {}
@@ -97,6 +99,11 @@ class _Classes:
             self._join([*op.operands[1:], *op.results])
         elif op.name == "dot":
             self._join([op.operands[2], op.results[0]])
+        elif op.name == "mma_async":
+            self._join([op.operands[0], op.results[0]])
+        elif op.name == "mma_wait":
+            for pair in zip(op.operands, op.results, strict=True):
+                self._join(pair)
         elif op.name == "for":
             body = op.blocks[0]
             for group in zip(op.operands[3:], body.args[1:], body.terminator.operands, op.results, strict=True):
@@ -127,11 +134,19 @@ class _Classes:
         return self.found[root]
 
     def default(self, shape: tuple[int, ...]) -> Layout:
+        """The layout for memory access; in programs of warp groups, whose matrices have 64 rows, that of accumulators."""
+        if self.groups and shape[0] == 64 and len(shape) <= 2:
+            if len(shape) == 1:
+                return fragment((64, 8)).without(1).compact()
+            if shape[1] % 8 == 0:
+                return fragment(shape)
         return blocked(shape, self.vector, self.lanes, max(1, self.threads // self.lanes))
 
     def _decide(self, members: Sequence[Value]) -> Layout:
         shape = members[0].type.shape
         makers = {m.op.name: m.op for m in members if m.op is not None}
+        if "mma_async" in makers:
+            return fragment(shape)
         if "dot" in makers:
             return product_layout(makers["dot"], self.machine, self.lanes, max(1, self.threads // self.lanes))
         for name in ("reduce", "reshape", "transpose"):
@@ -292,7 +307,7 @@ class _Assigner(Copier):
 
     def _shared_layout(self, op: Op) -> Layout | None:
         """The layout that all tile operands of an op have; None: each has its own."""
-        if op.name in ("dot", "reduce", "reshape", "transpose", "slice", "concat", "extract"):
+        if op.name in ("dot", "reduce", "reshape", "transpose", "slice", "concat", "extract", "mma_async", "mma_wait"):
             return None
         for v in (*op.results, *op.operands):
             if isinstance(v.type, TileType) and not is_free(v):
@@ -309,7 +324,7 @@ class _Assigner(Copier):
         return self.classes.layout(r)
 
     def _nested(self, op: Op) -> None:
-        carried_from = {"for": 3, "while": 0, "if": 1}[op.name]
+        carried_from = {"for": 3, "while": 0, "if": 1, "roles": 0}[op.name]
         operands = [self[v] for v in op.operands[:carried_from]]
         operands += [self.operand(v, self._of_class(r)) for v, r in zip(op.operands[carried_from:], op.results, strict=False)]
         blocks = [self._block(b, op) for b in op.blocks]

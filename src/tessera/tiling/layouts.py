@@ -331,6 +331,20 @@ def warps_of_product(m: int, n: int, unit: tuple[int, int], warps: int) -> list[
     return out
 
 
+@lru_cache(maxsize=1024)
+def fragment(shape: tuple[int, ...]) -> Layout:
+    """The layout of a warp group's accumulator and left operand (``wgmma``): 64 rows and a multiple of 8 columns.
+
+    Register bits walk a pair of columns, 8 rows, then 8, 16, … columns; lanes 2 and 4 columns, then 1, 2 and 4 rows; warps 16
+    and 32 rows.  Source: PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16".
+    """
+    rows, columns = axis_bits(shape)
+    column = [1 << i for i in range(columns)]
+    row = [1 << (columns + i) for i in range(rows)]
+    return Layout((rows, columns), (("reg", (column[0], row[3], *column[3:])), ("lane", (column[1], column[2], *row[:3])),
+                                    ("warp", tuple(row[4:6]))))
+
+
 # -- moving from one layout to another ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Movement:

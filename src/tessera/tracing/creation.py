@@ -18,6 +18,7 @@ from ..types import dtypes as dt
 from ..types.constraints import Size, plain
 from ..types.dims import Dim, DimLike, as_dim
 from ..types.dtypes import DType, as_dtype
+from . import placed
 from .recorder import STATE, as_array, bind, convert_array, lift
 from .tensor import Tensor, Traced, make
 
@@ -298,7 +299,7 @@ def from_numpy(array: Any) -> Tensor:
 
 
 def from_dlpack(x: Any) -> Tensor:
-    """A tensor on the memory of another library's CPU tensor, through DLPack.
+    """A tensor on the memory of another library's tensor, on the CPU or on a CUDA device, through DLPack.
 
     Raises:
         ArgumentError: the object does not speak DLPack.
@@ -309,8 +310,9 @@ def from_dlpack(x: Any) -> Tensor:
     from ..errors import DeviceError
     device = x.__dlpack_device__() if hasattr(x, "__dlpack_device__") else (1, 0)
     if device[0] != 1:
-        raise DeviceError(f"the tensor lives on DLPack device {tuple(device)}, not on the CPU",
-                          hints=["Move it to the CPU first"])
+        if placed.TAKE is None:
+            raise DeviceError(f"the tensor lives on DLPack device {tuple(device)}, not on the CPU", hints=["Move it to the CPU first"])
+        return make(placed.TAKE(x))
     try:
         return make(as_array(np.from_dlpack(x)))
     except (BufferError, RuntimeError, TypeError) as e:

@@ -17,6 +17,7 @@ from ..ir.core import Block, Builder, Function, TensorType
 from ..types import dims
 from ..types.dims import Dim, DimLike
 from . import recorder
+from .placed import DeviceArray, where
 from .tensor import _OF_NUMPY, Tensor, make, ndarray
 
 Run = Callable[[list[Any]], Sequence[Any]]
@@ -33,8 +34,15 @@ schedule lists them in ``aliases``; without it the Graph attribute ``donated`` i
 LIMIT = 8192  # entries of the exact-shape table; it starts over when full
 
 
-def compile_graph(fn: Function) -> Run:
-    """An executable for ``fn``: compiled where there is a compiler, else interpreted."""
+DEVICES: dict[str, Callable[[str], Any]] = {}
+"""Kinds of devices ("gpu") -> the compiler for a device by name; filled when the package is assembled."""
+
+
+def compile_graph(fn: Function, device: str | None = None) -> Run:
+    """An executable for ``fn``: compiled where there is a compiler, else interpreted; for a device, by that device's compiler."""
+    if device is not None:
+        made: Run = DEVICES[device.partition(":")[0]](device).compile(fn)
+        return made
     if COMPILER is not None:
         with recorder.without_policies():  # the graph says all; passes that record definitions must not read the scope again
             run: Run = COMPILER.compile(fn)
@@ -93,7 +101,7 @@ def dispatch(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
         if type(t) is not Tensor:
             t = recorder.lift(t)
         p = t._p
-        if type(p) is not ndarray:
+        if type(p) is not ndarray and not isinstance(p, DeviceArray):
             t._concrete(f"{name!r} outside the traced function")
         arrays.append(p)
     key: Any
@@ -121,7 +129,10 @@ def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> R
         return lambda _arrays: (host(**attrs),)
     recorder.infer(name, types, attrs, loc)
     run: Run
-    if name in VIEWS:
+    device = where(arrays)
+    if device is not None:
+        run = _program(name, types, attrs, loc, device)
+    elif name in VIEWS:
         view = VIEWS[name]
         run = lambda xs: (view(xs[0], **attrs),)
     else:
@@ -141,11 +152,11 @@ SIZELESS = frozenset({
 })
 
 
-def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any) -> Run:
+def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any, device: str | None = None) -> Run:
     """The program for an op; one serves every size with the same pattern of equal sizes where that is possible."""
     general = symbolic(types) if attrs.keys() <= SIZELESS else types
     try:
-        key = _key(name, general, attrs)
+        key = (device, _key(name, general, attrs))
         found = _programs.get(key)
     except TypeError:
         key, found = None, None
@@ -156,22 +167,22 @@ def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any
         try:
             fn = one_op(name, general, attrs, loc)
         except TesseraError:  # the rule wants numbers: the program is for these sizes alone
-            return _program_for(name, types, attrs, loc)
+            return _program_for(name, types, attrs, loc, device)
     try:
-        run = compile_graph(fn if fn is not None else one_op(name, types, attrs, loc))
+        run = compile_graph(fn if fn is not None else one_op(name, types, attrs, loc), device)
     except UnsupportedError:  # a kernel wants numbers (the length of a Fourier transform)
         if fn is None:
             raise
-        return _program_for(name, types, attrs, loc)
+        return _program_for(name, types, attrs, loc, device)
     if key is not None:
         _programs[key] = run
     return run
 
 
-def _program_for(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any) -> Run:
-    key = _key(name, types, attrs)
+def _program_for(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any, device: str | None = None) -> Run:
+    key = (device, _key(name, types, attrs))
     if key not in _programs:
-        _programs[key] = compile_graph(one_op(name, types, attrs, loc))
+        _programs[key] = compile_graph(one_op(name, types, attrs, loc), device)
     return _programs[key]
 
 

@@ -27,6 +27,7 @@ from ..types.shapes import Constraint
 from . import eager, policies
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
 from .donation import consume
+from .placed import DeviceArray, where
 from .program import (
     NeedsMultiple,
     NeedsValue,
@@ -181,14 +182,17 @@ class TracedFunction:
         if STATE.trace is not None:
             return self._inline(args, kwargs)
         call = self.take_apart(args, kwargs)
-        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule)
+        device = where([x._p for x in call.arrays if type(x) is Tensor])
+        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule, device)
         known = self._kinds.get(key)
         if known is not None:
             run, program = known
         else:
             program, env = self._program(call)
             check_sizes(program.constraints, env, self.__name__, {})
-            run = program.entry()
+            if device is None and program.captured:
+                device = where([c._p for c in program.captured if type(c) is Tensor and type(c._p) is not ndarray])
+            run = program.entry(device)
             if len(self._kinds) > 4096:
                 self._kinds.clear()
                 self._fast.clear()
@@ -555,9 +559,9 @@ class BoundFunction:
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------------
-def _array(x: Any, t: TensorType) -> np.ndarray[Any, Any]:
+def _array(x: Any, t: TensorType) -> Any:
     if type(x) is Tensor:
-        return x._concrete("an argument")
+        return x._p if isinstance(x._p, DeviceArray) else x._concrete("an argument")
     return as_array(x, t.dtype)
 
 

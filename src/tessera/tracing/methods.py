@@ -19,6 +19,7 @@ from ..types import dtypes as dt
 from ..types.dims import Dim
 from ..types.promotion import promote_weak
 from . import eager
+from .placed import DeviceArray
 from .recorder import STATE, Trace, tracing
 from .tensor import _OF_NUMPY, Tensor, make, ndarray
 
@@ -133,6 +134,8 @@ _MIRRORS = {name: method for method, (name, reflected) in BINARY.items() if refl
 def _prepare(name: str, reflected: bool, a: Any, b: Any, table: dict[Any, Any]) -> Any:
     """Enter a program for these operands into ``table`` and run it; None where the general path must decide."""
     x = a._p
+    if isinstance(x, DeviceArray):
+        return _on_device(name, reflected, x, b, table)
     if type(x) is not ndarray or len(table) > eager.LIMIT:
         return None
     xt = TensorType(_OF_NUMPY[x.dtype], x.shape)
@@ -154,6 +157,30 @@ def _prepare(name: str, reflected: bool, a: Any, b: Any, table: dict[Any, Any]) 
         return None
     table[key] = run
     return run(x, b._p if type(b) is Tensor else b)
+
+
+def _on_device(name: str, reflected: bool, x: DeviceArray, b: Any, table: dict[Any, Any]) -> Any:
+    """The same for a tensor on a device with a number; other operands take the general path."""
+    xt = TensorType(_OF_NUMPY[x.dtype], x.shape)
+    if type(b) not in (int, float) or len(table) > eager.LIMIT or xt.dtype is dt.bool_:
+        return None
+    kind = promote_weak(xt.dtype, type(b))
+    if kind.is_integer and not kind.iinfo.min <= b <= kind.iinfo.max:
+        return None
+    general = eager.symbolic([xt])[0]
+    key = (name, reflected, general, kind, x.dtype)
+    exe = _programs.get(key)
+    if exe is None:
+        trace = Trace(f"eager_{name}")
+        x_, y_ = trace.parameter(general), trace.parameter(TensorType(kind, ()))
+        with tracing(trace):
+            f: Any = function(name)
+            out = f(y_, x_) if reflected else f(x_, y_)
+        exe = _programs[key] = eager.compile_graph(trace.finish([out]), x.dtype.device)
+    np_dtype, array = kind.np, np.array
+    run: Any = lambda a, n: make(exe([a, array(n, np_dtype)])[0])
+    table[x.dtype, x.shape, type(b)] = run
+    return run(x, b)
 
 
 def _paired(name: str, reflected: bool, xt: TensorType, yt: TensorType, number: bool) -> Callable[[Any, Any], Any] | None:

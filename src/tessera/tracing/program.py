@@ -18,6 +18,7 @@ from ..types.effects import format_effects
 from ..types.shapes import Constraint, unify
 from . import eager
 from .annotations import Declared, TensorSpec, check_dtype, expand, flat_specs, shape_mismatch
+from .placed import DeviceArray
 from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
 from .tensor import Tensor, Traced, make
 
@@ -61,6 +62,7 @@ class Program:
         self.out_static = list(out_static)  # per leaf: (value,) for a constant of the host, None for a tensor
         self.assigned = list(assigned)  # state and messages that take the trailing results
         self._run: Any = None
+        self._elsewhere: dict[str, Any] = {}
 
     @property
     def executable(self) -> Any:
@@ -69,13 +71,21 @@ class Program:
             self._run = eager.compile_graph(self.graph)
         return self._run
 
+    def executable_on(self, device: str | None) -> Any:
+        """The program compiled for a device (None: the CPU)."""
+        if device is None:
+            return self.executable
+        if device not in self._elsewhere:
+            self._elsewhere[device] = eager.compile_graph(self.graph, device)
+        return self._elsewhere[device]
+
     def fits(self, env: Mapping[str, int]) -> bool:
         """True when every guard comes out as it did while tracing."""
         return all(c.decide(env) == outcome for c, outcome in self.guards)
 
-    def entry(self) -> Callable[[list[Any]], Any]:
+    def entry(self, device: str | None = None) -> Callable[[list[Any]], Any]:
         """A function from the leaves' arrays to the results, specialised so that a call does as little as possible."""
-        run, captured, sites = self.executable, self.captured, self.sites
+        run, captured, sites = self.executable_on(device), self.captured, self.sites
         single = self.out_tree is None and not captured and not self.effects
         if single:
             return lambda arrays: make(run(arrays)[0])
@@ -103,7 +113,7 @@ class Program:
 def concrete(t: Any) -> np.ndarray[Any, Any]:
     """The array of a captured tensor, as it is now."""
     a: np.ndarray[Any, Any] = t._p
-    if type(a) is not np.ndarray:
+    if type(a) is not np.ndarray and not isinstance(a, DeviceArray):
         t._concrete("a captured tensor")
     return a
 

@@ -36,7 +36,7 @@ from ..types.effects import format_effects
 from ..types.promotion import PromotionError
 from ..types.shapes import ShapeMismatch
 from . import eager
-from .tensor import Tensor, Traced, make, ndarray
+from .tensor import Donated, Tensor, Traced, make
 
 # -- registries, filled when the package is assembled -----------------------------------------------------------------
 EFFECTS: dict[str, frozenset[str]] = {}
@@ -156,7 +156,7 @@ class Trace:
                 "a traced tensor was used outside the function that made it", received=f"traced {t.type}",
                 sentence="It stood for a value inside a function that has been traced already; it was probably kept in a "
                          "global, an attribute or a list.", hints=["Return the tensor from the function instead"])
-        if type(p) is not ndarray:
+        if type(p) is Donated:
             t._concrete("an operation")
         return self.capture(t)
 

@@ -162,6 +162,9 @@ class Tensor:
             return p
         if type(p) is Donated:
             p.shape  # noqa: B018  raises, naming the call
+        if type(p) is not Traced:  # on a device
+            host: np.ndarray[Any, Any] = p.to_host()
+            return host
         raise TracingError(
             f"{what} needs the value of a traced tensor", received=f"traced {self.type}",
             sentence="Inside a function that is being traced, a tensor stands for every value it may have.",
@@ -217,14 +220,16 @@ class Tensor:
         p = self._p
         if type(p) is not ndarray:
             self._refuse_bool()
+            p = self._concrete("a condition")
         if p.size != 1:
             raise ShapeError(f"the truth value of a tensor with {p.size} elements is ambiguous", received=str(self.type),
                              sentence="A condition needs one truth value.", hints=["Use x.any() or x.all()"])
         return bool(p.reshape(())[()])
 
     def _refuse_bool(self) -> None:
-        if type(self._p) is Donated:
+        if type(self._p) is not Traced:
             self._concrete("a condition")
+            return
         raise TracingError(
             "a Python condition needs the value of a traced tensor", received=f"traced {self.type}",
             sentence="'if', 'while', 'and', 'or', 'not' and 'assert' decide while the function is traced, before there are "
@@ -290,8 +295,9 @@ class Tensor:
         return make(self._p)
 
     def cpu(self) -> Tensor:
-        """This tensor: it lives on the CPU already."""
-        return self
+        """The values on the CPU: this tensor where it lives there already."""
+        p = self._p
+        return self if type(p) is ndarray or type(p) is Traced else make(self._concrete("cpu()"))
 
     def contiguous(self) -> Tensor:
         """The same value, row-major."""
@@ -306,6 +312,8 @@ class Tensor:
     # -- exchange --------------------------------------------------------------------------------------------------------
     def __dlpack__(self, *, stream: Any = None, **kwargs: Any) -> Any:
         """A DLPack capsule that shares the memory (bf16 and smaller floats have none)."""
+        if self._placed:
+            return self._p.dlpack()
         a = self._concrete("DLPack exchange")
         if stream is not None:
             raise BufferError("a CPU tensor has no stream")
@@ -316,7 +324,20 @@ class Tensor:
         return a.__dlpack__(**{k: v for k, v in kwargs.items() if v is not None})
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)
+        place: tuple[int, int] = self._p.dlpack_device() if self._placed else (1, 0)
+        return place
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if not self._placed:
+            raise AttributeError("__cuda_array_interface__")  # this is how other libraries ask whether it lives on a GPU
+        view: dict[str, Any] = self._p.cuda_interface()
+        return view
+
+    @property
+    def _placed(self) -> bool:
+        """True where the memory is a device's."""
+        return type(self._p) not in (ndarray, Traced, Donated)
 
     def __repr__(self) -> str:
         from .display import show

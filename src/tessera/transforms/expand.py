@@ -44,13 +44,15 @@ def scheduled_whole(op: Op) -> bool:
     return OPS[op.name].facts.get("template") is not None
 
 
-def expand_composites(fn: Function) -> Function:
-    """Replace every composite by its definition, except those that a template computes as a whole."""
-    return everywhere(fn, _expand)
+def expand_composites(fn: Function, keep: Callable[[Op], bool] | None = None) -> Function:
+    """Replace every composite by its definition, except those that a template computes as a whole, and those to ``keep``."""
+    return everywhere(fn, _expand if keep is None else lambda f: _expand(f, keep))
 
 
-def _expand(fn: Function) -> Function:
+def _expand(fn: Function, keep: Callable[[Op], bool] | None = None) -> Function:
     def rule(c: Copier, op: Op) -> list[Value] | None:
+        if keep is not None and keep(op):
+            return None
         if op.name == "scatter":
             return _wide_scatter(c, op)
         rule = OPS.get(op.name)

@@ -46,15 +46,16 @@ GRAPH_PASSES: tuple[Pass, ...] = (
 )
 
 
-def optimize(fn: Function, machine: Any = None) -> Function:
+def optimize(fn: Function, machine: Any = None, keep: Callable[[Op], bool] | None = None) -> Function:
     """Run every Graph pass.
 
     Args:
         fn: a Graph function; it is not changed.
         machine: the target's description (no pass asks it anything so far; passes registered by users may).
+        keep: composites that the target's programs compute whole.
     """
     for p in passes():
-        fn = p.run(fn)
+        fn = expand_composites(fn, keep) if p.run is expand_composites and keep is not None else p.run(fn)
     return fn
 
 

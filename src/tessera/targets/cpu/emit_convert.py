@@ -86,6 +86,12 @@ def _widen_bits(w: Writer, value: str, dtype: DType, width: int) -> str:
 
 
 def narrow(w: Writer, value: str, dtype: DType, width: int) -> str:
+    """An f32 rounded to a small float, by the machine's instruction where the writer knows one."""
+    native = w.narrowing.get(dtype.name)
+    return native(w, value) if native is not None and width == 1 else _narrow_bits(w, value, dtype, width)
+
+
+def _narrow_bits(w: Writer, value: str, dtype: DType, width: int) -> str:
     """An f32 rounded to a small float."""
     if dtype.name == "f16" and w.machine.has_half_conversion:
         if width == 1:  # LLVM merges this rounding with an exact one from f64 into a call of a library that is not there

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,8 @@ class Writer:
     Lines go to the current basic block; ``entry`` lines stand before all blocks, so what they define may be used
     anywhere (stack slots, strides).
     """
+
+    narrowing: Mapping[str, Callable[[Any, str], str]] = {}  # small floats that an f32 is rounded to by one instruction
 
     def __init__(self, machine: CpuMachine):
         self.machine = machine

@@ -40,6 +40,7 @@ class Vendor:
         scope: synchronisation scope of atomics on global memory that the host sees.
         intrinsics: names of overloaded intrinsics -> (writer, element, operands) -> value, where LLVM's own does not do.
         dynamic_shared: shared memory is sized by the launch, not by the module.
+        narrowing: 16-bit floats -> (writer, f32) -> the rounded value's bits, where one instruction does it (NaN is then the machine's).
     """
 
     name: str
@@ -56,6 +57,7 @@ class Vendor:
     scope: str
     intrinsics: dict[str, Callable[[ThreadWriter, str, tuple[str, ...]], str]] = field(default_factory=dict)
     dynamic_shared: bool = False
+    narrowing: dict[str, Callable[[ThreadWriter, str], str]] = field(default_factory=dict)
 
 
 # -- where LLVM's own intrinsic does not do ---------------------------------------------------------------------------------
@@ -130,13 +132,22 @@ def _ptx_barrier(w: ThreadWriter) -> None:
     w.line("call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)")
 
 
+def _ptx_narrow(name: str, instruction: str) -> Callable[[ThreadWriter, str], str]:
+    def rule(w: ThreadWriter, value: str) -> str:
+        return w.let(f"bitcast {name} {w.let(instruction.format(value))} to i16")
+
+    return rule
+
+
 NVIDIA = Vendor(
     "nvidia", "ptx_kernel", _special_register("tid.x", False), _special_register("ctaid.x", True),
     _special_register("nctaid.x", True), _ptx_barrier,
     lambda w, v, lane: w.let(f"call i32 @llvm.nvvm.shfl.sync.idx.i32(i32 -1, i32 {v}, i32 {lane}, i32 31)"),
     lambda w, v, mask: w.let(f"call i32 @llvm.nvvm.shfl.sync.bfly.i32(i32 -1, i32 {v}, i32 {mask}, i32 31)"),
     shared_memory=lambda n: "@shared = external addrspace(3) global [0 x i8], align 1024",
-    after=lambda k: f' nounwind "nvvm.reqntid"="{k.threads}"', tail=lambda k: [], scope="", dynamic_shared=True)
+    after=lambda k: f' nounwind "nvvm.reqntid"="{k.threads}"', tail=lambda k: [], scope="", dynamic_shared=True,
+    narrowing={"bf16": _ptx_narrow("bfloat", "call bfloat @llvm.nvvm.f2bf16.rn(float {})"),
+               "f16": lambda w, v: w.let(f"call i16 @llvm.nvvm.f2h.rn(float {v})")})
 
 
 # -- AMD: code objects of ROCm ------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class ThreadWriter(Writer):
     def __init__(self, machine: SimtMachine, vendor: Vendor, threads: int):
         super().__init__(machine)  # type: ignore[arg-type]  # it asks for lanes and features alone
         self.vendor, self.threads, self.warp_lanes = vendor, threads, machine.lanes
+        self.narrowing = vendor.narrowing
         self.declarations: set[str] = set()
         self._once: dict[Any, str] = {}
 

@@ -1,0 +1,322 @@
+"""Tessera beside cuBLAS, cuDNN and PyTorch on one NVIDIA GPU: ``python benchmarks/h200.py [--only gemm,attention,rows,chain,host]``.
+
+All in one process, on the same memory (taken over by DLPack), on fresh random data.  Kernels are timed as CUDA graphs of several
+launches over several sets of buffers, so that neither Python nor the second-level cache flatters anybody; a figure is the median over
+rounds, and the peers take turns within a round.  Every result is checked against PyTorch in f32 before it is timed, on poisoned memory.
+
+Results go to ``benchmarks/results/h200-DATE.json`` with machine, driver, versions and commit.
+"""
+
+import argparse
+import functools
+import json
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import tessera as ts
+from tessera.runtime import gpu as runtime
+from tessera.targets.nvidia import driver
+
+HERE = Path(__file__).resolve().parent
+BF16 = torch.bfloat16
+Run = Callable[[], Any]
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------------
+class Ours:
+    """A compiled plan on the memory of torch's tensors, launched without anything around it."""
+
+    def __init__(self, program: runtime.GpuProgram, sets: list[tuple[list[torch.Tensor], torch.Tensor]]):
+        stream = program.compiler.gpu.stream
+        self.stream = stream
+        self.launches = []
+        for inputs, out in sets:
+            arrays = [ts.from_dlpack(x)._p for x in inputs]
+            program(arrays)  # makes the plan
+            plan = program.plans[(stream.number, *[a.shape for a in arrays])]
+            pointers = [*(a.pointer for a in arrays), out.data_ptr()]
+            self.launches.append([(s, plan._parameters(s, pointers)) for s in plan.launches])
+        stream.synchronize()
+        self.kept = sets
+
+    def run(self, which: int) -> None:
+        for s, p in self.launches[which]:
+            s.kernel.launch(self.stream, p, s.blocks)
+
+
+def graph_of(ours: Ours, count: int) -> Run:
+    graph = driver.Graph(ours.stream)
+    with graph:
+        for i in range(count):
+            ours.run(i % len(ours.launches))
+    start, end = driver.Event(True), driver.Event(True)
+
+    def run() -> float:
+        start.record(ours.stream)
+        graph.launch()
+        end.record(ours.stream).synchronize()
+        return end.since(start) / count
+
+    return run
+
+
+def torch_graph(calls: list[Run], count: int) -> Run:
+    for c in calls:
+        c()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(count):
+            calls[i % len(calls)]()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def run() -> float:
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / count
+
+    run.graph = graph  # type: ignore[attr-defined]
+    return run
+
+
+def rounds(runs: dict[str, Run], n: int = 7) -> dict[str, float]:
+    """Milliseconds of each, the median of ``n`` rounds in which they take turns."""
+    times: dict[str, list[float]] = {k: [] for k in runs}
+    for r in range(n + 1):
+        for k, f in runs.items():
+            t = f()
+            if r:
+                times[k].append(t)
+    return {k: statistics.median(v) for k, v in times.items()}
+
+
+def check(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> float:
+    error = ((got.float() - want.float()).norm() / want.float().norm()).item()
+    if not error <= tolerance:
+        raise SystemExit(f"{name}: relative error {error:.2e} exceeds {tolerance}")
+    return error
+
+
+def program_of(f: Any, *inputs: torch.Tensor) -> runtime.GpuProgram:
+    """The device program of a Tessera function."""
+    arrays = [ts.from_dlpack(x) for x in inputs]
+    return f.program(*arrays).executable_on("gpu:0")  # type: ignore[no-any-return]
+
+
+def cublas(a: torch.Tensor, b: torch.Tensor) -> Run:
+    return functools.partial(torch.mm, a, b, out=torch.empty(a.shape[0], b.shape[1], device="cuda", dtype=a.dtype))
+
+
+def copy(a: torch.Tensor) -> Run:
+    return functools.partial(torch.empty_like(a).copy_, a)
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------------
+@ts.function
+def product_nt(a: ts.Tensor["M", "K", ts.bf16], b: ts.Tensor["N", "K", ts.bf16]) -> ts.Tensor["M", "N", ts.bf16]:  # noqa: F821
+    return a @ b.T
+
+
+@ts.function
+def product_nn(a: ts.Tensor["M", "K", ts.bf16], b: ts.Tensor["K", "N", ts.bf16]) -> ts.Tensor["M", "N", ts.bf16]:  # noqa: F821
+    return a @ b
+
+
+def gemm(sizes: tuple[int, ...] = (2048, 4096, 8192), more: Any = None) -> list[dict[str, Any]]:
+    out = []
+    for n in sizes:
+        for form, f in (("NT", product_nt), ("NN", product_nn)):
+            count = max(2, min(40, round(2e13 / (2 * n**3))))
+            sets = [([torch.randn(n, n, device="cuda", dtype=BF16) for _ in range(2)],
+                     torch.full((n, n), math.nan, device="cuda", dtype=BF16)) for _ in range(2)]
+            ours = Ours(program_of(f, *sets[0][0]), sets)
+            ours.run(0)
+            ours.stream.synchronize()
+            (a, b), c = sets[0]
+            error = check(f"gemm {form} {n}", c, a.float() @ (b.float().T if form == "NT" else b.float()), 5e-3)
+            calls = [cublas(a, b.T if form == "NT" else b) for (a, b), _ in sets]
+            runs = {"tessera": graph_of(ours, count), "cublas": torch_graph(calls, count)}
+            if more is not None and form == "NT":
+                runs["reference"] = graph_of(more.gemm(sets, n, ours.stream), count)
+            ms = rounds(runs)
+            out.append({"case": f"gemm bf16 {form} {n}", "unit": "TFLOP/s", "error": error,
+                        **{k: 2 * n**3 / t / 1e9 for k, t in ms.items()}})
+            report(out[-1])
+    return out
+
+
+def attention(more: Any = None, cases: Any = None) -> list[dict[str, Any]]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    out = []
+    for width, causal, length in cases or [(w, c, s) for w in (128, 64) for c in (False, True) for s in (2048, 4096, 16384)]:
+        heads = max(4, (1 << 18) // length) * (2 if width == 64 else 1) // 2
+
+        @ts.function
+        def f(q: Any, k: Any, v: Any, causal: bool = causal) -> Any:
+            return ts.attention(q, k, v, causal=causal)
+
+        inputs = [torch.randn(1, heads, length, width, device="cuda", dtype=BF16) for _ in range(3)]
+        result = torch.full_like(inputs[0], math.nan)
+        ours = Ours(program_of(f, *inputs), [(inputs, result)])
+        ours.run(0)
+        ours.stream.synchronize()
+        few = [x[:, :2].float() for x in inputs]
+        error = check(f"attention {width} {causal} {length}", result[:, :2], F.scaled_dot_product_attention(*few, is_causal=causal), 1e-2) \
+            if length <= 4096 else None
+        flops = 4 * heads * length**2 * width / (2 if causal else 1)
+        count = max(1, min(10, round(4e12 / flops)))
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            runs = {"tessera": graph_of(ours, count), "cudnn": torch_graph([lambda: F.scaled_dot_product_attention(
+                *inputs, is_causal=causal)], count)}  # noqa: B023
+        if more is not None and width == 128:
+            runs["reference"] = graph_of(more.attention(inputs, result, causal, ours.stream), count)
+        ms = rounds(runs, 5)
+        out.append({"case": f"attention D{width} {'causal' if causal else 'full'} S{length} H{heads}", "unit": "TFLOP/s", "error": error,
+                    **{k: flops / t / 1e9 for k, t in ms.items()}})
+        report(out[-1])
+    return out
+
+
+def _sets(rows: int, columns: int, dtype: torch.dtype, affine: int) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
+    return [([torch.randn(rows, columns, device="cuda", dtype=dtype), *(torch.randn(columns, device="cuda", dtype=dtype)
+                                                                        for _ in range(affine))],
+             torch.full((rows, columns), math.nan, device="cuda", dtype=dtype)) for _ in range(4)]
+
+
+def rows() -> list[dict[str, Any]]:
+    layer = ts.function(lambda x, w, b: ts.layer_norm(x, w, b))
+    rms = ts.function(lambda x, w: ts.rms_norm(x, w))
+    soft = ts.function(lambda x: ts.softmax(x))
+    kinds: list[tuple[str, Any, int, Any]] = [
+        ("layer norm", layer, 2, lambda x, w, b: F.layer_norm(x, (x.shape[-1],), w, b)),
+        ("RMS norm", rms, 1, lambda x, w: F.rms_norm(x, (x.shape[-1],), w, 1e-5)),
+        ("softmax", soft, 0, lambda x: torch.softmax(x, -1))]
+    out = []
+    for dtype, sizes in ((BF16, ((8192, 4096), (8192, 8192), (4096, 16384))), (torch.float32, ((8192, 4096),))):
+        for r, c in sizes:
+            for name, f, affine, peer in kinds:
+                sets = _sets(r, c, dtype, affine)
+                ours = Ours(program_of(f, *sets[0][0]), sets)
+                ours.run(0)
+                ours.stream.synchronize()
+                error = check(name, sets[0][1], peer(*(x.float() for x in sets[0][0])), 5e-3 if dtype is BF16 else 1e-5)
+                copies = [copy(s[0][0]) for s in sets]
+                calls = [functools.partial(peer, *s[0]) for s in sets]
+                runs = {"tessera": graph_of(ours, 16), "torch": torch_graph(calls, 16), "copy": torch_graph(copies, 16)}
+                nbytes = 2 * r * c * sets[0][1].element_size()
+                out.append({"case": f"{name} {str(dtype)[6:]} {r}x{c}", "unit": "GB/s", "error": error,
+                            **{k: nbytes / t / 1e6 for k, t in rounds(runs).items()}})
+                report(out[-1])
+    return out
+
+
+def eight(x: Any, y: Any) -> Any:
+    return ((((x * y + 1.0) * 0.5 - y) * x + 2.0) * y).abs()
+
+
+def chain() -> list[dict[str, Any]]:
+    out = []
+    for dtype in (torch.float32, BF16):
+        sets = [([torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2)],
+                 torch.full((8192, 8192), math.nan, device="cuda", dtype=dtype)) for _ in range(2)]
+        ours = Ours(program_of(ts.function(eight), *sets[0][0]), sets)
+        ours.run(0)
+        ours.stream.synchronize()
+        error = check("chain", sets[0][1], eight(*(x.float() for x in sets[0][0])), 1e-6 if dtype is torch.float32 else 2e-2)
+        calls = [functools.partial(eight, *s[0]) for s in sets]
+        copies = [copy(s[0][0]) for s in sets]
+        ms = rounds({"tessera": graph_of(ours, 8), "torch eager": torch_graph(calls, 4), "copy": torch_graph(copies, 8)})
+        nbytes = sets[0][1].nbytes
+        out.append({"case": f"chain of 8 {str(dtype)[6:]} 8192x8192", "unit": "GB/s", "error": error,
+                    "tessera": 3 * nbytes / ms["tessera"] / 1e6, "torch eager": 3 * nbytes / ms["torch eager"] / 1e6,
+                    "copy": 2 * nbytes / ms["copy"] / 1e6})
+        report(out[-1])
+    return out
+
+
+def host() -> list[dict[str, Any]]:
+    """Microseconds of host time of a call, and seconds from tile IR to PTX."""
+    out = []
+    x = ts.from_dlpack(torch.randn(256, 256, device="cuda"))
+    f = ts.function(lambda a: a * 2.0 + 1.0)
+    g = ts.function(lambda a: ts.softmax(ts.tanh(a @ a) @ a))
+    for name, fn in (("one kernel", f), ("four kernels, one graph", g)):
+        for _ in range(50):
+            fn(x)
+        times = []
+        for _ in range(20):
+            driver.gpu(0).stream.synchronize()
+            start = time.perf_counter()
+            for _ in range(50):
+                fn(x)
+            times.append((time.perf_counter() - start) / 50 * 1e6)
+        out.append({"case": f"host time of a call, {name}", "unit": "us", "tessera": statistics.median(times)})
+        report(out[-1])
+    from tessera.kernels.hopper.attention import attention_program
+    from tessera.runtime.llvm_workers import Request, workers
+    from tessera.targets.nvidia import kernels
+    machine = runtime.compiler("gpu:0").machine
+    fn = attention_program(16, 4096, 4096, 128)
+    start = time.perf_counter()
+    module = kernels.lower(fn, machine)
+    ptx = workers().compile(Request(module.text, machine.triple, machine.cpu, machine.llvm_features, "asm", name="attention"))
+    middle = time.perf_counter()
+    code = driver.Code(ptx)
+    out.append({"case": "attention, tile IR to PTX", "unit": "s", "tessera": middle - start, "driver": time.perf_counter() - middle,
+                "complaints": kernels.complaints(code.log)})
+    report(out[-1])
+    return out
+
+
+# -- reporting ---------------------------------------------------------------------------------------------------------------
+def report(row: dict[str, Any]) -> None:
+    print(f"{row['case']:45}", "  ".join(f"{k} {v:.1f}" if isinstance(v, float) and abs(v) >= 0.1 else f"{k} {v}"
+                                        for k, v in row.items() if k not in ("case",)), flush=True)
+
+
+def geomean(found: list[dict[str, Any]], peer: str) -> float | None:
+    ratios = [r["tessera"] / r[peer] for r in found if peer in r]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
+
+
+def commit() -> str:
+    try:
+        found = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(more: Any = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="gemm,attention,rows,chain,host")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / f"h200-{time.strftime('%Y%m%d')}.json")
+    parser.add_argument("--commit", default=commit())
+    args = parser.parse_args()
+    torch.zeros(1, device="cuda")
+    results: list[dict[str, Any]] = []
+    for name in args.only.split(","):
+        f = {"gemm": gemm, "attention": attention, "rows": rows, "chain": chain, "host": host}[name]
+        results += f(more=more) if name in ("gemm", "attention") else f()
+        facts = {"machine": torch.cuda.get_device_name(), "commit": args.commit, "date": time.strftime("%Y-%m-%d %H:%M"),
+                 "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda,
+                 "driver": int(driver.call("cuDriverGetVersion"))}
+        args.out.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+    for peer in ("cublas", "cudnn", "reference", "copy"):
+        ratio = geomean(results, peer)
+        if ratio is not None:
+            print(f"tessera / {peer}: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Which launches of a schedule become programs of the explicit level, where the machine has warp groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...ir.core import Function, Op
+from ...scheduling.templates import block, flat_index, is_plain_store
+from ...types.dims import DimLike, evaluate
+from ...types.dims import name as dim_name
+from ...types.dtypes import bf16, f16, f32
+from . import attention, matmul
+
+
+def explicit_program(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
+    """The program for a ``template`` op, or None where its general form has to do.
+
+    Args:
+        env: the sizes; they decide (the copy engine wants rows of whole 16 bytes), and the program is for all sizes that decide alike.
+    """
+    if op.name != "template" or not machine.has_warp_groups:
+        return None
+    rule = {"matmul": _matmul, "attention": _attention}.get(op.attrs["template"])
+    return rule(op, machine, env) if rule is not None else None
+
+
+def _at(loop: tuple[str, DimLike]) -> DimLike:
+    return 0 if loop[1] == 1 else dim_name(loop[0])
+
+
+def _dense(*loops: tuple[str, DimLike]) -> DimLike:
+    """The offset of an element of a dense array whose axes are these loops."""
+    return flat_index([_at(x) for x in loops], [extent for _, extent in loops])
+
+
+def _read(op: Op, role: str, operand: int) -> DimLike:
+    """The offset at which a template reads an operand's element."""
+    return flat_index(op.attrs[role], op.operands[operand].type.shape)
+
+
+def _stored(op: Op) -> tuple[int, DimLike] | None:
+    """(operand, offset) of the only store of a plain epilogue."""
+    epilogue = block(op, "epilogue")
+    if epilogue is None or not is_plain_store(op):
+        return None
+    stores = [o for o in epilogue.ops if o.name == "store"]
+    if len(stores) != 1 or stores[0].operands[0] not in epilogue.args:
+        return None
+    at = epilogue.args.index(stores[0].operands[0])
+    return at, flat_index(stores[0].attrs["index"], op.operands[at].type.shape)
+
+
+
+
+
+def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
+    a = op.attrs
+    m, n, k = a["m"], a["n"], a["k"]
+    if a.get("batch") or "lhs" not in a or "rhs" not in a or a["accumulate"] is not f32:
+        return None
+    stored = _stored(op)
+    if stored is None or stored[1] != _dense(m, n):
+        return None
+    dtype, out = op.operands[0].type.dtype, op.operands[stored[0]].type.dtype
+    straight, turned, rhs = _dense(k, n), _dense(n, k), _read(op, "rhs", 1)
+    if dtype not in (bf16, f16) or op.operands[1].type.dtype is not dtype or out not in (bf16, f16, f32) or \
+            _read(op, "lhs", 0) != _dense(m, k) or rhs not in (straight, turned) or len(op.operands) != 3:
+        return None
+    rows, columns, depth = (int(evaluate(d[1], dict(env))) for d in (m, n, k))
+    if columns % 8 or depth % 8 or rows < 64 or columns < 64 or depth < 64:
+        return None
+    blocks = machine.units // 2 * 2
+    config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks)
+    return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, config=config)
+
+
+def _attention(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
+    a = op.attrs
+    width = int(evaluate(a["d"][1], dict(env)))
+    dtype = op.operands[0].type.dtype
+    if a["blocks"] != ("epilogue",) or "sums" in a or dtype not in (bf16, f16) or len(op.operands) != 4:
+        return None
+    if width not in (64, 128) or int(evaluate(a["e"][1], dict(env))) != width:
+        return None
+    if any(v.type.dtype is not dtype for v in op.operands) or not all(role in a for role in ("query", "key", "value")):
+        return None
+    batch, q, t, d, e = a["batch"], a["q"], a["t"], a["d"], a["e"]
+    stored = _stored(op)
+    if stored is None or stored[1] != _dense(*batch, q, e) or _read(op, "query", 0) != _dense(*batch, q, d) or \
+            _read(op, "key", 1) != _dense(*batch, t, d) or _read(op, "value", 2) != _dense(*batch, t, e):
+        return None
+    if a["causal"] and int(evaluate(a.get("causal_offset", 0), dict(env))) != 0:
+        return None
+    heads: DimLike = 1
+    for _, extent in batch:
+        heads = heads * extent
+    return attention.attention_program(heads, q[1], t[1], width, dtype=dtype, scale=a["scale"], causal=a["causal"],
+                                       statistics=False)
+
+
+__all__ = ["explicit_program"]

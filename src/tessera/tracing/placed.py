@@ -1,0 +1,116 @@
+"""Tensors in the memory of another device: what a Tensor's payload is there.
+
+The payload's ``dtype`` says where the tensor lives as well as what it holds (:class:`PlacedDType`), so every table that is keyed by
+dtypes and shapes keeps devices apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeviceError
+from ..types.dtypes import DType
+from .tensor import _OF_NUMPY, ndarray
+
+
+class PlacedDType:
+    """An element type on a device; one object for each pair."""
+
+    __slots__ = ("device", "dtype")
+
+    def __init__(self, dtype: DType, device: str):
+        self.dtype, self.device = dtype, device
+
+    def __repr__(self) -> str:
+        return f"{self.dtype} on {self.device}"
+
+
+_placed: dict[tuple[str, str], PlacedDType] = {}
+
+
+def placed_dtype(dtype: DType, device: str) -> PlacedDType:
+    """The element type ``dtype`` on a device."""
+    key = (dtype.name, device)
+    found = _placed.get(key)
+    if found is None:
+        found = _placed[key] = PlacedDType(dtype, device)
+        _OF_NUMPY[found] = dtype
+    return found
+
+
+TAKE: Callable[[Any], DeviceArray] | None = None
+"""Another library's device tensor (DLPack) as a payload; filled when the package is assembled."""
+MOVE: dict[str, Callable[[Any, str], DeviceArray]] = {}
+"""Kinds of devices ("gpu") -> (host array, device) -> its copy there; filled when the package is assembled."""
+
+
+class DeviceArray:
+    """Dense row-major memory on a device.  A device's runtime derives its own class.
+
+    Attributes:
+        shape, dtype: sizes, and a :class:`PlacedDType`.
+        pointer: the address on the device.
+    """
+
+    __slots__ = ("__weakref__", "dtype", "pointer", "shape")
+    shape: tuple[int, ...]
+    dtype: PlacedDType
+    pointer: int
+
+    @property
+    def nbytes(self) -> int:
+        n = self.dtype.dtype.itemsize
+        for d in self.shape:
+            n *= d
+        return n
+
+    @property
+    def size(self) -> int:
+        return self.nbytes // self.dtype.dtype.itemsize
+
+    def to_host(self) -> np.ndarray[Any, Any]:
+        """The values, once the device has made them."""
+        raise NotImplementedError
+
+    def dlpack(self) -> Any:
+        """A DLPack capsule of the memory."""
+        raise BufferError(f"{self.dtype.device} has no DLPack form")
+
+    def dlpack_device(self) -> tuple[int, int]:
+        """DLPack's number of the device's kind, and which one."""
+        raise BufferError(f"{self.dtype.device} has no DLPack form")
+
+    def cuda_interface(self) -> dict[str, Any]:
+        """``__cuda_array_interface__``, version 3."""
+        raise AttributeError("__cuda_array_interface__")
+
+
+def where(payloads: Any) -> str | None:
+    """The device of a computation's operands; None: the CPU.  CPU scalars go along with any device.
+
+    Raises:
+        DeviceError: operands live on different devices.
+    """
+    found: str | None = None
+    for p in payloads:
+        if isinstance(p, DeviceArray):
+            if found is not None and p.dtype.device != found:
+                raise _mixed(found, p.dtype.device)
+            found = p.dtype.device
+    if found is not None:
+        for p in payloads:
+            if type(p) is ndarray and any(s for s, n in zip(p.strides, p.shape, strict=True) if n > 1):  # else one number, stretched
+                raise _mixed("cpu", found)
+    return found
+
+
+def _mixed(a: str, b: str) -> DeviceError:
+    return DeviceError(f"operands live on different devices: {a} and {b}", expected="one device", received=f"{a} and {b}",
+                       sentence="Data move between devices only when they are told to.",
+                       hints=[f'Move one of them: x.to("{b}")', "Python numbers and 0-d CPU tensors go along with any device"])
+
+
+__all__ = ["DeviceArray", "PlacedDType", "placed_dtype", "where"]

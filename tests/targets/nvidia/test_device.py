@@ -1,0 +1,113 @@
+"""On an NVIDIA device: ``pytest -m gpu``.  Everywhere else these tests are left out."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import sweep
+
+import tessera as ts
+from tessera.runtime import gpu as runtime
+from tessera.targets.nvidia import driver, kernels
+
+HERE = importlib.util.find_spec("cuda") is not None and driver.count() > 0
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="no NVIDIA device")]
+CASES = sweep.cases()
+
+
+def close(got, want, tolerance):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - want) <= tolerance * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("m, n, k", [(64, 64, 64), (300, 264, 328), (1000, 520, 1096), (129, 72, 72), (2048, 1024, 512)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_product(m, n, k, turned):
+    a, b = ts.randn(m, k).to(ts.bf16), ts.randn(*((n, k) if turned else (k, n))).to(ts.bf16)
+    right = b.to("gpu:0")
+    got = a.to("gpu:0") @ (right.T if turned else right)
+    wide = b.numpy().astype(np.float64)
+    close(got.numpy(), a.numpy().astype(np.float64) @ (wide.T if turned else wide), 5e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length, width", [(200, 64), (256, 128), (1000, 128)])
+def test_attention(causal, length, width):
+    q, k, v = (ts.randn(2, 3, length, width).to(ts.bf16) for _ in range(3))
+    got = ts.attention(*(x.to("gpu:0") for x in (q, k, v)), causal=causal)
+    close(got.numpy(), ts.attention(*(x.to(ts.f32) for x in (q, k, v)), causal=causal).numpy(), 1e-2)
+
+
+@pytest.mark.parametrize("n", [1, 100, 4096, 5000, 40000])
+@pytest.mark.parametrize("dtype", [ts.f32, ts.bf16])
+def test_rows(n, dtype):
+    x = (ts.randn(37, n) * 3.0).to(dtype)
+    wide, g = x.to(ts.f64), x.to("gpu:0")
+    tolerance = 1e-5 if dtype is ts.f32 else 5e-3
+    for f in (ts.softmax, ts.rms_norm, ts.layer_norm):
+        if f is ts.layer_norm and n == 1:
+            continue  # zero over the square root of eps
+        close(f(g).numpy(), f(wide).numpy(), tolerance)
+
+
+def test_a_program_replays_as_a_graph_with_other_pointers():
+    @ts.function
+    def f(x: ts.Tensor["B", 64], w: ts.Tensor[64, 64]):  # noqa: F821
+        y = ts.tanh(x @ w)
+        return ts.softmax(y @ w) + y
+
+    w = ts.randn(64, 64)
+    for _ in range(6):
+        x = ts.randn(32, 64)
+        close(f(x.to("gpu:0"), w.to("gpu:0")).numpy(), f(x, w).numpy(), 1e-5)
+
+
+def test_same_bits_every_time():
+    x = ts.randn(1000, 777).to("gpu:0")
+    first = ts.layer_norm(ts.gelu(x)).sum().numpy()
+    assert all(ts.layer_norm(ts.gelu(x)).sum().numpy().tobytes() == first.tobytes() for _ in range(5))
+
+
+def test_exchange_with_torch():
+    torch = pytest.importorskip("torch")
+    t = torch.randn(5, 7, device="cuda")
+    mine = ts.from_dlpack(t)
+    assert mine.device == "gpu:0"
+    mine.numpy()
+    np.testing.assert_array_equal(mine.numpy(), t.cpu().numpy())
+    back = torch.from_dlpack(mine * 2.0)
+    np.testing.assert_array_equal(back.cpu().numpy(), 2 * t.cpu().numpy())
+    np.testing.assert_array_equal(torch.as_tensor(mine * 3.0, device="cuda").cpu().numpy(), 3 * t.cpu().numpy())
+    half = torch.randn(4, 8, device="cuda").bfloat16()
+    np.testing.assert_array_equal(ts.from_dlpack(half).numpy().astype(np.float32), half.float().cpu().numpy())
+
+
+def test_checks_are_raised_at_the_next_read():
+    table = ts.randn(10, 4).to("gpu:0")
+    index = ts.tensor([1, 12], dtype=ts.int64).to("gpu:0")
+    out = table[index]
+    with pytest.raises(ts.TesseraError, match="12"):
+        out.numpy()
+
+
+def test_kernels_of_the_explicit_level_have_no_complaints():
+    compiler = runtime.compiler("gpu:0")
+    q = ts.randn(1, 2, 256, 128).to(ts.bf16).to("gpu:0")
+    ts.attention(q, q, q, causal=True).numpy()
+    a = ts.randn(256, 256).to(ts.bf16).to("gpu:0")
+    (a @ a).numpy()
+    logs = {k.fn.name: k.code.log for k in compiler.kernels.values() if k.module.explicit}
+    assert set(logs) >= {"attention", "matmul"}
+    assert not {n: kernels.complaints(log) for n, log in logs.items() if kernels.complaints(log)}
+
+
+@pytest.mark.parametrize("group", list(sweep.batches(CASES, 30)), ids=lambda g: f"{g[0].op}..{g[-1].op}")
+def test_op_sweep(group):
+    """The cover of the op sweep, compiled for the device."""
+    compiler = runtime.compiler("gpu:0")
+    fn, arrays = sweep.program(group)
+    types = [a.type.dtype for a in fn.args]
+    out = compiler.compile(fn)([runtime.upload(compiler.gpu, np.ascontiguousarray(a).reshape(a.shape), t)
+                                for a, t in zip(arrays, types, strict=True)])
+    assert not sweep.failures(group, [o.to_host() for o in out])
