@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ways import WAYS, Way
 
+import tessera as ts
 import tessera.ops as o
-from tessera.ops import fft, linalg, random
+from tessera.ops import convolution_rules, fft, linalg, random
 from tessera.types import dtypes as dt
 
 RNG = np.random.default_rng(5)
@@ -212,3 +213,43 @@ def test_distributions(way: Way) -> None:
 def test_small_uniform_numbers_stay_below_one(kind: dt.DType) -> None:
     u = WAYS["interpreted"](lambda k: random.uniform(k, 0, (20000,), kind), KEY).astype(np.float32)
     assert u.max() < 1 and u.min() == 0
+
+
+# -- derivatives of convolution ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stride, padding, dilation, groups, size, window", [
+    (1, 1, 1, 1, (7, 6), (3, 3)), (2, 1, 1, 1, (8, 7), (3, 2)), (2, 3, 1, 1, (11, 11), (7, 7)), (1, 0, 2, 2, (7, 7), (3, 3)),
+    (3, 0, 1, 4, (7, 8), (2, 2)), (1, 0, 1, 1, (5, 5), (1, 1)), (2, 0, 1, 1, (9,), (3,)), (1, 1, 1, 1, (3, 4, 5), (2, 3, 2)),
+])
+def test_the_derivatives_of_a_convolution_are_those_of_its_linear_maps(stride, padding, dilation, groups, size, window):
+    """<conv(x, v), g> = <v, kernel's cotangent> and <conv(u, w), g> = <u, data's cotangent>, for any u and v."""
+    x, u = ts.randn(3, 4, *size, dtype=ts.f64), ts.randn(3, 4, *size, dtype=ts.f64)
+    w, v = ts.randn(8, 4 // groups, *window, dtype=ts.f64), ts.randn(8, 4 // groups, *window, dtype=ts.f64)
+
+    def f(x, w):
+        return ts.conv(x, w, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+    y, back = ts.vjp(f, x, w)
+    g = ts.randn(*y.shape, dtype=ts.f64)
+    of_x, of_w = back(g)
+    assert of_x.shape == x.shape and of_w.shape == w.shape
+    np.testing.assert_allclose(float((of_w * v).sum()), float((f(x, v) * g).sum()), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(float((of_x * u).sum()), float((f(u, w) * g).sum()), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("limit", ["_TOGETHER", "_MOST"])
+def test_a_kernels_derivative_is_the_same_however_its_window_is_split(limit, monkeypatch):
+    """Large windows go row by row, very large ones by a convolution."""
+    x, w = ts.randn(2, 3, 8, 7), ts.randn(4, 3, 3, 2)
+
+    def of_w():
+        return ts.grad(lambda w: (ts.conv(x, w, stride=2, padding=1) ** 2).sum())(w)
+
+    whole = of_w()
+    monkeypatch.setattr(convolution_rules, limit, 1)
+    np.testing.assert_allclose(of_w(), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernels_derivative_in_16_bits_sums_in_32():
+    x, w = ts.ones(64, 1, 8, 8, dtype=ts.bf16), ts.zeros(1, 1, 1, 1, dtype=ts.bf16)
+    of_w = ts.grad(lambda w: ts.conv(x, w).sum())(w)
+    assert of_w.dtype is ts.bf16 and float(of_w.reshape(())) == 4096

@@ -21,12 +21,13 @@ from ..types.dtypes import DType, as_dtype
 from . import batch_rules as br
 from . import pointwise as pw
 from . import shaping as sh
-from .contraction import dot_accumulate, meet, product_jvp
+from .contraction import dot_accumulate, product_jvp
+from .convolution_rules import conv_vjp, spread_conv
 from .movement import _pad_reference
 from .operands import as_tensor, convert, promoted
 from .reduction_rules import window_back, window_jvp
 from .rules import LOW, REAL, Array, accept, expect_operands, same_dtype
-from .table import Applied, Attrs, Bound, ElementBuilder, primitive
+from .table import Attrs, Bound, ElementBuilder, primitive
 
 Types = Sequence[TensorType]
 Pairs = tuple[tuple[int, int], ...]
@@ -165,57 +166,9 @@ def _conv_terms(types: Types, attrs: Attrs) -> float:
     return float(n) + 1 if isinstance(n, int) else 1024.0
 
 
-def _conv_data_back(x: Applied, g: Any) -> Any:
-    """The cotangent of the input: that of the result spread by the strides, correlated with the flipped kernel."""
-    a, (t, w) = x.attrs, [v.type for v in x.operands]
-    n, groups = t.rank - 2, a["groups"]
-    o, c, *window = w.shape
-    spread = tuple(a.get("input_dilation") or (1,) * n)
-    kernel = bind("flip", x.operands[1], axes=tuple(range(2, n + 2)))
-    if groups > 1:
-        kernel = bind("reshape", kernel, shape=(groups, o // groups, c, *window))
-        kernel = bind("reshape", sh.swapaxes(kernel, 1, 2), shape=(groups * c, o // groups, *window))
-    else:
-        kernel = sh.swapaxes(kernel, 0, 1)
-    around = []
-    for size, m, k, s, d, r, p in zip(t.shape[2:], g.type.shape[2:], window, a["strides"], a["dilation"], spread, a["padding"],
-                                      strict=True):
-        before = (k - 1) * d - p[0]
-        around.append((before, (size - 1) * r + (k - 1) * d - (m - 1) * s - before))
-    g, kernel, extra = meet(g, kernel, t.dtype)
-    return bind("conv", g, kernel, strides=spread, padding=tuple(around), dilation=tuple(a["dilation"]), groups=groups,
-                input_dilation=tuple(a["strides"]), **extra)
-
-
-def _conv_kernel_back(x: Applied, g: Any) -> Any:
-    """The cotangent of the kernel: the input correlated with the result's cotangent, summed over examples as over channels."""
-    a, (t, w) = x.attrs, [v.type for v in x.operands]
-    n, groups, data = t.rank - 2, a["groups"], x.operands[0]
-    many, channels, *sizes = t.shape
-    spread = tuple(a.get("input_dilation") or (1,) * n)
-    if groups > 1:
-        data = bind("reshape", data, shape=(many, groups, channels // groups, *sizes))
-        data = bind("reshape", sh.moveaxis(data, (2, 1), (0, 1)), shape=(channels // groups, groups * many, *sizes))
-    else:
-        data = sh.swapaxes(data, 0, 1)
-    around = []
-    for size, m, k, s, d, r, p in zip(sizes, g.type.shape[2:], w.shape[2:], a["strides"], a["dilation"], spread, a["padding"],
-                                      strict=True):
-        around.append((p[0], (k - 1) * d + (m - 1) * s - (size - 1) * r - p[0]))
-    g, data, extra = meet(g, data, w.dtype)
-    out = bind("conv", data, sh.swapaxes(g, 0, 1), strides=tuple(a["dilation"]), padding=tuple(around),
-               dilation=tuple(a["strides"]), groups=groups, input_dilation=spread, **extra)
-    return sh.swapaxes(out, 0, 1)
-
-
-def _conv_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
-    rules = (_conv_data_back, _conv_kernel_back)
-    return [rule(x, gs[0]) if wanted else None for rule, wanted in zip(rules, x.wanted, strict=True)]
-
-
 primitive("conv", family="contraction", infer=_conv_infer, reference=_conv_reference, dtypes=REAL, element=_conv_element,
           batch=br.conv,
-          template="conv", jvp=product_jvp, vjp=_conv_vjp, bound=Bound(1, _conv_terms),
+          template="conv", jvp=product_jvp, vjp=conv_vjp, bound=Bound(1, _conv_terms),
           doc="Cross-correlation of [N, C, *spatial] with [O, C/groups, *kernel]; ``input_dilation`` spreads the input.",
           facts={"prefer": "template", "attrs": ("strides", "padding", "dilation", "groups", "input_dilation", "accumulate",
                                                  "dtype")})
@@ -290,7 +243,7 @@ def conv_transpose(x: Any, weight: Any, bias: Any = None, stride: Any = 1, paddi
     kernel = sh.reshape(kernel, (groups, c // groups, per_group, *window))
     kernel = sh.reshape(sh.swapaxes(kernel, 1, 2), (groups * per_group, c // groups, *window))
     around = tuple(((w - 1) * d - p, (w - 1) * d - p + e) for w, d, p, e in zip(window, spread, pads, extra, strict=True))
-    y = bind("conv", x, kernel, strides=(1,) * n, padding=around, dilation=spread, groups=groups, input_dilation=strides)
+    y = spread_conv(x, kernel, strides, strides=(1,) * n, padding=around, dilation=spread, groups=groups)
     return y if bias is None else pw.add(y, sh.reshape(as_tensor(bias), (-1, *[1] * n)))
 
 
