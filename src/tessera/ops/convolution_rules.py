@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,8 +68,9 @@ def _kernel_back(x: Applied, g: Any) -> Any:
     Every place of the window meets one strided slice of the padded data, so its cotangent is the product of the result's with that
     slice over all places of the output.  All places share one product, unless the slices would take too much memory together.
     """
-    window = x.operands[1].type.shape[2:]
-    if not all(isinstance(k, int) for k in window) or product(window) > _MOST:
+    shape = x.operands[1].type.shape[2:]
+    window = [k for k in shape if isinstance(k, int)]
+    if len(window) < len(shape) or math.prod(window) > _MOST:
         return _kernel_back_correlated(x, g)
     a, (t, w), spread = x.attrs, [v.type for v in x.operands], _spread(x)
     groups, pads = a["groups"], a["padding"]
