@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from .errors import ArgumentError, unknown_keyword
+from .errors.boundary import describe
 from .ops.barriers import checkpoint_here
 from .transforms.rematerialise import Checkpointed, checkpoint
 
@@ -20,7 +22,13 @@ def policy(name: str) -> Any:
 
 
 class _Callable(ModuleType):
-    def __call__(self, fn: Any = None, *, policy: str = "full") -> Any:
+    def __call__(self, fn: Any = None, *args: Any, policy: str = "full", **kwargs: Any) -> Any:
+        if kwargs:
+            raise unknown_keyword("checkpoint", next(iter(kwargs)), ["fn", "policy"])
+        if args:
+            raise ArgumentError("checkpoint() takes a function, and gives one", expected="checkpoint(f)(*args)",
+                                received=f"checkpoint(f, {', '.join(map(describe, args))})",
+                                hints=["Write ts.checkpoint(f)(x): decorate first, call then"])
         return checkpoint(fn, policy=policy)
 
 

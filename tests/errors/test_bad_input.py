@@ -116,6 +116,10 @@ def test_operators_with_strange_operands() -> None:
     (lambda x: ts.op.linalg.solve(x), ts.errors.ArgumentError, r"linalg.solve\(\): missing a required argument: 'b'",
      "linalg.solve(f32[2, 3])"),
     (lambda x: ts.jit(lambda x: np.cbrt(x))(x), ts.TracingError, "np.cbrt", "traced f32[2, 3]"),
+    (lambda x: ts.embedding(ts.arange(2), x), ts.DTypeError, "embedding\\(\\) takes ids of integers, not of f32", "f32[2, 3]"),
+    (lambda x: ts.layer_norm(x, 3, x[0], x[0]), ts.errors.ArgumentError, "always normalises the last axis", "layer_norm(f32[2, 3], 3, …)"),
+    (lambda x: ts.checkpoint(ts.exp, x), ts.errors.ArgumentError, "takes a function, and gives one", "checkpoint(f, f32[2, 3])"),
+    (lambda x: ts.checkpoint(polcy="full"), ts.errors.ArgumentError, "did you mean 'policy'", "polcy"),
 ])
 def test_the_text_names_function_and_arguments(call: Any, kind: Any, message: str, received: str) -> None:
     with pytest.raises(kind, match=message) as e:

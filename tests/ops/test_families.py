@@ -253,3 +253,11 @@ def test_a_kernels_derivative_in_16_bits_sums_in_32():
     x, w = ts.ones(64, 1, 8, 8, dtype=ts.bf16), ts.zeros(1, 1, 1, 1, dtype=ts.bf16)
     of_w = ts.grad(lambda w: ts.conv(x, w).sum())(w)
     assert of_w.dtype is ts.bf16 and float(of_w.reshape(())) == 4096
+
+
+def test_pooling_by_torchs_keyword():
+    x = ts.randn(1, 2, 6, 6)
+    np.testing.assert_array_equal(ts.max_pool2d(x, kernel_size=3, stride=1), ts.max_pool2d(x, 3, 1))
+    np.testing.assert_array_equal(ts.avg_pool2d(x, kernel_size=2), ts.avg_pool2d(x, 2))
+    with pytest.raises(ts.errors.ArgumentError, match="max_pool\\(\\) needs a window"):
+        ts.max_pool2d(x)

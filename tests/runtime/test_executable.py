@@ -482,6 +482,19 @@ def test_unchecked():
         ts.tensor([1, 2]) // ts.tensor([0, 1])
 
 
+def test_a_check_of_an_eager_op_names_the_line_of_its_call():
+    """The program is kept from the line that first used it."""
+    x = ts.arange(5)
+    x // 3
+    with pytest.raises(ts.NumericalError) as e:
+        x // ts.zeros(5, dtype=ts.int64)
+    assert "x // ts.zeros(5, dtype=ts.int64)  # ← Error here" in str(e.value)
+    ts.arange(4) // ts.ones(4, dtype=ts.int64)
+    with pytest.raises(ts.NumericalError) as e:
+        ts.arange(4) // ts.zeros(4, dtype=ts.int64)
+    assert "ts.arange(4) // ts.zeros(4, dtype=ts.int64)  # ← Error here" in str(e.value)
+
+
 def test_a_tile_function_works_on_arrays_in_place(compiler):
     text = """
 tile @rising(%x: buf<f32[N]>, %y: buf<f32[N]>, %N: int64) with {grid = (<(N+15)//16>,), sizes = ("N",), writes = (1,)} {

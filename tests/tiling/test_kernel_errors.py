@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import tessera as ts
 from tessera import tile
 from tessera.errors import ArgumentError, DTypeError, KernelError, ShapeError
 from tessera.ir import interpret_tile
@@ -288,7 +289,30 @@ def test_arguments():
     assert "of rank 1" in str(failing(k, zeros(2), *good[1:], error=ShapeError))
     assert "missing a required argument: 'O'" in str(failing(k, *good[:2]))
     assert "takes 'O' as Tile[M, 3*N, f32], not a float" in str(failing(k, *good[:2], 1.0))
-    assert "unexpected keyword argument 'scal'" in str(failing(k, *good, scal=2.0))
+    assert "unexpected keyword argument 'scal'; did you mean 'scale'" in str(failing(k, *good, scal=2.0))
+    assert "unexpected keyword argument 'Oo'; did you mean 'O'" in str(failing(k, *good[:2], Oo=good[2]))
+
+
+def test_numpy_in_a_kernel():
+    @kernel
+    def scaled(X: Tile["N", f32], O: Tile["N", f32]):
+        tile.store(O, np.float32(2) * tile.load(X) - np.int64(1))
+
+    @kernel
+    def with_ufunc(X: Tile["N", f32], O: Tile["N", f32]):
+        tile.store(O, np.exp(tile.load(X)))
+
+    @kernel
+    def with_op(X: Tile["N", f32], O: Tile["N", f32]):
+        tile.store(O, ts.exp(tile.load(X) + 0))
+
+    x, o = np.arange(5, dtype=np.float32), zeros(5)
+    scaled(x, o)
+    np.testing.assert_array_equal(o, 2 * x - 1)
+    e = str(failing(with_ufunc, x, o))
+    assert "np.exp does not work on tiles" in e and "1. use tile.exp" in e and "← Error here" in e
+    e = str(failing(with_op, x, o, error=DTypeError))
+    assert "a tile is not a tensor" in e and "tile.exp" in e
 
 
 def test_declarations():

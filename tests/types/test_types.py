@@ -24,6 +24,13 @@ def test_every_spelling_is_one_dtype():
         as_dtype("flaot32")
 
 
+def test_a_dtype_of_torch_is_a_spelling():
+    torch = pytest.importorskip("torch")
+    assert as_dtype(torch.float16) is dt.f16 and as_dtype(torch.long) is dt.int64
+    with pytest.raises(TypeError, match="no dtype for torch.qint8"):
+        as_dtype(torch.qint8)
+
+
 @pytest.mark.parametrize("d", [d for d in ALL if d.is_float], ids=str)
 def test_limits_of_a_float_format_are_values_of_it(d):
     with np.errstate(invalid="ignore"):

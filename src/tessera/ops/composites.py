@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..ir.core import TensorType
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
@@ -254,8 +254,13 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) 
 
     Raises:
         ShapeError: weight or bias is not a vector of the last axis's size.
+        ArgumentError: ``weight`` is a size.
     """
     x = as_tensor(x)
+    if isinstance(weight, int | tuple | list) and not isinstance(weight, bool):
+        raise ArgumentError("layer_norm() takes the weight as its second argument; it always normalises the last axis",
+                            expected="layer_norm(x, weight, bias, eps)", received=f"layer_norm({x.type}, {weight}, …)",
+                            hints=["Leave the size out: ts.layer_norm(x, weight, bias)"])
     x = convert(x, to_inexact(x.dtype))
     if weight is None and bias is not None:
         weight = sh.full(x.type.shape[-1:], 1.0, x.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..ir.core import Op, TensorType, Value
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
@@ -24,7 +24,7 @@ from . import shaping as sh
 from .contraction import dot_accumulate, product_jvp
 from .convolution_rules import conv_vjp, spread_conv
 from .movement import _pad_reference
-from .operands import as_tensor, convert, promoted
+from .operands import as_tensor, convert, one_of, promoted
 from .reduction_rules import window_back, window_jvp
 from .rules import LOW, REAL, Array, accept, expect_operands, same_dtype
 from .table import Attrs, Bound, ElementBuilder, primitive
@@ -308,6 +308,13 @@ primitive("reduce_window", family="reduction", infer=_pool_infer, reference=_poo
           facts={"attrs": ("window", "strides", "padding", "dilation", "combine")})
 
 
+def _one_window(name: str, window: Any, kernel_size: Any) -> Any:
+    window = one_of(name, window, kernel_size, "window", "kernel_size")
+    if window is None:
+        raise ArgumentError(f"{name}() needs a window", expected=f"{name}(x, window, stride, padding)")
+    return window
+
+
 def _pool(name: str, x: Any, window: Any, stride: Any, padding: Any, combine: str) -> tuple[Any, tuple[int, ...]]:
     x = as_tensor(x)
     n = len(x.type.shape) - 2
@@ -319,14 +326,21 @@ def _pool(name: str, x: Any, window: Any, stride: Any, padding: Any, combine: st
     return bind("reduce_window", x, window=sizes, strides=strides, padding=pads, dilation=(1,) * n, combine=combine), sizes
 
 
-def max_pool(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Any:
-    """The maximum over windows of [N, C, *spatial]; the stride is the window unless given.  Equal elements share its derivative."""
-    return _pool("max_pool", x, window, stride, padding, "max")[0]
+def max_pool(x: Any, window: Any = None, stride: Any = None, padding: Any = 0, *, kernel_size: Any = None) -> Any:
+    """The maximum over windows of [N, C, *spatial]; the stride is the window unless given.  Equal elements share its derivative.
+
+    Args:
+        window: one size, or a size an axis; ``kernel_size`` is another spelling.
+
+    Raises:
+        ShapeError: the window does not fit.
+    """
+    return _pool("max_pool", x, _one_window("max_pool", window, kernel_size), stride, padding, "max")[0]
 
 
-def avg_pool(x: Any, window: Any, stride: Any = None, padding: Any = 0) -> Any:
-    """The mean over windows of [N, C, *spatial]; padding counts as zeros."""
-    x = as_tensor(x)
+def avg_pool(x: Any, window: Any = None, stride: Any = None, padding: Any = 0, *, kernel_size: Any = None) -> Any:
+    """The mean over windows of [N, C, *spatial]; padding counts as zeros.  Arguments and errors as for :func:`max_pool`."""
+    x, window = as_tensor(x), _one_window("avg_pool", window, kernel_size)
     wide = convert(x, dt.f32) if not x.dtype.is_float or x.dtype.bits < 32 else x
     total, sizes = _pool("avg_pool", wide, window, stride, padding, "add")
     mean = pw.div(total, float(math.prod(sizes)))

@@ -460,7 +460,15 @@ def take(x: Any, indices: Any, axis: int | None = None, *, dim: int | None = Non
 
 
 def embedding(weight: Any, ids: Any) -> Any:
-    """Rows of ``weight`` [V, D] named by integer ``ids`` [...]: [..., D]."""
+    """Rows of ``weight`` [V, D] named by integer ``ids`` [...]: [..., D].
+
+    Raises:
+        DTypeError: ``ids`` are no integers.
+    """
+    ids = lift(ids)
+    if not ids.dtype.is_integer:
+        raise DTypeError(f"embedding() takes ids of integers, not of {ids.dtype}", expected="embedding(weight, ids)",
+                         received=str(ids.type), hints=["The table comes first: ts.embedding(weight, ids)"])
     return take(weight, ids, 0)
 
 

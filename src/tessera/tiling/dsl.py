@@ -83,7 +83,8 @@ def program_id(axis: int) -> TileValue:
     prog = current()
     grid = prog.fn.attrs["grid"]
     if not 0 <= axis < len(grid):
-        fail(f"program_id({axis}): the grid has {len(grid)} axes")
+        fail(f"program_id({axis}): the grid has {len(grid)} axes",
+             hints=["the outermost loops over tile.range make the grid: for i in tile.range(X.shape[0], step=64)"])
     with prog.before():
         return prog.memo(("program_id", axis), lambda: prog.emit("program_id", (), INDEX, {"axis": axis}))
 

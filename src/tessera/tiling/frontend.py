@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..errors import KernelError
+from ..errors import KernelError, suggest
 from ..errors.frames import is_internal
 from ..ir import interpret_tile
 from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
@@ -218,8 +218,10 @@ class Kernel:
         try:
             bound = self.declared.signature.bind(*args, **kwargs)
         except TypeError as e:
-            name = self.function.__name__
-            raise KernelError(f"the kernel {name!r}: {e}", expected=f"{name}{self.declared.signature}") from None
+            name, known = self.function.__name__, list(self.declared.signature.parameters)
+            wrong = next((k for k in kwargs if k not in known), None)  # a typing error matters more than what lacks for it
+            what = e if wrong is None else f"got an unexpected keyword argument {wrong!r}{suggest(wrong, known)}"
+            raise KernelError(f"the kernel {name!r}: {what}", expected=f"{name}{self.declared.signature}") from None
         bound.apply_defaults()
         tensors: dict[str, Any] = {}
         static: dict[str, Any] = {}

@@ -200,6 +200,7 @@ class Operators:
 
     __slots__ = ()
     __array_priority__ = 1000
+    __tile_language__ = True  # how rooms above this one know a tile
 
     def __add__(self, o: Any) -> TileValue: return binary("add", self, o)
     def __radd__(self, o: Any) -> TileValue: return binary("add", o, self)
@@ -234,6 +235,10 @@ class Operators:
     def __pos__(self) -> TileValue: return as_value(self)
     def __abs__(self) -> TileValue: return unary("abs", self)
     def __hash__(self) -> int: return id(self)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> TileValue:
+        from .ufuncs import numpy_call
+        return numpy_call(ufunc, method, inputs, kwargs)
 
     @property
     def T(self) -> TileValue:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import TesseraError, UnsupportedError
+from ..errors import IndexOutOfRangeError, NumericalError, TesseraError, UnsupportedError
 from ..ir.core import Block, Builder, Function, TensorType
 from ..types import dims
 from ..types.dims import Dim, DimLike
@@ -112,7 +112,11 @@ def dispatch(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
         key, run = None, None
     if run is None:
         run = _prepare(name, arrays, attrs, key)
-    out = run(arrays)
+    try:
+        out = run(arrays)
+    except (IndexOutOfRangeError, NumericalError) as e:  # the program is kept from the line that first used it
+        e.loc = recorder.user_loc()
+        raise
     if len(out) == 1:
         return make(out[0])
     return tuple([make(a) for a in out])

@@ -353,8 +353,10 @@ def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     elif hasattr(x, "__dlpack__"):
         a = np.from_dlpack(x)
     else:
-        raise DTypeError(f"a {type(x).__name__} is not a tensor", received=repr(x)[:80],
-                         hints=["Pass a tensor, a number, a NumPy array or nested lists of numbers"])
+        tile = hasattr(type(x), "__tile_language__")
+        raise DTypeError(f"a {'tile' if tile else type(x).__name__} is not a tensor", received=repr(x)[:80],
+                         hints=["In a kernel, use the operations of tile: tile.exp, tile.sum …" if tile else
+                                "Pass a tensor, a number, a NumPy array or nested lists of numbers"])
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     if dtype is not None:

@@ -168,7 +168,7 @@ _BY_PY: dict[type, DType] = {bool: bool_, int: int64, float: f32, complex: compl
 
 
 def as_dtype(x: object) -> DType:
-    """A DType from any spelling: a DType, a policy (its storage), a name, a numpy dtype, or a Python scalar type.
+    """A DType from any spelling: a DType, a policy (its storage), a name, a numpy or torch dtype, or a Python scalar type.
 
     Raises:
         TypeError: no element type is called that.
@@ -186,8 +186,9 @@ def as_dtype(x: object) -> DType:
     storage = getattr(x, "storage", None)
     if isinstance(storage, DType):
         return storage
+    library, _, called = str(x).partition(".")
     try:
-        found = _BY_NP.get(np.dtype(x))  # type: ignore[call-overload]
+        found = ALIASES.get(called) if library == "torch" else _BY_NP.get(np.dtype(x))  # type: ignore[call-overload]
     except TypeError:
         found = None
     if found is None:
