@@ -27,7 +27,7 @@ def test_every_spelling_is_one_dtype():
 def test_a_dtype_of_torch_is_a_spelling():
     torch = pytest.importorskip("torch")
     assert as_dtype(torch.float16) is dt.f16 and as_dtype(torch.long) is dt.int64
-    with pytest.raises(TypeError, match="no dtype for torch.qint8"):
+    with pytest.raises(TypeError, match=r"no dtype for torch\.qint8"):
         as_dtype(torch.qint8)
 
 
