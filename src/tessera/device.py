@@ -92,6 +92,12 @@ def devices() -> list[Device]:
     return [CPU, *(Device(f"gpu:{i}", m, simulated=True) for i, m in enumerate(SIM_DEVICES.get()))]
 
 
+def _intel(name: str) -> Device:
+    """One of Intel's OpenCL devices; they are looked for when they are named."""
+    from .runtime.opencl import compiler
+    return Device(name, compiler(name).device.name)
+
+
 def find(name: Any) -> Device:
     """The device called ``name``: ``"cpu"``, ``"gpu:0"``, ``"cuda"``, a model such as ``"H100"``, a number, or a device.
 
@@ -103,6 +109,8 @@ def find(name: Any) -> Device:
         return name
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ArgumentError("a device goes by a name or a number", expected='"cpu", "gpu:0", 0', received=repr(name)[:60])
+    if isinstance(name, str) and name.strip().lower().partition(":")[0] == "intel":
+        return _intel(_canonical(name))
     there = devices()
     for d in there:
         if d == name:
@@ -146,7 +154,7 @@ def device_of(x: Tensor) -> Device:
 
 def names_device(x: Any) -> bool:
     """True for what :func:`find` reads as a device, and no element type is called."""
-    return isinstance(x, Device) or (isinstance(x, str) and x.lower().partition(":")[0] in ("cpu", "gpu", *_KINDS))
+    return isinstance(x, Device) or (isinstance(x, str) and x.lower().partition(":")[0] in ("cpu", "gpu", "intel", *_KINDS))
 
 
 def to(x: Tensor, target: Any) -> Tensor:
@@ -164,7 +172,7 @@ def to(x: Tensor, target: Any) -> Tensor:
     if device.simulated:
         with device:
             return place(make(x._concrete("to(device)").copy()))  # type: ignore[no-any-return]
-    return make(MOVE["gpu"](x._concrete("to(device)"), str.__str__(device)))
+    return make(MOVE[device.partition(":")[0]](x._concrete("to(device)"), str.__str__(device)))
 
 
 def moved(cast: Callable[..., Any], x: Tensor, target: Any = None, *args: Any, device: Any = None, **kwargs: Any) -> Any:

@@ -67,6 +67,16 @@ def _to_gpu(a: np.ndarray[Any, Any], name: str) -> Any:
     return upload(driver.gpu(int(name.partition(":")[2] or 0)), a, as_dtype(a.dtype))
 
 
+def _intel_compiler(name: str) -> Any:
+    from .opencl import compiler
+    return compiler(name)
+
+
+def _to_intel(a: np.ndarray[Any, Any], name: str) -> Any:
+    from .opencl import upload
+    return upload(a, name)
+
+
 def _from_dlpack(x: Any) -> Any:
     from .dlpack import taken
     return taken(x)
@@ -78,6 +88,8 @@ def install() -> None:
     eager.COMPILER = _AtFirstUse()
     eager.DEVICES["gpu"] = _gpu_compiler
     placed.MOVE["gpu"] = _to_gpu
+    eager.DEVICES["intel"] = _intel_compiler
+    placed.MOVE["intel"] = _to_intel
     placed.TAKE = _from_dlpack
     threads = THREADS.get()
     if threads is not None:

@@ -26,7 +26,9 @@ from ..targets.intel.opencl import Block as Memory
 from ..targets.intel.opencl import OpenCL, devices
 from ..targets.simt.emit import Module, emit
 from ..tiling.assign import assign_layouts
+from ..tracing.placed import DeviceArray, placed_dtype
 from ..types.dims import evaluate, product
+from ..types.dtypes import DType, as_dtype
 from ..types.shapes import unify
 from .cache import key_of, source_hash
 from .failures import raise_failure
@@ -34,6 +36,29 @@ from .manifest import Manifest
 
 Array = np.ndarray[Any, Any]
 Ref = tuple[Any, int]  # (argument number, "arena", or an address of its own; bytes behind it)
+
+
+class IntelArray(DeviceArray):
+    """Memory of an OpenCL device."""
+
+    __slots__ = ("memory", "opencl")
+
+    def __init__(self, compiler: IntelCompiler, dtype: DType, shape: tuple[int, ...]):
+        self.opencl, self.shape, self.dtype = compiler.device, shape, placed_dtype(dtype, compiler.name)
+        self.memory = compiler.device.allocate(self.nbytes)
+        self.pointer = self.memory.address
+
+    def to_host(self) -> Array:
+        out = np.empty(self.shape, self.dtype.dtype.np)
+        self.opencl.read(self.pointer, out)
+        return out
+
+
+def upload(a: Array, device: str) -> IntelArray:
+    """A copy of a host array on a device."""
+    out = IntelArray(compiler(device), as_dtype(a.dtype), a.shape)
+    out.opencl.write(out.pointer, a)
+    return out
 
 
 @dataclass
@@ -65,6 +90,7 @@ class IntelCompiler:
         if number >= len(found):
             raise DeviceError(f"there is no device 'intel:{number}' here", expected=f"{len(found)} OpenCL devices of Intel",
                               hints=["pip install 'tessera-lang[intel]' brings the runtime that runs on CPUs"])
+        self.name = f"intel:{number}"
         self.device = OpenCL(found[number])
         self.machine = self.device.machine
         self.kernels: dict[tuple[str, bool], Kernel] = {}
@@ -115,13 +141,14 @@ def compiler(name: str = "intel:0") -> IntelCompiler:
 
 
 class Program:
-    """A compiled program: ``program(arrays)`` runs it on host arrays and returns host arrays."""
+    """A compiled program: ``program(arrays)`` runs it on arrays of the device (or of the host, which are copied) and returns
+    arrays of the device (of the host, where it was given none but those)."""
 
     def __init__(self, compiler: IntelCompiler, fn: Function):
         from ..scheduling import schedule
         from ..transforms.pipeline import optimize
         from .build import number_checks, one_launch
-        self.compiler, self.source = compiler, fn
+        self.compiler, self.fn = compiler, fn
         if fn.level == "tile":
             self.sched = one_launch(fn)
         else:
@@ -139,8 +166,24 @@ class Program:
 
     # -- what it came from ---------------------------------------------------------------------------------------------------
     def text(self, stage: str) -> str:
-        """Schedule IR as text."""
-        return str(self.sched)
+        """A stage's artefact as text."""
+        from .compiler import Compiler
+        return Compiler(self.compiler.machine).show(self.fn, stage)
+
+    @property
+    def schedule_ir(self) -> str:
+        """Schedule IR, as text."""
+        return self.text("sched")
+
+    @property
+    def tile_ir(self) -> str:
+        """Tile IR of every kernel, with its layouts, as text."""
+        return self.text("tile")
+
+    @property
+    def target_ir(self) -> str:
+        """LLVM IR of every kernel, as text."""
+        return self.text("ll")
 
     def report(self) -> list[str]:
         return []
@@ -160,30 +203,30 @@ class Program:
         return found
 
     # -- calling -------------------------------------------------------------------------------------------------------------
-    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
         """Run on ``arrays``, one for each input.
 
         Raises:
             ShapeError, DTypeError: an array is not what the program was compiled for.
             TesseraError: a run-time check failed.
         """
-        key = tuple([np.shape(a) for a in arrays])
+        key = tuple([a.shape for a in arrays])
         plan = self.plans.get(key)
         if plan is None:
             plan = self.plans[key] = Plan(self, self._bind(arrays))
         return plan(arrays)
 
-    def _bind(self, arrays: Sequence[Array]) -> dict[str, int]:
+    def _bind(self, arrays: Sequence[Any]) -> dict[str, int]:
         if len(arrays) != len(self.inputs):
-            raise ShapeError(f"{self.source.name!r} takes {len(self.inputs)} arrays, not {len(arrays)}")
+            raise ShapeError(f"{self.fn.name!r} takes {len(self.inputs)} arrays, not {len(arrays)}")
         env: dict[str, int] = {}
         wrong: list[int] = []
         for _ in range(2):  # a compound size may come before the names it is made of
             wrong = [i for i, (t, a) in enumerate(zip(self.inputs, arrays, strict=True))
-                     if t.rank != np.ndim(a) or unify(t.shape, np.shape(a), env) is not None]
+                     if t.rank != len(a.shape) or unify(t.shape, a.shape, env) is not None]
         if wrong:
-            raise ShapeError(f"argument {wrong[0]} of {self.source.name!r} has another shape", expected=str(self.inputs[wrong[0]]),
-                             received=str(list(np.shape(arrays[wrong[0]]))))
+            raise ShapeError(f"argument {wrong[0]} of {self.fn.name!r} has another shape", expected=str(self.inputs[wrong[0]]),
+                             received=str(list(arrays[wrong[0]].shape)))
         return env
 
 
@@ -323,29 +366,28 @@ class Plan:
         self.steps.append(step)
 
     # -- running -------------------------------------------------------------------------------------------------------------
-    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
-        device = self.device
-        held: list[Memory] = []
-        for i, (a, t) in enumerate(zip(arrays, self.program.inputs, strict=True)):
-            a = np.asarray(a)
-            if a.dtype != t.dtype.np:
-                raise DTypeError(f"argument {i} of {self.program.source.name!r} has another element type", expected=str(t.dtype),
-                                 received=str(a.dtype))
-            held.append(device.allocate(a.nbytes))
-            device.write(held[-1].address, a)
-        aliases = self.program.aliases
-        outs = [np.empty(shape, dtype.np) for dtype, shape in self.results]
-        made = [held[aliases[k]] if k in aliases else device.allocate(o.nbytes) for k, o in enumerate(outs)]
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+        inputs = [self._input(i, a) for i, a in enumerate(arrays)]
+        aliases, compiler = self.program.aliases, self.program.compiler
+        outs = [inputs[aliases[k]] if k in aliases else IntelArray(compiler, dtype, shape) for k, (dtype, shape) in enumerate(self.results)]
         if self.program.manifest.checks:
-            device.write(self.status.address, np.array([abi.STATUS_OK], np.uint64))
-        self._run(self.steps, [m.address for m in (*held, *made)])
-        for m, o in zip(made, outs, strict=True):
-            device.read(m.address, o)
-        for i in self.program.in_place:
-            device.read(held[i].address, arrays[i])
-        device.finish()
+            self.device.write(self.status.address, np.array([abi.STATUS_OK], np.uint64))
+        self._run(self.steps, [a.pointer for a in (*inputs, *outs)])
+        self.device.finish()
         self._settle()
-        return outs
+        if any(isinstance(a, IntelArray) for a in arrays):
+            return list(outs)
+        for i in self.program.in_place:
+            self.device.read(inputs[i].pointer, arrays[i])
+        return [o.to_host() for o in outs]
+
+    def _input(self, i: int, a: Any) -> IntelArray:
+        t = self.program.inputs[i]
+        received = a.dtype.dtype.np if isinstance(a, IntelArray) else a.dtype
+        if received != t.dtype.np:
+            raise DTypeError(f"argument {i} of {self.program.fn.name!r} has another element type", expected=str(t.dtype),
+                             received=str(received))
+        return a if isinstance(a, IntelArray) else upload(a, self.program.compiler.name)
 
     def _settle(self) -> None:
         """Raise the first failure of the run-time checks."""

@@ -96,8 +96,10 @@ def _opencl_thread(w: ThreadWriter) -> str:
 
 
 def _opencl_barrier(w: ThreadWriter) -> None:
-    w.declare("declare spir_func void @_Z7barrierj(i32) convergent")
-    w.line("call spir_func void @_Z7barrierj(i32 3)")
+    """A block of one sub-group needs that sub-group's barrier alone."""
+    name = "_Z7barrierj" if w.threads > w.warp_lanes else "_Z17sub_group_barrierj"
+    w.declare(f"declare spir_func void @{name}(i32) convergent")
+    w.line(f"call spir_func void @{name}(i32 3)")
 
 
 def _opencl_shuffle(w: ThreadWriter, value: str, lane: str) -> str:
