@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def _library() -> Any:
     except ImportError:
         raise DeviceError("there is no OpenCL here: pyopencl is not installed",
                           hints=["pip install 'tessera-lang[intel]'"]) from None
+    warnings.filterwarnings("ignore", category=pyopencl.CompilerWarning)  # remarks on every kernel that was vectorised
     return pyopencl
 
 
@@ -71,7 +73,7 @@ def devices() -> list[Any]:
         found = [d for p in cl.get_platforms() if "Intel" in p.name for d in p.get_devices()]
     except Exception:  # the loader reports a missing platform as an error of its own
         return []
-    found = [d for d in found if d.svm_capabilities and "fpga" not in d.name.lower()]
+    found = [d for d in found if d.svm_capabilities and "fpga" not in d.name.lower()]  # buffers are addresses
     return sorted(found, key=lambda d: d.type != cl.device_type.GPU)
 
 
