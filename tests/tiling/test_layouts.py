@@ -42,6 +42,7 @@ def layouts(draw: st.DrawFn, bits: int = 6, lanes: int = 3, warps: int = 1) -> L
     return Layout((bits - 3, 3), (("reg", tuple(rest[warps:])), ("lane", tuple(lane)), ("warp", tuple(rest[:warps]))))
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_layouts_reach_every_element_and_invert(layout: Layout) -> None:
     assert layout.surjective
@@ -53,11 +54,13 @@ def test_layouts_reach_every_element_and_invert(layout: Layout) -> None:
         assert layout.element(reg=place & ((1 << nr) - 1), lane=place >> nr & ((1 << nl) - 1), warp=place >> (nr + nl)) == e
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_text_round_trip(layout: Layout) -> None:
     assert Layout.parse(str(layout), (8, 8)) == layout
 
 
+@settings(deadline=None)
 @given(layouts())
 def test_transposed_reduced_and_clipped(layout: Layout) -> None:
     turned, summed, clipped = layout.permuted((1, 0)), layout.without(0), layout.clipped((2, 3))
