@@ -144,7 +144,8 @@ SPELLINGS = {
     "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs",
     "power": "pow", "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt",
     "greater_equal": "ge", "mm": "matmul", "bmm": "matmul", "clamp": "clip", "remainder": "mod", "floor_divide": "floor_div",
-    "arcsin": "asin", "arccos": "acos", "arctan": "atan",
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "movedim": "moveaxis",
+    "conv_transpose1d": "conv_transpose", "conv_transpose2d": "conv_transpose", "conv_transpose3d": "conv_transpose",
 }
 dtype = DType
 op = ops

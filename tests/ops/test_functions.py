@@ -10,6 +10,7 @@ import pytest
 from ways import WAYS, Way
 
 import tessera.ops as o
+from tessera.errors import ArgumentError, IndexOutOfRangeError, ShapeError
 from tessera.types import dtypes as dt
 
 RNG = np.random.default_rng(7)
@@ -28,6 +29,17 @@ def same(got: Any, want: Any, tol: float = 1e-5) -> None:
     want = np.asarray(want)
     assert got.dtype == want.dtype and got.shape == want.shape, (got.dtype, got.shape, want.dtype, want.shape)
     np.testing.assert_allclose(got.astype(np.float64) if got.dtype.kind == "f" else got, want, rtol=tol, atol=tol)
+
+
+def _group_norm(x: np.ndarray, groups: int, w: np.ndarray) -> np.ndarray:
+    y = x.reshape(len(x), groups, -1)
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+    return np.asarray(y.reshape(x.shape) * w[:, None] + w[:, None], np.float32)
+
+
+def _entropy(z: np.ndarray) -> np.ndarray:
+    p = 1 / (1 + np.exp(-z.astype(np.float64)))
+    return np.float32(np.mean(-p * np.log(p) - (1 - p) * np.log1p(-p)))
 
 
 X = f32(3, 4, 5)
@@ -135,7 +147,43 @@ CASES: dict[str, Case] = {
     "linear": (lambda x, w, b: o.linear(x, w, b), lambda x, w, b: x @ w + b, (f32(2, 3, 4), M, f32(6))),
     "diagonal": (lambda x: (o.diagonal(x, 0, 2), o.trace(x[0] if False else o.take(x, 0, 0))),
                  lambda x: (np.diagonal(x, 0, 0, 2), np.trace(x[0])), (X,)),
+    # what others have
+    "diag": (lambda v, m, i: [o.diag(a, k) for k in (-2, -1, 0, 1, 3) for a in (v, m, i)],
+             lambda v, m, i: [np.diag(a, k) for k in (-2, -1, 0, 1, 3) for a in (v, m, i)], (V, M, I[0])),
+    "unbind": (lambda x: o.unbind(x, 1), lambda x: [x[:, i] for i in range(4)], (X,)),
+    "diff": (lambda x, b: (o.diff(x), o.diff(x, 2, 0), o.diff(b, axis=0), o.diff(x, 0)),
+             lambda x, b: (np.diff(x), np.diff(x, 2, 0), np.diff(b, axis=0), x), (X, B)),
+    "kron": (lambda x, v: (o.kron(x, v), o.kron(v, x), o.kron(v, v)), lambda x, v: (np.kron(x, v), np.kron(v, x), np.kron(v, v)), (M, V)),
+    "stacks": (lambda x, v: (o.vstack([v, v]), o.hstack([x, x]), o.hstack([v, v]), o.vstack([x, x])),
+               lambda x, v: (np.vstack([v, v]), np.hstack([x, x]), np.hstack([v, v]), np.vstack([x, x])), (M, V)),
+    "lerp": (lambda x: o.lerp(x, o.mul(x, 3), 0.25), lambda x: x * np.float32(1.5), (X,)),
+    "index_select": (lambda x, i: o.index_select(x, 1, i), lambda x, i: x[:, i], (X, np.array([3, 0]))),
+    "nan_to_num": (lambda x: (o.nan_to_num(x), o.nan_to_num(x, 1, 2, 3)), lambda x: (np.nan_to_num(x), np.nan_to_num(x, True, 1, 2, 3)),
+                   (np.array([np.nan, np.inf, -np.inf, 1], np.float32),)),
+    "group_norm": (lambda x, w: o.group_norm(x, 2, w, w), lambda x, w: _group_norm(x, 2, w), (X, f32(4))),
+    "losses": (lambda z: (o.binary_cross_entropy_with_logits(z, o.sigmoid(z)), o.huber_loss(z, 0, "sum", 0.5)),
+               lambda z: (_entropy(z), np.where(abs(z) <= 0.5, z * z / 2, (abs(z) - 0.25) * 0.5).sum(dtype=np.float32)), (X,)),
+    "cosine": (lambda x: o.cosine_similarity(x, o.abs(x), 1),
+               lambda x: (x * abs(x)).sum(1) / (np.linalg.norm(x, axis=1) ** 2), (X,)),
 }
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda x: o.diag(x), ShapeError, "takes a vector or a matrix"), (lambda x: o.unbind(x, 5), IndexOutOfRangeError, "axis 5"),
+    (lambda x: o.group_norm(x, 3), ShapeError, "cannot split 4 channels into 3 groups"),
+    (lambda x: o.diff(x, -1), ArgumentError, "0 times or more"),
+    (lambda x: o.index_select(x, 1), ArgumentError, "needs the slices' numbers"),
+    (lambda x: o.binary_cross_entropy_with_logits(x, x[0]), ShapeError, "another shape"),
+    (lambda x: o.huber_loss(x, x, "men"), ArgumentError, "not 'men'"),
+])
+def test_what_familiar_functions_refuse(call: Callable[..., Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(o.add(X, 0))
+
+
+def test_extreme_logits_have_finite_losses() -> None:
+    loss = o.binary_cross_entropy_with_logits(np.array([1e4, -1e4, 1e4], np.float32), np.array([1, 0, 0], np.float32), "none")
+    assert np.asarray(loss).tolist() == [0, 0, 1e4]
 
 
 @pytest.mark.parametrize("name", CASES)
