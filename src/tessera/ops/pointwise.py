@@ -194,9 +194,9 @@ def _div_vjp(x: Applied, gs: Sequence[Any]) -> list[Any]:
 
 
 def _pow_by_base(x: Applied) -> Any:
-    """y * x**(y - 1), and 0 for y = 0 even where x is 0."""
+    """y * x**(y - 1), and 0 for y = 0 even where x is 0; there alone the exponent is another, so that the derivative by y is right."""
     base, y = x.operands
-    return mul(y, pow(base, where(eq(y, 0), 1.0, sub(y, 1.0))))
+    return mul(y, pow(base, where(logical_and(eq(y, 0), eq(base, 0)), 1.0, sub(y, 1.0))))
 
 
 def _pow_by_exponent(x: Applied) -> Any:

@@ -184,7 +184,9 @@ class Fusion:
         env = {axis_name(k): e for k, e in enumerate(index)}
         p.ranges.update(s.ranges)
         for a in s.accesses:
-            below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic, depth=c.depth + 1)
+            loops = tuple([n for n in s.ranges if n.startswith("$r")]) if a.reduced else c.loops
+            below = Context(False, c.reduced or a.reduced, c.guarded or a.guarded, c.dynamic or a.dynamic, depth=c.depth + 1,
+                            loops=loops)
             source = v.op.operands[a.operand]
             if below.reduced or below.guarded or below.dynamic:
                 below = replaced(below, path=(*c.path, source), contracted=c.contracted or v.op.name == "dot_general")
@@ -238,13 +240,18 @@ class Fusion:
         """Points at which a kernel computes ``v`` there; None: once a row."""
         if p.inner and self._axes(p, index) <= set(p.grid) and not self._inner_names(index):
             return None
-        inner = self._inner_names(index)
-        return product([*(p.shape[k] for k in p.grid), *(p.ranges[n] for n in sorted(inner))]) if inner else \
+        inner = self._reducing(p, index, v)
+        return product([*(p.shape[k] for k in p.grid), *(p.ranges[n] for n in inner)]) if inner else \
             product(p.shape)
 
-    def _loops(self, p: Plan, index: Index) -> list[str]:
+    def _reducing(self, p: Plan, index: Index, v: Value) -> list[str]:
+        """The loops of the reduction around a place that mentions one of them: all of them are one nest."""
+        inner = self._inner_names(index)
+        return sorted(inner.union(p.visits[v][index].loops)) if inner else []
+
+    def _loops(self, p: Plan, index: Index, v: Value) -> list[str]:
         """The loops around a place."""
-        inner = sorted(self._inner_names(index))
+        inner = self._reducing(p, index, v)
         axes = p.grid if inner else (*p.grid, *p.inner)
         return [axis_name(k) for k in axes] + inner
 
@@ -266,7 +273,7 @@ class Fusion:
                 points = self._space(p, i, v)
                 if points is None:
                     points = product(p.shape[k] for k in p.grid)
-                if points != v.type.size and not (indices[i].guarded and injective(i, p.ranges, self._loops(p, i))):
+                if points != v.type.size and not (indices[i].guarded and injective(i, p.ranges, self._loops(p, i, v))):
                     raise Materialise(v)
 
     def _check_repeats(self, p: Plan) -> None:
@@ -310,7 +317,7 @@ class Fusion:
         loops = [axis_name(k) for k in p.grid]
         if self._axes(p, index) - set(p.grid):
             loops += [axis_name(k) for k in p.inner]
-        loops += sorted(self._inner_names(index))
+        loops += self._reducing(p, index, v)
         return covers(index, v.type.shape, [(n, p.ranges[n]) for n in loops])
 
     def _choose_scratch(self, p: Plan) -> None:
@@ -342,6 +349,7 @@ class Context:
     dynamic: bool = False
     contracted: bool = False  # inside a product computed element by element
     depth: int = 0
+    loops: tuple[str, ...] = ()  # of the innermost reduction around it
     path: tuple[Value, ...] = ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..errors import CompileError
 from ..ir.core import Block, Op, Value
 from ..ops.table import OPS
 from ..types.dims import Dim, DimLike, product, substitute
@@ -58,6 +59,9 @@ class KernelBuilder:
             value, root = plan.scratch
             tracer.stored[value] = Stored(home[root])
         self._trace(tracer, plan, home, loops, inner, place)
+        lost = [] if place is not None else [v for v in plan.side if tracer.stored[v].scope is None]
+        if lost:
+            raise CompileError(f"the kernel {label!r} does not store {lost[0]!r}, which later kernels read")
         outer = list(tracer.operands)
         block.ops.append(Op("yield"))
         grid = tuple((loops[k], plan.shape[k]) for k in plan.grid)

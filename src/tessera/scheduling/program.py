@@ -208,6 +208,10 @@ class BlockScheduler:
         raise CompileError(f"the fusion of {roots[0]!r} does not settle")
 
     def _kernel(self, v: Value) -> None:
+        if v.type.size == 0:  # nothing to compute
+            self.buffers[v] = self.place(v)
+            self.position[v] = -1
+            return
         plan = self._plan([v])
         if self.ready(v):  # a kernel made for a dependency stored it on the side
             return

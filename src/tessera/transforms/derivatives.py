@@ -200,7 +200,7 @@ def value_and_gradient(what: str, fn: Callable[..., Any], args: Sequence[Any], k
     def call(leaves: list[Tensor]) -> Any:
         out = fn(*inputs.rebuild(leaves), **kwargs)
         if not has_aux:
-            return out
+            return lift(out) if type(out) in (int, float, complex) else out  # a constant function
         if not isinstance(out, tuple) or len(out) != 2:
             raise DerivativeError(f"{what}(has_aux=True) of {name!r}, which returns a {type(out).__name__}", expected="(loss, aux)",
                                   received=repr(type(out).__name__), hints=["Return a pair, or leave has_aux out"])
@@ -337,9 +337,10 @@ def matched(what: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[
         DerivativeError, ShapeError: they do not match.
     """
     leaves, tree = optree.tree_flatten(primals)
-    others, form = optree.tree_flatten(tangents)
-    if tree != form:
-        raise DerivativeError(f"{what}(): tangents do not have the structure of primals", expected=str(tree), received=str(form))
+    others = beside(tree, tangents)
+    if others is None:
+        raise DerivativeError(f"{what}(): tangents do not have the structure of primals", expected=str(tree),
+                              received=str(optree.tree_structure(tangents)))
     xs, ts = [], []
     for i, (x, t) in enumerate(zip(leaves, others, strict=True)):
         xs.append(lift(x))
@@ -347,9 +348,18 @@ def matched(what: str, primals: Any, tangents: Any) -> tuple[list[Tensor], list[
     return xs, ts, tree
 
 
+def beside(tree: Any, values: Any) -> list[Any] | None:
+    """The leaves of ``values`` in the places of a tree's leaves, where None stands for a zero; None if the structures differ."""
+    try:
+        found: list[Any] = tree.flatten_up_to(values)
+    except ValueError:
+        return None
+    return found if all(v is None or optree.tree_is_leaf(v) for v in found) else None
+
+
 def tangent_for(what: str, x: Tensor, t: Any, i: int, kind: str = "tangent", of: str = "primal") -> Tensor | None:
-    """A tangent in its primal's dtype; None for what has none (an integer's)."""
-    if not x.dtype.is_inexact:
+    """A tangent in its primal's dtype; None for what has none (an integer's), or is given none."""
+    if t is None or not x.dtype.is_inexact:
         return None
     made = lift(t)
     if made.type.shape != x.type.shape:
@@ -377,7 +387,7 @@ class Pushed:
 
 
 def jvp(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
-    """``f(*primals)``, and its derivative in the direction of ``tangents`` (one for each primal, of its form).
+    """``f(*primals)``, and its derivative in the direction of ``tangents`` (one for each primal, of its form; None for a zero).
 
     Raises:
         DerivativeError, ShapeError: primals and tangents do not match.

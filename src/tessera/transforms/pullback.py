@@ -17,8 +17,8 @@ from ..ir.core import Function
 from ..tracing.function import TracedFunction
 from ..tracing.recorder import lift
 from ..tracing.tensor import Tensor
-from .derivatives import Pulled, name_of, tangent_for
-from .replay import Body, Replay, as_recorded, record_body
+from .derivatives import Pulled, beside, name_of, tangent_for
+from .replay import Body, Replay, as_recorded, record_body, zeros
 
 
 class Form:
@@ -68,10 +68,10 @@ class Form:
         Raises:
             DerivativeError, ShapeError: it does not have the result's form.
         """
-        leaves, tree = optree.tree_flatten(g)
-        if tree != self.out_tree:
+        leaves = beside(self.out_tree, g)
+        if leaves is None:
             raise DerivativeError("the pullback takes a cotangent of the result's structure", expected=str(self.out_tree),
-                                  received=str(tree))
+                                  received=str(optree.tree_structure(g)))
         return [tangent_for("pullback", o, x, i, "cotangent", "result") for i, (x, o) in enumerate(zip(leaves, outs, strict=False))]
 
     def shaped(self, found: Sequence[Tensor]) -> Any:
@@ -124,7 +124,7 @@ def split(fn: Callable[..., Any], primals: Sequence[Any], has_aux: bool) -> Any:
 
     def pullback(g: Any) -> Any:
         gs = form.cotangents(g, outs)
-        return form.shaped(program([gs[i] for i in at], residuals))
+        return form.shaped(program([zeros(outs[i].type) if gs[i] is None else gs[i] for i in at], residuals))
 
     value = form.value(outs)
     return (value, pullback, form.extras(outs)) if has_aux else (value, pullback)
