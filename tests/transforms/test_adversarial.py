@@ -15,7 +15,7 @@ def scalar(f):
 
 
 WRAPS = {"grad": lambda f: ts.grad(scalar(f)), "value_and_grad": lambda f: lambda x: ts.value_and_grad(scalar(f))(x)[1],
-         "jacfwd": ts.jacfwd, "jacrev": ts.jacrev, "checkpoint": ts.checkpoint, "jit": ts.jit, "vmap": lambda f: ts.vmap(f)}
+         "jacfwd": ts.jacfwd, "jacrev": ts.jacrev, "checkpoint": ts.checkpoint, "jit": ts.jit, "vmap": ts.vmap}
 
 
 @pytest.mark.parametrize("order", [o for o in itertools.product(WRAPS, repeat=2)], ids=" ".join)

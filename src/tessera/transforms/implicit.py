@@ -82,9 +82,10 @@ def _found(solver: Callable[..., Any], f: Callable[..., Any], x0: Any, args: Seq
     except (TypeError, ValueError):
         most = 100
     start = lift(x0)
+    still = 4 * float(start.dtype.finfo.eps)
 
     def go_on(x: Tensor, last: Tensor) -> Any:
-        return pw.logical_not(rd.all(pw.isclose(x, last)))
+        return rd.any(pw.abs(x - last) > still * pw.maximum(pw.abs(x), 1.0))
 
     first = f(start)
     return while_loop(go_on, lambda x, last: (f(x), x), (first, start), max_iterations=max(0, int(most) - 1))[0]
