@@ -18,7 +18,7 @@ WRAPS = {"grad": lambda f: ts.grad(scalar(f)), "value_and_grad": lambda f: lambd
          "jacfwd": ts.jacfwd, "jacrev": ts.jacrev, "checkpoint": ts.checkpoint, "jit": ts.jit, "vmap": ts.vmap}
 
 
-@pytest.mark.parametrize("order", [o for o in itertools.product(WRAPS, repeat=2)], ids=" ".join)
+@pytest.mark.parametrize("order", list(itertools.product(WRAPS, repeat=2)), ids=" ".join)
 def test_transformations_of_a_gradient_in_any_order(order):
     """Of a sum over elements all derivatives are diagonal, so that every order reduces to a power of d/dx, elementwise."""
     f = lambda x: ts.sin(x) * ts.exp(x)  # the nth derivative is 2**(n/2) exp(x) sin(x + n pi/4)

@@ -20,7 +20,9 @@ from ..ops import reduction as rd
 from ..tracing.control import while_loop
 from ..tracing.recorder import STATE, bind, lift
 from ..tracing.tensor import Tensor
-from .derivatives import basis, grad, jvp
+from .derivatives import basis, grad, jvp, name_of
+from .pullback import replayed
+from .replay import record_body
 from .vmap import vmap
 
 
@@ -70,6 +72,7 @@ def _found(solver: Callable[..., Any], f: Callable[..., Any], x0: Any, args: Seq
     from ..errors import TracingError
     trace = STATE.trace
     assert trace is not None
+    f = _constant(f, x0)
     ops = len(trace.builder.block.ops)
     try:
         return solver(f, x0, *args, **kwargs)
@@ -89,6 +92,18 @@ def _found(solver: Callable[..., Any], f: Callable[..., Any], x0: Any, args: Seq
 
     first = f(start)
     return while_loop(go_on, lambda x, last: (f(x), x), (first, start), max_iterations=max(0, int(most) - 1))[0]
+
+
+def _constant(f: Callable[..., Any], x0: Any) -> Callable[..., Any]:
+    """``f`` with what it captures held constant, so that no derivative keeps the steps of a solver."""
+    body = record_body(name_of(f), lambda ts: f(ts[0]), [lift(x0)])
+    given = [bind("stop_gradient", t) for t in body.given]
+
+    def held(x: Any) -> Any:
+        t = lift(x)
+        return body.result(replayed(body.graph, [t, *given])) if t.type == body.graph.args[0].type else f(x)
+
+    return held
 
 
 def _attached(f: Callable[..., Any], x: Any) -> Any:
