@@ -83,3 +83,13 @@ def test_powers_by_both_arguments_where_the_exponent_is_zero():
     (aa, ab), (ba, bb) = ts.hessian(f, argnums=(0, 1))(ts.tensor(np.array([2.0])), ts.tensor(np.array([0.0])))
     assert float(aa.sum()) == 0 and float(ab.sum()) == 0.5 == float(ba.sum()) and abs(float(bb.sum()) - np.log(2) ** 2) < 1e-12
     assert ts.grad(f)(ts.tensor(np.zeros(1)), ts.tensor(np.zeros(1))).tolist() == [0]
+
+
+def test_numbers_of_a_named_dtype_are_rounded_once():
+    """A gradient's error in f64 must not be that of a constant that went through f32."""
+    made = [ts.tensor(0.3, dtype=ts.f64), ts.jit(lambda: ts.tensor(0.3, dtype=ts.f64))(), ts.tensor([[0.3]], dtype=ts.f64)[0, 0],
+            ts.asarray(0.3, dtype=ts.f64), ts.grad(lambda x: (x * ts.tensor(0.3, dtype=ts.f64)).sum())(ts.ones(1, dtype=ts.f64))[0]]
+    assert [float(t) for t in made] == [0.3] * 5
+    assert complex(ts.tensor(0.1 + 0.2j, dtype=ts.c128).numpy()) == 0.1 + 0.2j
+    assert ts.tensor(0.3).dtype is ts.f32 and ts.tensor([1, 2], dtype=ts.int8).dtype is ts.int8
+    assert ts.tensor(1 + 2.0 ** -9, dtype=ts.bf16).tolist() == ts.tensor(1 + 2.0 ** -9).to(ts.bf16).tolist()

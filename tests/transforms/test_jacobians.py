@@ -114,10 +114,38 @@ def test_the_value_form_and_modules():
 
     by_module, by_scope, by_h = step(x)
     functional = ts.grad(lambda m, x: (m(x) ** 2).mean())(m, x)
-    for k, other in zip(("w", "b"), by_scope, strict=True):
+    assert sorted(by_scope) == ["b", "w"]
+    for k in ("w", "b"):
         assert np.allclose(by_module[k].numpy(), functional[k].numpy(), rtol=1e-14)
-        assert np.allclose(by_module[k].numpy(), by_scope[other].numpy(), rtol=1e-14)
+        assert np.allclose(by_module[k].numpy(), by_scope[k].numpy(), rtol=1e-14)
     assert np.allclose(by_h.numpy(), 2 * m(x).numpy() / 6)
+
+
+def test_gradients_in_scope_are_named_as_the_model_names_its_parameters():
+    class Two(ts.nn.Module):
+        def __init__(self):
+            self.first, self.second = Affine(), Affine()
+            self.unused = ts.nn.Parameter(np.ones(2))
+
+        def forward(self, x):
+            return self.first(x) @ ts.ones(2, 4, dtype=ts.f64) + self.second(x) @ ts.ones(2, 4, dtype=ts.f64)
+
+        @ts.jit
+        def step(self, x):
+            return ts.grad((self(x) ** 2).sum())
+
+    model, scale, x = Two(), ts.tensor(2.0), ts.tensor(np.ones((3, 4)))
+    names = [n for n, _ in model.named_parameters()]
+    want = ts.grad(lambda m, x: (m(x) ** 2).sum())(model, x)
+    grads = ts.jit(lambda x: ts.grad((model(x) ** 2).sum()))(x)
+    assert sorted(grads) == sorted(set(names) - {"unused"})
+    assert all(np.array_equal(grads[n].numpy(), want[n].numpy()) for n in grads)
+    assert sorted(ts.jit(lambda x: ts.grad((model(x) * scale).sum()))(x)) == ["captured0", *sorted(grads)]
+    other = Affine()
+    both = ts.jit(lambda x: ts.grad((model.first(x) * other(x)).sum()))(x)
+    assert sorted(both) == ["b", "first.b", "first.w", "w"]
+    rival = Affine()
+    assert sorted(ts.jit(lambda x: ts.grad((rival(x) * other(x)).sum()))(x)) == ["other.b", "other.w", "rival.b", "rival.w"]
 
 
 def test_parameters_that_the_function_owns():

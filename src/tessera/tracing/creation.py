@@ -282,6 +282,8 @@ def _stack_nested(x: Any, want: DType | None) -> Tensor:
 
 def asarray(data: Any, dtype: Any = None) -> Tensor:
     """``data`` as a tensor; shares memory where it can."""
+    if dtype is not None and isinstance(data, bool | int | float | complex | list | tuple):
+        return tensor(data, dtype)
     t = lift(data)
     return t if dtype is None else t.to(dtype)
 

@@ -349,7 +349,7 @@ def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     if isinstance(x, np.ndarray | np.generic) or hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
         a = np.asarray(x)
     elif isinstance(x, list | tuple | range | bool | int | float | complex):
-        a = _from_python(x)
+        a = _from_python(x, exact=dtype is not None)
     elif hasattr(x, "__dlpack__"):
         a = np.from_dlpack(x)
     else:
@@ -370,7 +370,8 @@ def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
     return a
 
 
-def _from_python(x: Any) -> np.ndarray[Any, Any]:
+def _from_python(x: Any, exact: bool) -> np.ndarray[Any, Any]:
+    """Numbers as an array of the default dtype; ``exact``: as Python has them, for a conversion that rounds once."""
     if isinstance(x, list | tuple) and any(isinstance(v, Tensor) for v in x):
         x = [np.asarray(v) if isinstance(v, Tensor) else v for v in x]
     try:
@@ -382,7 +383,7 @@ def _from_python(x: Any) -> np.ndarray[Any, Any]:
     if a.dtype == np.object_:
         raise DTypeError("these values are not all numbers", received=repr(x)[:80],
                          hints=["Integers must fit into 64 bits"])
-    if isinstance(x, list | tuple) and _holds_arrays(x):
+    if exact or (isinstance(x, list | tuple) and _holds_arrays(x)):
         return a
     want = _DEFAULT_NP.get(a.dtype.kind)
     return a if want is None or a.dtype == want else a.astype(want)

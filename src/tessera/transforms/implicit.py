@@ -20,6 +20,7 @@ from ..ops import reduction as rd
 from ..tracing.control import while_loop
 from ..tracing.recorder import STATE, bind, lift
 from ..tracing.tensor import Tensor
+from .custom import custom_jvp
 from .derivatives import basis, grad, jvp, name_of
 from .pullback import replayed
 from .replay import record_body
@@ -107,17 +108,42 @@ def _constant(f: Callable[..., Any], x0: Any) -> Callable[..., Any]:
 
 
 def _attached(f: Callable[..., Any], x: Any) -> Any:
-    """``x`` with the derivative of the fixed point: dx = (1 - df/dx)^-1 df, by one implicit step at ``x``."""
+    """``x`` with the derivative of the fixed point."""
     point = lift(x)
-    moved = f(point)
-    if moved.type.shape != point.type.shape:
-        raise ShapeError("f changes the shape of its argument: it has no fixed point", expected=str(point.type), received=str(moved.type))
 
-    def residual_step(v: Tensor) -> Tensor:
-        out: Tensor = v - jvp(f, (point,), (v,))[1]
+    def residual(x: Tensor) -> Tensor:
+        moved = f(x)
+        if moved.type.shape != x.type.shape:
+            raise ShapeError("f changes the shape of its argument: it has no fixed point", expected=str(x.type), received=str(moved.type))
+        out: Tensor = x - moved
         return out
 
-    return point + solved(residual_step, moved - bind("stop_gradient", moved))
+    return root(residual, point)
+
+
+def root(residual: Callable[[Tensor], Tensor], found: Tensor) -> Tensor:
+    """A solution of ``residual(x) = 0`` with its derivatives, by what the residual captures: dx = -(dF/dx)^-1 dF.
+
+    The rule evaluates both at the solution itself, which has this rule again: derivatives of any order are right.
+    """
+    body = record_body("residual", lambda ts: residual(ts[0]), [found])
+
+    def at(x: Tensor, given: Sequence[Tensor]) -> Tensor:
+        return replayed(body.graph, [x, *given])[0]
+
+    @custom_jvp
+    def solution(x: Tensor, *given: Tensor) -> Tensor:
+        return bind("stop_gradient", x)  # type: ignore[no-any-return]
+
+    @solution.defjvp
+    def rule(primals: Sequence[Tensor], tangents: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        start, *given = primals
+        x = solution(start, *given)
+        moved = jvp(lambda *given: at(x, given), tuple(given), tuple(tangents[1:]))[1]
+        return x, -solved(lambda v: jvp(lambda x: at(x, given), (x,), (v,))[1], moved)
+
+    out: Tensor = solution(found, *body.given) if body.given else found
+    return out
 
 
 # -- minimisers ----------------------------------------------------------------------------------------------------------------------
@@ -144,9 +170,7 @@ def minimise(fn: Callable[[Any], Any], init: Any, *, max_iterations: int = 200, 
     if STATE.trace is not None:
         point = bind("stop_gradient", program(bind("stop_gradient", start)))
         g = grad(fn, batched=False)
-        residual = g(point)
-        step = solved(lambda v: jvp(g, (point,), (v,))[1], residual - bind("stop_gradient", residual))
-        return point - step
+        return root(g, point)
     from ..tracing.function import TracedFunction
     return TracedFunction(program, kind="optimize")(start)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import optree
 
 from ..errors import DerivativeError
+from ..errors.frames import GENERATED, PACKAGE
 from ..ir.core import Op, Value, free_values
+from ..tracing.function import TracedFunction
 from ..tracing.parameters import owned_parameters
 from ..tracing.recorder import STATE, Trace
 from ..tracing.tensor import Tensor, Traced, make
@@ -18,7 +21,8 @@ from .reverse import Cotangents, Reverse
 
 def gradient_of(loss: Tensor, wrt: Any = None) -> Any:
     """The gradient of ``loss`` by ``wrt``: a tensor, a tree of them, a module (a dict by parameter name), or None: all parameters in
-    scope, by name (those that the function owns, then other captured tensors).
+    scope, by name (those that the function owns; those of modules that the calling code names, under the modules' own names; other
+    captured tensors).
 
     Raises:
         DerivativeError: outside a traced function; of a tensor that is no floating-point scalar; by integers.
@@ -65,9 +69,40 @@ def _inputs(trace: Trace, wrt: Any) -> tuple[list[Tensor], Any]:
 def _in_scope(trace: Trace) -> dict[str, Tensor]:
     named = {n: t for n, t in owned_parameters().items() if t.dtype.is_inexact}
     taken = {id(t) for t in named.values()}
-    others = [t for t in trace.captured if isinstance(t, Tensor) and id(t) not in taken and t.dtype.is_inexact]
-    named.update({f"captured{i}": t for i, t in enumerate(others)})
+    met: dict[int, Tensor] = {}
+    inner: Trace | None = trace
+    while inner is not None:
+        met.update((id(t), t) for t in inner.captured if isinstance(t, Tensor) and id(t) not in taken and t.dtype.is_inexact
+                   and type(t._p) is not Traced)
+        inner = inner.parent
+    modules = _modules()
+    held = [(who, dict(module.named_parameters())) for who, module in modules]
+    held = [(who, parameters) for who, parameters in held if any(id(t) in met for t in parameters.values())]
+    names = [n for _, parameters in held for n in parameters]
+    for who, parameters in held:
+        unique = all(names.count(n) == 1 and n not in named for n in parameters)
+        for n, t in parameters.items():
+            if met.pop(id(t), None) is not None:
+                named[n if unique else f"{who}.{n}"] = t
+    named.update({f"captured{i}": t for i, t in enumerate(met.values())})
     return named
+
+
+def _modules() -> list[tuple[str, Any]]:
+    """(name, module) of the modules that the user's frames name; one that is part of another is left to it."""
+    found: dict[int, tuple[str, Any]] = {}
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith((PACKAGE, GENERATED)) and code.co_name != "<module>":
+            used = {n: frame.f_globals[n] for n in code.co_names if n in frame.f_globals}
+            for name, value in [*frame.f_locals.items(), *used.items()]:
+                if callable(getattr(type(value), "named_parameters", None)) and not isinstance(value, TracedFunction):
+                    found.setdefault(id(value), (name, value))
+        frame = frame.f_back
+    held = [{id(t) for _, t in m.named_parameters()} for _, m in found.values()]
+    part = [any(mine < other or (mine == other and j < i) for j, other in enumerate(held)) for i, mine in enumerate(held)]
+    return [pair for pair, inside in zip(found.values(), part, strict=True) if not inside]
 
 
 def _visible(trace: Trace) -> list[Op]:
