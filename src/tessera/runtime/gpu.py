@@ -10,6 +10,7 @@ A plan of several launches is recorded as a CUDA graph at its second call; later
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from ..ops.table import OPS
 from ..targets.cpu import abi
 from ..targets.cpu.program import _callee_sizes, arena_bytes, reachable
 from ..targets.nvidia import driver, kernels
-from ..tracing.placed import DeviceArray, placed_dtype
+from ..tracing.placed import DeviceArray, PlacedDType, placed_dtype
 from ..types.dims import evaluate
 from ..types.dtypes import DType
 from ..types.shapes import unify
@@ -55,12 +56,27 @@ class GpuArray(DeviceArray):
         if not getattr(self, "borrowed", True) and not finalizing():
             self.gpu.free(self.pointer, self.stream)
 
+    @classmethod
+    def fresh(cls, gpu: driver.Gpu, dtype: PlacedDType, shape: tuple[int, ...], block: int, stream: driver.Stream) -> GpuArray:
+        """An array in a block of a size that the pool hands out; for results, which are made at every call."""
+        made = cls.__new__(cls)
+        made.gpu, made.dtype, made.shape, made.stream, made.keep, made.borrowed = gpu, dtype, shape, stream, None, False
+        held = stream.blocks.get(block)
+        if held:
+            made.pointer = pointer = held.pop()
+            stream.held -= block
+            stream.sizes[pointer] = block
+        else:
+            made.pointer = gpu.allocate(block, stream)
+        return made
+
     def to_host(self) -> np.ndarray[Any, Any]:
-        out = np.empty(self.shape, self.dtype.dtype.np)
+        kind = self.dtype.dtype
+        out = np.empty(self.shape, _stored(kind))
         self.gpu.enter()
         self.gpu.download(out.ctypes.data, self.pointer, self.nbytes, self.gpu.stream)
         settle(self.gpu)
-        return out
+        return out if out.dtype == kind.np else out.astype(kind.np)
 
     def cuda_interface(self) -> dict[str, Any]:
         kind = self.dtype.dtype
@@ -78,9 +94,14 @@ class GpuArray(DeviceArray):
         return capsule(self)
 
 
+def _stored(dtype: DType) -> Any:
+    """NumPy's type of an element in device memory: 4-bit integers are extended to a byte, whatever the host keeps in its upper half."""
+    return dtype.np if dtype.bits != 4 or not dtype.is_integer else np.int8 if dtype.kind == "int" else np.uint8
+
+
 def upload(gpu: driver.Gpu, a: np.ndarray[Any, Any], dtype: DType) -> GpuArray:
     """A copy of a host array on a device."""
-    dense = np.ascontiguousarray(a)
+    dense = np.ascontiguousarray(a).astype(_stored(dtype), copy=False)
     out = GpuArray(gpu, dtype, dense.shape if a.ndim else ())
     gpu.upload(out.pointer, dense.ctypes.data, dense.nbytes, out.stream)
     return out
@@ -258,6 +279,8 @@ class Plan:
         self.gpu.enter()
         f = program.sched
         self.results = [(t.dtype, tuple(int(evaluate(d, env)) for d in t.shape)) for t in program.outputs]
+        place = f"gpu:{self.gpu.number}"
+        self.made = [(placed_dtype(d, place), s, driver.block_size(d.itemsize * math.prod(s))) for d, s in self.results]
         self.arena = self.gpu.allocate(max(ALIGN, int(evaluate(arena_bytes(f), env))), stream)
         self.constants: list[GpuArray] = []
         self.scratch = 0
@@ -412,7 +435,8 @@ class Plan:
         gpu = self.gpu
         inputs = [a if a.__class__ is GpuArray and a.pointer & 15 == 0 else self._brought(a, i) for i, a in enumerate(arrays)]
         aliases = self.program.aliases
-        outs = [inputs[aliases[k]] if k in aliases else GpuArray(gpu, d, s) for k, (d, s) in enumerate(self.results)]
+        stream, fresh = self.stream, GpuArray.fresh
+        outs = [inputs[aliases[k]] if k in aliases else fresh(gpu, d, s, n, stream) for k, (d, s, n) in enumerate(self.made)]
         pointers = [a.pointer for a in (*inputs, *outs)]
         if self.checked:
             self.status = gpu.allocate(8, self.stream)

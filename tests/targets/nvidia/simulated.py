@@ -16,6 +16,9 @@ class Stream:
     number = 1
     handle = 1
 
+    def __init__(self):
+        self.blocks, self.sizes, self.held = {}, {}, 0
+
     def synchronize(self):
         """Nothing is ever pending."""
 

@@ -109,3 +109,12 @@ def test_complaints_are_read_off_the_assemblers_report():
     bad = "ptxas info : (C7508) Potential Performance Loss: 'setmaxnreg' ignored"
     assert kernels.complaints(good) == []
     assert len(kernels.complaints(f"{good}\n{bad}\n 24 bytes stack frame, 20 bytes spill stores, 40 bytes spill loads")) == 2
+
+
+def test_a_guarded_vector_stays_at_a_multiple_of_its_size():
+    """Lanes outside read the buffer's last vector, not its last element."""
+    block = Block([BufferType(f32, (M, 100)), BufferType(f32, (M, 100))])
+    module = kernels.lower(row_program(Op("template", block.args, (), {"template": "row", "op": "softmax", "axis": -1, "outs": (1,)}), 32,
+                                       {"M": 5}), NVIDIA_SM90)
+    assert "load <4 x float>" in module.text
+    assert re.search(r"sub i64 %v\d+, 4\n", module.text) and not re.search(r"sub i64 %v\d+, 1\n", module.text)

@@ -65,7 +65,7 @@ KEPT_BYTES = 1 << 33
 """Memory that a stream keeps for its own reuse; more goes back to the driver's pool."""
 
 
-def _block(nbytes: int) -> int:
+def block_size(nbytes: int) -> int:
     """The size of the block that serves ``nbytes``: at most an eighth larger."""
     if nbytes <= 512:
         return 512
@@ -141,7 +141,7 @@ class Gpu:
     def allocate(self, nbytes: int, stream: Stream | None = None) -> int:
         """Memory usable by what follows in the stream: a block that the stream has given back, else from the driver's pool."""
         s = stream or self.stream
-        size = _block(nbytes)
+        size = block_size(nbytes)
         held = s.blocks.get(size)
         if held:
             pointer = held.pop()
@@ -286,9 +286,14 @@ class Parameters:
         self.address = ctypes.addressof(self.table)
 
 
+@functools.cache
+def _launcher() -> Any:
+    return api().cuLaunchKernel
+
+
 def launch(function: Any, blocks: int, threads: int, shared: int, stream: Stream, parameters: Parameters) -> None:
     """Start a kernel; its cluster's shape is part of its code."""
-    code, = api().cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared, stream.handle, parameters.address, 0)
+    code, = _launcher()(function, blocks, 1, 1, threads, 1, 1, shared, stream.handle, parameters.address, 0)
     if code:
         raise CudaError(f"cuLaunchKernel: {code}")
 
@@ -329,5 +334,5 @@ class Graph:
         return list(found)
 
 
-__all__ = ["Code", "CudaError", "Event", "Gpu", "Graph", "Parameters", "Stream", "api", "call", "count", "gpu", "launch",
+__all__ = ["Code", "CudaError", "Event", "Gpu", "Graph", "Parameters", "Stream", "api", "block_size", "call", "count", "gpu", "launch",
            "map_bytes", "tensor_map"]

@@ -120,12 +120,12 @@ class Access:
             at = at + index[t] * self.strides[axis]
         return self.e.w.dim(at)
 
-    def address(self, register: int, test: str | None = None) -> str:
-        """The address of a register's element; where the test fails, of some element of the buffer that may be read."""
+    def address(self, register: int, test: str | None = None, width: int = 1) -> str:
+        """The address of a register's element; where the test fails, of some ``width`` elements of the buffer that may be read."""
         w, further = self.e.w, self._further(register)
         if test is None:
             return w.address(self.element, self.memory.space, self.base(), further)
-        at = within(self.e, self.memory, _sum(w, self.first(), further))
+        at = within(self.e, self.memory, _sum(w, self.first(), further), width)
         return w.address(self.element, self.memory.space, self.memory.pointer, at)
 
     # -- tests -------------------------------------------------------------------------------------------------------------
@@ -184,13 +184,13 @@ class Access:
             dim_divisor(self.memory.type.shape[last]) % width == 0 and divisor(self.offsets[last], self.e.loops) % width == 0)
 
 
-def within(e: Emitter, memory: Memory, offset: str) -> str:
-    """The offset, or that of the buffer's last element where it lies outside: what may be read, whatever a test says.
+def within(e: Emitter, memory: Memory, offset: str, width: int = 1) -> str:
+    """The offset, or that of the buffer's last ``width`` elements where it lies outside: what may be read, whatever a test says.
     (A ``select`` by the test would say the same; Intel's CPU compiler gets some of those wrong.)"""
     w = e.w
     total = w.dim(product(memory.type.shape))
-    last = w.once(("last", total), lambda: str(max(1, int(total)) - 1) if not total.startswith("%") else w.let(
-        f"sub i64 {w.intrinsic('umax', 'i64', 1, total, '1')}, 1"))
+    last = w.once(("last", total, width), lambda: str(max(width, int(total)) - width) if not total.startswith("%") else w.let(
+        f"sub i64 {w.intrinsic('umax', 'i64', 1, total, str(width))}, {width}"))
     return w.intrinsic("umin", "i64", 1, offset, last)
 
 
@@ -222,7 +222,7 @@ def _load(e: Emitter, op: Op) -> None:
         if test == "false":
             names += [fill] * width
             continue
-        got = read_vector(e, out.dtype, access.memory.space, access.address(r, test), width)
+        got = read_vector(e, out.dtype, access.memory.space, access.address(r, test, width), width)
         rep = representation(out.dtype)
         names += got if test is None else [e.w.select(test, rep, 1, g, fill) for g in got]
     e.define(op, names)
