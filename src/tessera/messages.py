@@ -102,6 +102,10 @@ def _write(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise TracingError("log() inside cond(), while_loop() or scan()",
                            sentence="What a branch or a loop computes leaves it as a result.",
                            hints=["Return the value from the loop and log it afterwards", "Run the loop in Python, outside ts.jit"])
+    if trace.transformed:
+        raise TracingError("log() inside a function that grad, vmap, checkpoint or another transformation works on",
+                           sentence="The transformation makes another function of it, in which the message has no place.",
+                           hints=["Return the value beside the result (has_aux=True) and log it outside"])
     trace.messages.extend(Message(parts, values).values)
 
 

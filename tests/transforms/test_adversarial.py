@@ -93,3 +93,16 @@ def test_numbers_of_a_named_dtype_are_rounded_once():
     assert complex(ts.tensor(0.1 + 0.2j, dtype=ts.c128).numpy()) == 0.1 + 0.2j
     assert ts.tensor(0.3).dtype is ts.f32 and ts.tensor([1, 2], dtype=ts.int8).dtype is ts.int8
     assert ts.tensor(1 + 2.0 ** -9, dtype=ts.bf16).tolist() == ts.tensor(1 + 2.0 ** -9).to(ts.bf16).tolist()
+
+
+@pytest.mark.parametrize("way", [lambda f: ts.grad(f), lambda f: ts.vmap(f), lambda f: ts.jit(ts.checkpoint(f)), ts.hessian,
+                                 lambda f: lambda x: ts.jvp(f, (x,), (x,)), lambda f: lambda x: ts.vjp(f, x)])
+def test_a_message_inside_a_transformed_function_is_refused_not_lost(way):
+    def f(x):
+        y = x.sum()
+        ts.log("inside", y)
+        return y
+
+    with pytest.raises(ts.errors.TracingError, match="log\\(\\) inside a function that grad") as e:
+        way(f)(ts.ones(2, 3))
+    assert 'ts.log("inside", y)' in str(e.value) and "has_aux=True" in str(e.value)

@@ -58,7 +58,7 @@ def record_body(name: str, call: Callable[[list[Tensor]], Any], inputs: Sequence
     """Record ``call`` on parameters like ``inputs`` in a trace of its own, inside the ambient one."""
     outer = ambient()
     inner = Trace(name.replace("<lambda>", "f"), outer)
-    inner.sites, inner.iterations = outer.sites, outer.iterations
+    inner.sites, inner.iterations, inner.transformed = outer.sites, outer.iterations, True
     params = [inner.parameter(t.type, None, _weak(t)) for t in inputs]
     for p, t in zip(params, inputs, strict=True):
         if type(t._p) is Traced and t._p.value in outer.policies:

@@ -119,7 +119,7 @@ class _Mapped:
         outer = STATE.trace
         assert outer is not None
         inner = Trace(self.__name__, outer)
-        inner.sites, inner.iterations = outer.sites, outer.iterations
+        inner.sites, inner.iterations, inner.transformed = outer.sites, outer.iterations, True
         unchecked = STATE.unchecked
         given: list[tuple[Tensor, bool, bool]] = []
         values = []
