@@ -97,7 +97,7 @@ LAZY_MODULES = {
     "transforms": "transforms",
     "compiler": "compiler", "codegen": "codegen", "checkpoint": "checkpoint", "remat": "checkpoint", "graph": "graph",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
-    "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml",
+    "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml", "textual": "textual",
 }
 # Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
 LAZY_NAMES = {
