@@ -177,3 +177,37 @@ def test_the_graph_of_a_gradient_prints_and_adjoint():
     assert "cos(%x)" in f.grad_ir and "f32[B, 4]" in f.grad_ir
     z = ts.tensor(np.array([[1 + 2j, 3], [4, 5 - 1j]]))
     assert np.array_equal(ts.adjoint(z).numpy(), z.numpy().conj().T)
+
+
+def test_a_fixed_point_under_other_transformations():
+    a = np.array([0.5, 0.8, 0.3])
+    f = lambda a: fixed_point(lambda x: ts.cos(a * x), ts.ones(3, dtype=ts.f64)).sum()
+    g = ts.grad(f)
+    found = g(ts.tensor(a)).numpy()
+    for way in (ts.jacfwd(f), ts.jit(g), ts.grad(ts.checkpoint(f))):
+        assert np.allclose(way(ts.tensor(a)).numpy(), found, rtol=1e-12)
+    batch = ts.tensor(np.stack([a, a / 2]))
+    single = np.stack([found, g(ts.tensor(a / 2)).numpy()])
+    assert np.allclose(ts.vmap(g)(batch).numpy(), single, rtol=1e-12)
+    assert np.allclose(ts.grad(lambda b: ts.vmap(f)(b).sum())(batch).numpy(), single, rtol=1e-12)
+    steps = 1e-5 * np.eye(3)
+    slope = lambda f, e: (f(ts.tensor(a + e)).numpy() - f(ts.tensor(a - e)).numpy()) / 2e-5
+    assert np.abs(ts.hessian(f)(ts.tensor(a)).numpy() - np.stack([slope(g, e) for e in steps])).max() < 1e-7
+    second = ts.grad(lambda a: g(a).sum())
+    third = ts.grad(lambda a: second(a).sum())(ts.tensor(a)).numpy()
+    assert np.abs(third - [slope(second, e).sum() for e in steps]).max() < 1e-6
+
+
+def test_the_value_form_sees_values_of_the_blocks_around():
+    xs = np.linspace(0.5, 1.5, 4)
+
+    @ts.jit
+    def f(x):
+        def outer(c, r):
+            y = ts.sin(x) * r
+            return ts.scan(lambda a, s: (a + ts.grad((y * y * s).sum(), y).sum(), a), c, x)[0], c
+
+        return ts.scan(outer, ts.tensor(0.0, dtype=ts.f64), x)[0]
+
+    want = sum(2 * np.sin(xs).sum() * r * s for r in xs for s in xs)
+    assert abs(float(f(ts.tensor(xs))) - want) < 1e-10
