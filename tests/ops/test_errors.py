@@ -71,7 +71,6 @@ CASES: list[tuple[Callable[..., Any], list[tuple[Any, tuple[Any, ...]]], type[Te
      ShapeError, "Shape mismatch in dimension 1: 3 vs 2", "multiple of the number of key heads"),
     (o.attention, [(F32, (2, 3, 8)), (F32, (2, 5, 8)), (F32, (2, 5, 8)), (BOOL, (3, 4))],
      ShapeError, "the mask of 'attention' does not broadcast to bool[2, 3, 5]", ""),
-    (lambda q: o.attention(q, q, q), [(F32, (B, S, K))], ShapeError, "the scale 1/sqrt(K) is not known", "Pass scale="),
     (o.cross_entropy, [(F32, (B, 9)), (I64, (K,))], ShapeError, "Shape mismatch in dimension 0: B vs K", "'cross_entropy'"),
     (o.conv, [(F32, (1, 4, 9)), (F32, (2, 3, 3))], ShapeError, "Shape mismatch in dimension 1: 4 vs 3", "3 input channels"),
     (o.conv, [(F32, (1, 3, 2)), (F32, (2, 3, 3))], ShapeError, "the window of 'conv' does not fit dimension 2", "Add padding"),

@@ -493,10 +493,10 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None =
     q, k, v = promoted("attention", q, k, v)
     if scale is None:
         width = q.type.shape[-1]
-        if not isinstance(width, int):
-            raise ShapeError(f"the scale 1/sqrt({format_dim(width)}) is not known: the last axis is symbolic",
-                             hints=["Pass scale=", "Declare the last axis with a number"])
-        scale = 1.0 / math.sqrt(width) if width else 1.0
+        if isinstance(width, int):
+            scale = 1.0 / math.sqrt(width) if width else 1.0
+        else:  # known when the program runs: the queries are scaled
+            q, scale = pw.mul(q, convert(pw.rsqrt(rd.count(q, (-1,), accumulator(q.dtype))), q.dtype)), 1.0
     extra = []
     if mask is not None:
         mask = as_tensor(mask)

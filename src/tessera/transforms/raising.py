@@ -325,6 +325,8 @@ def _attention(c: Copier, op: Op, xs: list[Value]) -> Value | None:
     lead = [t.shape[:-2] for t in types]
     if any(t.rank != rank for t in types) or q.type.dtype is not v.type.dtype or k.type.dtype is not v.type.dtype:
         return None
+    if not all(isinstance(t.shape[-1], int) for t in types):
+        return None  # the template keeps a head's row in registers: its extent is a number
     if op.results[0].type.dtype is not q.type.dtype or lead[1] != lead[2] or not _grouped(lead[0], lead[1]):
         return None
     masks = [score.mask] if score.mask is not None else []
