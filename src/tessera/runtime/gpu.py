@@ -441,7 +441,7 @@ class Plan:
         if self.checked:
             self.status = gpu.allocate(8, self.stream)
             gpu.fill(self.status, 0xFF, 8, self.stream)
-        if self.pure and len(self.steps) > 1 and not self.checked:
+        if self.pure and self.steps and not self.checked:
             self._replay(tuple(pointers))
         else:
             self._run(self.steps, pointers)
@@ -506,6 +506,9 @@ class Plan:
                     s.kernel.launch(self.stream, p, s.blocks)
             self.nodes = self.graph.nodes()
             self.graph_pointers = pointers
+        elif pointers != self.graph_pointers and len(self.steps) == 1:  # one plain launch costs less than an exchange
+            self._run(self.steps, list(pointers))
+            return
         elif pointers != self.graph_pointers:
             changed = {i for i, (a, b) in enumerate(zip(pointers, self.graph_pointers, strict=True)) if a != b}
             for k, s in enumerate(launches):
