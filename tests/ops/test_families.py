@@ -261,3 +261,22 @@ def test_pooling_by_torchs_keyword():
     np.testing.assert_array_equal(ts.avg_pool2d(x, kernel_size=2), ts.avg_pool2d(x, 2))
     with pytest.raises(ts.errors.ArgumentError, match="max_pool\\(\\) needs a window"):
         ts.max_pool2d(x)
+
+
+@pytest.mark.parametrize("window, stride, padding, size", [(2, None, 0, (8, 6)), ((2, 3), None, 0, (4, 9)), (2, None, 0, (7, 6)),
+                                                           (3, 2, 1, (8, 8)), (1, None, 0, (3, 2))])
+def test_the_derivative_of_max_pool_goes_to_the_greatest(window, stride, padding, size):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(1).permutation(2 * 3 * size[0] * size[1]).reshape(2, 3, *size).astype(np.float32)
+    there = torch.tensor(x, requires_grad=True)
+    y = torch.nn.functional.max_pool2d(there, window, stride, padding)
+    g = np.arange(y.numel(), dtype=np.float32).reshape(y.shape)
+    y.backward(torch.tensor(g))
+    got = ts.grad(lambda x: (ts.max_pool2d(x, window, stride, padding) * g).sum())(ts.tensor(x))
+    np.testing.assert_allclose(got, there.grad.numpy(), rtol=1e-6)
+
+
+def test_equal_elements_of_a_window_share_its_derivative():
+    x = ts.tensor([[[[1.0, 1.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0]]]])
+    got = ts.grad(lambda x: (ts.max_pool2d(x, 2) * ts.tensor([[[[6.0, 4.0]]]])).sum())(x)
+    assert got.tolist() == [[[[2.0, 2.0, 4.0, 0.0], [0.0, 2.0, 0.0, 0.0]]]]

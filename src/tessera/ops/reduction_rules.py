@@ -239,9 +239,30 @@ def window_jvp(x: Applied, ts: Sequence[Tangent]) -> list[Tangent]:
     return [pw.div(plus(*[kept(m, w.take(padded, at)) for at, m in masks]), count)]
 
 
+def _tiles(x: Applied) -> bool:
+    """Whether the windows cut the operand up: every element is in one of them."""
+    a, sizes = x.attrs, x.operands[0].type.shape[2:]
+    return (tuple(a["strides"]) == tuple(a["window"]) and all(p == (0, 0) for p in a["padding"]) and all(d == 1 for d in a["dilation"])
+            and all(isinstance(n, int) and n % k == 0 for n, k in zip(sizes, a["window"], strict=True)))
+
+
+def _tiled_back(x: Applied, g: Any) -> Any:
+    """The cotangent of windows that cut the operand up: one pass over [N, C, places, window, places, window …]."""
+    t, out = x.operands[0].type, x.out
+    d, window, lead = t.dtype, x.attrs["window"], t.shape[:2]
+    apart = (*lead, *[n for m, k in zip(out.type.shape[2:], window, strict=True) for n in (m, k)])
+    thin = (*lead, *[n for m in out.type.shape[2:] for n in (m, 1)])
+    held = pw.eq(bind("reshape", x.operands[0], shape=apart), broadcast_to(bind("reshape", out, shape=thin), apart))
+    count = bind("reduce_sum", bind("convert", held, dtype=d), axes=tuple(range(3, len(apart), 2)))
+    share = bind("reshape", pw.div(g, count), shape=thin)
+    return bind("reshape", kept(held, broadcast_to(share, apart)), shape=t.shape)
+
+
 def window_back(x: Applied, gs: Sequence[Tangent]) -> list[Tangent]:
     g = gs[0]
     if x.attrs["combine"] != "add":
+        if _tiles(x):
+            return [_tiled_back(x, g)]
         w, masks, count = _window_masks(x)
         share = pw.div(g, count)
         return [plus(*[w.put(kept(m, share), at) for at, m in masks])]
