@@ -31,7 +31,7 @@ from .errors import (
 )
 from .errors.boundary import guarded
 from .ops.table import OPS
-from .tracing import creation, indexing, methods, numpy_calls, policies, recorder
+from .tracing import creation, eager, indexing, methods, numpy_calls, policies, recorder
 from .tracing import tensor as tensor_module
 from .tracing.control import cond, fori_loop, scan, while_loop
 from .tracing.creation import (
@@ -179,6 +179,7 @@ def _assemble() -> None:
     indexing.install()
     recorder.EFFECTS.update({name: d.effects for name, d in OPS.items() if d.effects})
     recorder.REQUIRES.update({name: d.facts["requires"] for name, d in OPS.items() if "requires" in d.facts})
+    eager.HEADS.update(name for name, d in OPS.items() if d.facts.get("heads"))
     policies.COMPENSATED = importlib.import_module("tessera.ops.summation").over_axes
     policies.NONDETERMINISTIC.update({n: d.facts["nondeterministic"] for n, d in OPS.items() if "nondeterministic" in d.facts})
     policies.KINDS.update(_kinds_of_arithmetic())

@@ -472,7 +472,7 @@ primitive("attention", family="composite", infer=_attention_infer, reference=_at
           batch=br.attention,
           expand=at.attention_expand, forward=at.attention_forward, vjp=at.attention_back,
           bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal"), "template": "attention"},
+          facts={"attrs": ("scale", "causal"), "template": "attention", "heads": True},
           doc="softmax(scale * q k^T [+ mask]) v over operands [..., S, D].  A bool mask keeps where it is true.  ``causal``: "
               "query i sees keys up to i + (T - S).  Query heads (axis -3) may be a multiple of key heads.  A row that sees "
               "no key gives zeros.")
@@ -528,12 +528,12 @@ def _attention_backward_infer(types: Types, attrs: Attrs) -> Types:
 
 primitive("attention_forward", family="composite", infer=_attention_forward_infer, reference=at.forward_reference, dtypes=FLOATS,
           expand=at.forward_expand, batch=br.attention, vjp=at.forward_back, bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal"), "template": "attention"},
+          facts={"attrs": ("scale", "causal"), "template": "attention", "heads": True},
           doc="``attention``, and of each query the log-sum-exp of its scores (-inf where it sees no key) in the accumulator's "
               "dtype: what the reverse pass keeps.")
 primitive("attention_backward", family="composite", infer=_attention_backward_infer, reference=at.backward_reference, dtypes=FLOATS,
           expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal"), "template": "attention_backward"},
+          facts={"attrs": ("scale", "causal"), "template": "attention_backward", "heads": True},
           doc="The cotangents of queries, keys and values, in the accumulator's dtype, from those three, the result's cotangent, the "
               "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.")
 

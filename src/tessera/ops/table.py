@@ -137,6 +137,7 @@ class OpDef:
             where it is not certain), ``expands`` and ``written`` (a pointwise op that some attributes make more than basic: the
             test of the attributes, and the op written in others), ``mixed`` (operand dtypes that differ), ``combine`` (of
             reductions and scans), ``prefer`` ("template": a launch of its own although it has an element rule),
+            ``heads`` (its template wants the last axis of its first three operands as numbers),
             ``no_derivative`` (why an op that could have a derivative has none), ``derivative`` ("straight-through": it rounds,
             and its derivative is declared that of the identity).
         doc: what it computes, in a line.

@@ -156,9 +156,14 @@ SIZELESS = frozenset({
 })
 
 
+HEADS: set[str] = set()
+"""Composites whose template wants the extents of a head (the last axis of operands 0 to 2) as numbers; filled when the package is
+assembled."""
+
+
 def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any, device: str | None = None) -> Run:
     """The program for an op; one serves every size with the same pattern of equal sizes where that is possible."""
-    general = symbolic(types) if attrs.keys() <= SIZELESS else types
+    general = symbolic(types, name in HEADS) if attrs.keys() <= SIZELESS else types
     try:
         key = (device, _key(name, general, attrs))
         found = _programs.get(key)
@@ -190,10 +195,10 @@ def _program_for(name: str, types: list[TensorType], attrs: dict[str, Any], loc:
     return _programs[key]
 
 
-def symbolic(types: Sequence[TensorType]) -> list[TensorType]:
+def symbolic(types: Sequence[TensorType], heads: bool = False) -> list[TensorType]:
     """The types with every size above 1 replaced by a name; equal sizes get the same one.
 
-    Zero sizes stay, because a name stands for at least 1.
+    Zero sizes stay, because a name stands for at least 1; with ``heads``, so does the last axis of the first three types.
     """
     names: dict[int, Dim] = {}
 
@@ -204,7 +209,8 @@ def symbolic(types: Sequence[TensorType]) -> list[TensorType]:
             names[d] = dims.name(f"n{len(names)}")
         return names[d]
 
-    out = [t.with_shape([general(d) for d in t.shape]) for t in types]
+    out = [t.with_shape([d if heads and i < 3 and k == t.rank - 1 else general(d) for k, d in enumerate(t.shape)])
+           for i, t in enumerate(types)]
     return out if not any(0 in t.shape for t in types) else list(types)
 
 

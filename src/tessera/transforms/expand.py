@@ -41,10 +41,10 @@ def _written(rule: OpDef, attrs: Mapping[str, Any]) -> Callable[..., Any] | None
 
 def scheduled_whole(op: Op) -> bool:
     """True for composites that a template computes: attention only where the extents of a head are numbers."""
-    template = OPS[op.name].facts.get("template")
-    if template in ("attention", "attention_backward") and not all(isinstance(x.type.shape[-1], int) for x in op.operands[:3]):
+    facts = OPS[op.name].facts
+    if facts.get("heads") and not all(isinstance(x.type.shape[-1], int) for x in op.operands[:3]):
         return False
-    return template is not None
+    return facts.get("template") is not None
 
 
 def expand_composites(fn: Function, keep: Callable[[Op], bool] | None = None) -> Function:
