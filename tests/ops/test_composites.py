@@ -52,7 +52,8 @@ def several(got: Any) -> tuple[Any, ...]:
 
 
 def test_every_composite_is_here() -> None:
-    assert set(COMPOSITES) == {n for n, op in OPS.items() if op.expand is not None}
+    barriers = {"checkpoint_here", "stop_gradient"}  # identities that tell differentiation something: tests/transforms
+    assert set(COMPOSITES) == {n for n, op in OPS.items() if op.expand is not None} - barriers
 
 
 @pytest.mark.parametrize("name", COMPOSITES)

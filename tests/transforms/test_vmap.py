@@ -197,7 +197,7 @@ def test_loops_of_their_own_length() -> None:
 
 
 def test_a_shared_loop_has_one_condition() -> None:
-    f = ts.vmap(lambda x: ts.fori_loop(0, 5, lambda i, v: v * 1.5 + i, x))
+    f = ts.vmap(lambda x: ts.while_loop(lambda i, v: i < 5, lambda i, v: (i + 1, v * 1.5 + i), (0, x))[1])
     want = X.numpy()
     for i in range(5):
         want = want * 1.5 + i
