@@ -153,3 +153,9 @@ def test_tensors_live_on_the_device() -> None:
         x + y
 
 
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (36,), (33,), (3, 3)])
+def test_reductions_to_a_number(shape: tuple[int, ...]) -> None:
+    """Their kernels hold shuffles and hardly anything else."""
+    check(lambda v: (v.sum(), v.max(), v.prod()), f32(*shape))
