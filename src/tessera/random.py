@@ -138,7 +138,7 @@ def _draw(what: str, shape: tuple[Any, ...], explicit: Any, *static: Any, called
     if STATE.trace is not None or k.is_traced or 0 in shape:
         with without_policies():
             return draw(k, site, shape, *static)  # type: ignore[no-any-return]
-    name = (what, *static)
+    name = (eager.COMPILER, what, *static)
     run = _programs.get(name)
     if run is None:
         trace = Trace(f"random_{what}")

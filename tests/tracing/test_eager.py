@@ -112,7 +112,7 @@ static = ts.jit(lambda x, v: ts.full((1,), v), static_argnums=1)
 def test_attention_keeps_the_extents_of_a_head_as_numbers(compiler):
     """Its template wants them; all other sizes are symbolic, so one program serves every batch and sequence."""
     for shape in ((2, 40, 16), (3, 50, 16)):
-        q = ts.randn(*shape)
+        q = ts.ones(*shape)
         compiler.programs = [p for p in compiler.programs if p.name == "eager_attention"]
         ts.attention(q, q, q, causal=True)
     attention = [p for p in compiler.programs if p.name == "eager_attention"]
