@@ -26,6 +26,7 @@ from .ops import pointwise as pw
 from .ops import reduction as rd
 from .ops.operands import as_tensor, broadcast_to, convert
 from .ops.quantize import fake_quantize, grid, parameters
+from .scoped import Scoped
 from .tracing import policies
 from .tracing.function import TracedFunction
 from .tracing.recorder import bind
@@ -186,7 +187,7 @@ def _columns(scale_w: Any, x: Any, w: Any, attrs: dict[str, Any], total: Any) ->
 
 
 # -- functions -------------------------------------------------------------------------------------------------------------------
-class QuantizedFunction:
+class QuantizedFunction(Scoped):
     """A function whose products are quantised; ``train()`` and ``eval()`` choose how, ``calibration()`` collects ranges."""
 
     def __init__(self, fn: Callable[..., Any], settings: Settings):
@@ -240,20 +241,6 @@ class QuantizedFunction:
             fn = fn.fn
         with self._scope():
             return fn(*args, **kwargs)
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """The Graph function for these arguments, in the present mode."""
-        fn = self._fn if isinstance(self._fn, TracedFunction) else TracedFunction(self._fn)
-        with self._scope():
-            return fn.trace(*args, **kwargs)
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._fn, name)
 
 
 def aware(fn: Callable[..., Any] | None = None, *, weights: Any = dt.int8, activations: Any = dt.int8, accumulate: Any = dt.int32,

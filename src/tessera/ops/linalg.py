@@ -80,15 +80,20 @@ primitive("cholesky", family="linalg", infer=_cholesky_infer, reference=_cholesk
           "NaN where x is not positive definite.")
 
 
-def _triangular_infer(types: Types, attrs: Attrs) -> Types:
-    expect_operands("triangular_solve", types, 2)
-    accept("triangular_solve", types, FLOAT)
-    same_dtype("triangular_solve", types)
+def _system(name: str, types: Types) -> Types:
+    """The result type of an op that solves a x = b, for a [..., n, n] and b [..., n, k]."""
+    expect_operands(name, types, 2)
+    accept(name, types, FLOAT)
+    same_dtype(name, types)
     a, b = types
-    _matrix("triangular_solve", a, True)
-    _matrix("triangular_solve", b)
-    equal_sizes("triangular_solve", (*a.shape[:-2], a.shape[-1]), (*b.shape[:-2], b.shape[-2]), str(a), str(b))
+    _matrix(name, a, True)
+    _matrix(name, b)
+    equal_sizes(name, (*a.shape[:-2], a.shape[-1]), (*b.shape[:-2], b.shape[-2]), str(a), str(b))
     return (b,)
+
+
+def _triangular_infer(types: Types, attrs: Attrs) -> Types:
+    return _system("triangular_solve", types)
 
 
 def _triangular_reference(a: Array, b: Array, lower: bool = True, transpose: bool = False, unit: bool = False) -> Array:
@@ -149,14 +154,7 @@ primitive("lu", family="linalg", infer=_lu_infer, reference=_lu_reference, dtype
 
 
 def _solve_infer(types: Types, attrs: Attrs) -> Types:
-    expect_operands("solve", types, 2)
-    accept("solve", types, FLOAT)
-    same_dtype("solve", types)
-    a, b = types
-    _matrix("solve", a, True)
-    _matrix("solve", b)
-    equal_sizes("solve", (*a.shape[:-2], a.shape[-1]), (*b.shape[:-2], b.shape[-2]), str(a), str(b))
-    return (b,)
+    return _system("solve", types)
 
 
 def _solve_reference(a: Array, b: Array) -> Array:
