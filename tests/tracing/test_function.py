@@ -545,3 +545,20 @@ def test_type_parameters_are_sizes():
     assert str(scope["f"].result_type) == "Tensor[B, D]"
     with pytest.raises(errors.ConstraintError):
         scope["f"](ts.ones(2, 12))
+
+
+@pytest.mark.parametrize("value, hint", [
+    ([1.0, 2.0], r"1\. Make it one: ts\.tensor\(x\)"), ((ts.ones(4), ts.ones(4)), r"1\. Join them: ts\.stack\(x\)"),
+    ({"a": ts.ones(4)}, r"1\. Leave 'x' without a tensor annotation"), ("abc", r"1\. Pass a tensor or a NumPy array as 'x'")])
+def test_what_is_declared_a_tensor_is_one(value, hint):
+    @ts.function
+    def f(x: ts.Tensor["B", 4]):
+        return x * 2
+
+    @ts.function
+    def caller(y: ts.Tensor["B", 4]):
+        return f(value) + y
+
+    for call in (lambda: f(value), lambda: caller(ts.ones(1, 4))):
+        with pytest.raises(errors.ArgumentError, match=f"'x' is declared as a tensor and is a {type(value).__name__}(?s:.)*{hint}"):
+            call()

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConstraintError, DTypeError, ShapeError
+import numpy as np
+
+from ..errors import ArgumentError, ConstraintError, DTypeError, ShapeError
 from ..ir.core import TensorType
 from ..types.constraints import Size, SizeConstraint, as_size
 from ..types.dims import Dim, DimLike, as_dim, format_dim, name, substitute
@@ -179,6 +181,18 @@ def check_dtype(spec: TensorSpec, t: TensorType, what: str, function: str) -> No
         hints=[f"Add an explicit cast: {function}({what}.to({want}))",
                f'Or use automatic mixed precision: with tessera.precision("mixed"): {function}({what})',
                f"Or declare {what} as {t.dtype} in the annotation"])
+
+
+def not_a_tensor(value: Any, spec: TensorSpec, what: str, function: str) -> ArgumentError:
+    """The error for an argument that is declared as a tensor and is something else."""
+    hints = [f"Pass a tensor or a NumPy array as {what!r}"]
+    if isinstance(value, list | tuple | dict):
+        many = any(isinstance(v, Tensor | np.ndarray) for v in (value.values() if isinstance(value, dict) else value))
+        hints = [] if isinstance(value, dict) else [f"Join them: ts.stack({what})" if many else f"Make it one: ts.tensor({what})"]
+        hints.append(f"Leave {what!r} without a tensor annotation: trees of tensors are accepted")
+    return ArgumentError(
+        f"{what!r} is declared as a tensor and is a {type(value).__name__}", expected=f"{what}: {spec}", received=type(value).__name__,
+        sentence=f"The function {function!r} takes one tensor as {what!r}.", hints=hints)
 
 
 def _quoted(d: Any) -> str:

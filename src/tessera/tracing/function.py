@@ -25,7 +25,7 @@ from ..types.dims import name as name_of
 from ..types.effects import as_effects, format_effects
 from ..types.shapes import Constraint
 from . import eager, policies
-from .annotations import Declared, TensorSpec, check_dtype, check_sizes, read
+from .annotations import Declared, TensorSpec, check_dtype, check_sizes, not_a_tensor, read
 from .donation import consume
 from .placed import DeviceArray, where
 from .program import (
@@ -97,7 +97,7 @@ class Contract:
 class Call:
     """The arguments of one call, taken apart."""
 
-    __slots__ = ("arrays", "names", "owners", "rebuild", "static", "types", "weak")
+    __slots__ = ("arrays", "names", "others", "owners", "rebuild", "static", "types", "weak")
 
     def __init__(self) -> None:
         self.arrays: list[Any] = []  # the dynamic leaves: tensors, arrays, numbers
@@ -105,6 +105,7 @@ class Call:
         self.weak: list[type | None] = []
         self.owners: list[str | None] = []  # the parameter that a leaf is the whole value of
         self.names: list[str | None] = []
+        self.others: dict[str, Any] = {}  # arguments that are not one dynamic leaf
         self.static: Any = None
         self.rebuild: Callable[[Sequence[Any]], tuple[list[Any], dict[str, Any]]] = lambda leaves: ([], {})
 
@@ -260,6 +261,8 @@ class TracedFunction:
                 call.names.append(name if whole else f"{name}.{i}")
             statics.append(tree)
             pieces.append((name, None if whole else tree, slots))
+            if value is not None and not (whole and type(slots[0]) is int):
+                call.others[name] = value
         call.static = (*statics, *call.weak)
 
         def rebuild(leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -294,6 +297,9 @@ class TracedFunction:
         env: dict[str, DimLike] = {}
         shapes: list[Sequence[DimLike]] = []
         origins: dict[str, str] = {}
+        for name, value in call.others.items():
+            if name in declared.params:
+                raise not_a_tensor(value, declared.params[name], name, self.__name__)
         for t, owner in zip(call.types, call.owners, strict=True):
             spec = declared.params.get(owner) if owner else None
             if spec is None:
@@ -374,6 +380,8 @@ class TracedFunction:
                 check_dtype(spec, t.type, n, self.__name__)
                 bound.arguments[n] = t if spec.dtype in (None, t.dtype) else t.to(spec.dtype)
                 policies.attach(bound.arguments[n], spec.policy)
+            elif v is not None and _leaf_type(v)[0] is None:
+                raise not_a_tensor(v, spec, n, self.__name__)
         for c in self.declared.where:
             require(SizeConstraint(substitute(c.lhs, env), c.op, substitute(c.rhs, env)))
         from ..types.constraints import SCOPE
