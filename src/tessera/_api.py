@@ -103,7 +103,7 @@ LAZY_MODULES = {
 LAZY_NAMES = {
     "CodeGenerator": ("codegen", "CodeGenerator"), "Target": ("codegen", "Target"), "Binary": ("codegen", "Binary"),
     "TileIR": ("codegen", "TileIR"), "GraphIR": ("compiler", "GraphIR"),
-    "current_device": ("device", "current_device"), "devices": ("device", "devices"), "Device": ("device", "Device"),
+    "current_device": ("device", "current_device"), "get_devices": ("device", "get_devices"), "Device": ("device", "Device"),
     "specialize_for": ("device", "specialize_for"), "prefetch": ("memory", "prefetch"), "custom": ("tracing.function", "custom"),
     "log": ("messages", "log"),
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
@@ -234,7 +234,7 @@ def find(name: str, into: dict[str, Any]) -> Any:
         return star_names()
     value = globals().get(name) if name in PUBLIC else None
     if value is None:
-        value = ALIASES.get(name) if name not in ("float", "bool") else None
+        value = ALIASES.get(name) if name != "float" else None
     if value is None and name in LAZY_MODULES:
         value = importlib.import_module(f"tessera.{LAZY_MODULES[name]}")
     if value is None and name in LAZY_NAMES:
@@ -258,7 +258,7 @@ def find(name: str, into: dict[str, Any]) -> Any:
 def public_names() -> list[str]:
     """Every public name."""
     own = [n for n in dir(ops) if not n.startswith("_") and callable(getattr(ops, n))]
-    return sorted({*PUBLIC, *(ALIASES.keys() - {"float", "bool"}), *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
+    return sorted({*PUBLIC, *(ALIASES.keys() - {"float"}), *LAZY_MODULES, *LAZY_NAMES, *own, *SPELLINGS})
 
 
 _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float", "bool", "range", "Callable"})

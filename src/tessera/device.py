@@ -85,7 +85,7 @@ def _real() -> tuple[Device, ...]:
     return tuple(Device(f"gpu:{i}", driver.gpu(i).name) for i in range(driver.count()))
 
 
-def devices() -> list[Device]:
+def get_devices() -> list[Device]:
     """Every device there is: the CPU, then NVIDIA's, or simulated ones where those are asked for."""
     if not SIM_DEVICES.get():
         return [CPU, *_real()]
@@ -111,17 +111,18 @@ def find(name: Any) -> Device:
         raise ArgumentError("a device goes by a name or a number", expected='"cpu", "gpu:0", 0', received=repr(name)[:60])
     if isinstance(name, str) and name.strip().lower().partition(":")[0] == "intel":
         return _intel(_canonical(name))
-    there = devices()
+    there = get_devices()
     for d in there:
         if d == name:
             return d
     kind, _, index = (name if isinstance(name, str) else f"gpu:{name}").lower().partition(":")
     if kind not in ("cpu", "gpu", *_KINDS) or (index and not index.isdigit()):
-        raise ArgumentError(f"no device is called {name!r}{suggest(str(name), [*there, 'gpu', 'cuda'])}",
+        raise ArgumentError(f"no device is called {name!r}{suggest(kind, ['cpu', 'gpu', 'intel', *_KINDS])}",
                             expected=", ".join(there), received=str(name))
-    raise DeviceError(f"there is no device {name!r} here", expected=" or ".join(there), received=str(name),
-                      sentence="Programs run on the CPU; accelerators can be simulated.",
-                      hints=['Use ts.device("cpu")', "Set TESSERA_SIM_DEVICES=1 (or the models, A100,H100) for simulated devices"])
+    hints = ['Use ts.device("cpu")', "Set TESSERA_SIM_DEVICES=1 (or the models, A100,H100) for simulated devices"]
+    if importlib.util.find_spec("cuda") is None:
+        hints.insert(1, 'NVIDIA\'s devices are found through an extra: pip install "tessera-lang[cuda]"')
+    raise DeviceError(f"there is no device {name!r} here", expected=" or ".join(there), received=str(name), hints=hints)
 
 
 def current_device() -> Device:
@@ -154,7 +155,8 @@ def device_of(x: Tensor) -> Device:
 
 def names_device(x: Any) -> bool:
     """True for what :func:`find` reads as a device, and no element type is called."""
-    return isinstance(x, Device) or (isinstance(x, str) and x.lower().partition(":")[0] in ("cpu", "gpu", "intel", *_KINDS))
+    return isinstance(x, Device) or (
+        isinstance(x, str) and (x.lower().partition(":")[0] in ("cpu", "gpu", "intel", *_KINDS) or x.partition(":")[2].isdigit()))
 
 
 def to(x: Tensor, target: Any) -> Tensor:
@@ -254,4 +256,4 @@ class _Callable(ModuleType):
 
 sys.modules[__name__].__class__ = _Callable
 
-__all__ = ["CPU", "Device", "Specialized", "current_device", "device_of", "devices", "find", "specialize_for"]
+__all__ = ["CPU", "Device", "Specialized", "current_device", "device_of", "find", "get_devices", "specialize_for"]

@@ -17,7 +17,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_devices(simulated: None) -> None:
-    assert [str(d) for d in ts.devices()] == ["cpu", "gpu:0", "gpu:1"]
+    assert [str(d) for d in ts.get_devices()] == ["cpu", "gpu:0", "gpu:1"]
     a, h = ts.device("gpu:0"), ts.device("H100")
     assert a == "gpu:0" and a == "cuda:0" and a == "A100" and a == 0 and a == "gpu" and a != "H100" and a != "cpu" and a != 1
     assert h.number == 1 and h.simulated and h == ts.device("cuda:1") and hash(h) == hash("gpu:1") and ts.device(h) is h

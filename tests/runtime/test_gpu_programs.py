@@ -39,7 +39,7 @@ def test_tensors_move_and_say_where_they_are(device):
     assert g.to(ts.bf16).device == "gpu:0" and g.to(ts.bf16).dtype is ts.bf16
     with ts.device("gpu:0"):
         assert ts.zeros(3).device == "gpu:0"
-    assert [str(d) for d in ts.devices()] == ["cpu", "gpu:0"]
+    assert [str(d) for d in ts.get_devices()] == ["cpu", "gpu:0"]
 
 
 def test_eager_operators_and_reductions(device):
