@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import ml_dtypes
 import numpy as np
@@ -254,3 +255,23 @@ def test_memory_usage_follows_allocations():
     assert ts.memory.get_memory_usage() - before < 0.1  # in place: a block of the allocator belongs to its array
     del x, y
     assert ts.memory.get_memory_usage() - before < 0.001
+
+
+@pytest.mark.parametrize("name, text", [
+    ("backward", r"ts\.grad\(loss_fn\)\(params\)"), ("cuda", r'x\.to\("gpu:0"\)'), ("half", r"x\.to\(ts\.f16\)"),
+    ("add_", r"in place: x\[\.\.\.\] = x\.add\(\.\.\.\)"), ("hypot", r"there is a function: ts\.hypot\(x\)"),
+    ("hypot_", r"in place: x\[\.\.\.\] = ts\.hypot\(x, \.\.\.\)"), ("reshap", "did you mean 'reshape'"), ("qqqq", "no attribute 'qqqq'$")])
+def test_a_missing_attribute_says_what_to_write(name, text):
+    with pytest.raises(AttributeError, match=text):
+        getattr(ts.ones(2), name)
+    assert not hasattr(ts.ones(2), name) and not hasattr(ts.ones(2), "_nothing")
+
+
+def test_what_stands_in_for_foreign_names_exists():
+    from tessera.tracing.foreign import INSTEAD
+    for name, instead in INSTEAD.items():
+        assert not hasattr(ts.Tensor, name), name
+        for path in re.findall(r"\bts\.([a-z_.0-9]+)", instead):
+            found = ts
+            for part in path.split("."):
+                found = getattr(found, part)

@@ -343,13 +343,18 @@ class Tensor:
         from .display import show
         return show(self)
 
+    def __getattr__(self, name: str) -> Any:  # only for what is not there
+        if name.startswith("_"):
+            raise AttributeError(name)
+        from .foreign import missing
+        raise AttributeError(missing(name), name=name, obj=self)
+
     if TYPE_CHECKING:  # attached from the op table by methods.py
         T: Tensor
         mT: Tensor
         real: Tensor
         imag: Tensor
 
-        def __getattr__(self, name: str) -> Any: ...
         def __getitem__(self, index: Any) -> Tensor: ...
         def __setitem__(self, index: Any, value: Any) -> None: ...
         def __add__(self, other: Any) -> Tensor: ...
