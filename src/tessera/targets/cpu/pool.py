@@ -92,6 +92,7 @@ class _State:
         self.native: Native | None = None
         self.pool: Pool | None = None
         self.wanted: int | None = None
+        self.closing = False  # the interpreter is going: it starts no more threads (an error from Python 3.12 on)
         self.retired: list[Pool] = []  # a caller may still look at a stopped pool's owner word: its memory stays
 
 
@@ -117,7 +118,7 @@ def cell_address() -> int:
 
 
 def ensure_started() -> None:
-    """Start the pool if more than one thread may be used and it is not running.
+    """Start the pool if more than one thread may be used and it is not running; at the interpreter's end the caller is alone.
 
     Raises:
         CompileError: the pool's code is not installed.
@@ -125,7 +126,7 @@ def ensure_started() -> None:
     if _state.pool is not None or get_num_threads() == 1:
         return
     with _state.lock:
-        if _state.pool is not None:
+        if _state.pool is not None or _state.closing:
             return
         if _state.native is None:
             raise CompileError("the thread pool's code is not loaded")
@@ -172,6 +173,8 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
+    with _state.lock:
+        _state.closing = True
     _retire(STOP_SECONDS)
 
 
