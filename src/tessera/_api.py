@@ -137,6 +137,7 @@ LAZY_NAMES = {
     "Schedule": ("scheduling.decisions", "Schedule"), "Kernel": ("tiling", "Kernel"), "Autotuner": ("autotune", "Autotuner"),
     "PerformanceModel": ("autotune", "PerformanceModel"), "time": ("autotune.measure", "time"),
     "fold": ("transforms.folding", "fold"),
+    "flash_attention_v1": ("nn", "flash_attention_v1"), "flash_attention_v2": ("nn", "flash_attention_v2"),
 }
 # Spellings of op functions beside their own.
 SPELLINGS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import sys
 import weakref
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Device(str):
         if isinstance(other, int) and not isinstance(other, bool):
             return not str.__eq__(self, "cpu") and other == self.number
         if isinstance(other, str):
-            return str.__eq__(self, _canonical(other)) or (bool(self.model) and other.upper() == self.model.upper())
+            return str.__eq__(self, _canonical(other)) or _names_model(other, self.model)
         return NotImplemented
 
     def __ne__(self, other: object) -> bool:
@@ -68,6 +69,19 @@ class Device(str):
 
 
 CPU = Device("cpu")
+_MAKERS = {"NVIDIA", "TESLA", "GEFORCE", "AMD", "INSTINCT", "INTEL"}
+_SAME_CODE = {"H200": "H100", "H800": "H100", "H20": "H100", "GH200": "H100", "A800": "A100", "A30": "A100"}
+"""Models that run what was specialised for another: they have its compute capability."""
+
+
+def _words(model: str) -> list[str]:
+    return [w for w in re.split(r"[\s-]+", model.upper()) if w and w not in _MAKERS]
+
+
+def _names_model(name: str, model: str) -> bool:
+    """Whether ``name`` is how people call a model: ``"H200"`` for ``NVIDIA H200``, ``"A100"`` for ``NVIDIA A100-SXM4-80GB``."""
+    short, full = _words(name), _words(model)
+    return bool(short) and full[:len(short)] == short
 
 
 def _canonical(name: str) -> str:
@@ -214,9 +228,10 @@ class Specialized:
         self.variants = {m: TracedFunction(_under(fn, Device("gpu:0", m, simulated=True))) for m in models}
 
     def select(self, device: Device | None = None) -> TracedFunction:
-        """The function that a call on ``device`` (the current one) runs."""
+        """The function that a call on ``device`` (the current one) runs: its model's, else that of a model with the same code."""
         here = current_device() if device is None else device
-        return next((f for m, f in self.variants.items() if here == m), self.general)
+        same = [other for model, other in _SAME_CODE.items() if here == model]
+        return next((self.variants[m] for wanted in (here, *same) for m in self.variants if wanted == m), self.general)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.select()(*args, **kwargs)

@@ -274,3 +274,11 @@ def test_an_expensive_value_read_forwards_and_backwards() -> None:
       return(%y)
     }""", {"B": 7})
     assert launches(fn) == ["kernel", "kernel"]
+
+
+def test_padding_to_whole_blocks_of_an_open_size_is_guarded() -> None:
+    check("""graph @f(%x: f32[S, 2]) {
+      %p = pad(%x) {low = (0, 0), high = (<-S-4*((-S)//4)>, 0), value = 0} : f32[-4*((-S)//4), 2]
+      %y = reshape(%p) {shape = (<-((-S)//4)>, 4, 2)} : f32[-((-S)//4), 4, 2]
+      return(%y)
+    }""", {"S": 6})

@@ -137,3 +137,8 @@ def test_the_bits_of_a_compiled_recurrence_do_not_change(monkeypatch: pytest.Mon
     for t in range(24):
         want = np.tanh((np.abs(x[t]) @ np.asarray(w, np.float64) + want @ np.asarray(u, np.float64)) * 0.1)
     assert np.abs(whole[0] - want).max() < 1e-3
+
+
+def test_a_sum_in_a_loop_whose_carry_is_not_read() -> None:
+    fn = traced(lambda a, xs: ts.scan(lambda c, x: (a + x.sum(), None), a, xs)[0], (3,), (4, 5))
+    agree(fn, loops.sink_sums(fn))

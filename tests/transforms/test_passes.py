@@ -240,3 +240,13 @@ def test_products_that_are_only_transposed_are_turned_round() -> None:
       %b = transpose(%a) {perm = (0, 3, 1, 2)} : f32[2, 6, 3, 4]
       return(%b)""", "%x: f32[2, 3, 4, 5], %y: f32[2, 5, 6]")
     assert "dot_general(%y, %x)" in batched
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_loop_of_no_steps_is_what_it_starts_from(reverse: bool) -> None:
+    fn = traced(lambda a, xs: ts.scan(lambda c, x: (a * 2 + x.sum(), c), a, xs, reverse=reverse), (2, 3), (0, 5))
+    out = optimize(fn)
+    agree(fn, out)
+    assert "scan" not in names(out)
+    x = ts.ones(2, 0, 16)  # an input that is a stream of the loop, and read in it
+    assert ts.jit(lambda x: ts.scan(lambda c, y: (x @ y, y), x * 1, x.reshape(0, 2, 16, 16)))(x)[1].shape == (0, 2, 16, 16)

@@ -12,6 +12,7 @@ from tessera.types.dims import (
     floordiv,
     format_dim,
     known_less,
+    known_nonnegative,
     mod,
     name,
     parse_dim,
@@ -120,3 +121,11 @@ def test_symbolic_size_is_no_number():
         int(B)
     with pytest.raises(KeyError, match="S"):
         evaluate(B + S, {"B": 1})
+
+
+@pytest.mark.parametrize("d, known", [
+    (S // 4, True), (-(-S // 4), False), (-S // 4 + S, False), ((S + 3) // 4, True), ((S - 5) // 4, False), (S % 4, True), (S % B, True),
+    (3 * (-S // 4) + 5 * S, False), (dim_max(S - 5, 3), True), (dim_min(S - 5, B), False), (dim_min(S, 2 * B), True)])
+def test_what_is_known_not_to_be_negative(d, known):
+    """``(-S)//4`` is: taken for a size, it once left the guard out of a padding to a whole number of blocks."""
+    assert known_nonnegative(d) is known

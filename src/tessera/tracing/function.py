@@ -24,7 +24,7 @@ from ..types.dims import DimLike, substitute
 from ..types.dims import name as name_of
 from ..types.effects import as_effects, format_effects
 from ..types.shapes import Constraint
-from . import eager, policies
+from . import decorators, eager, policies
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, not_a_tensor, read
 from .donation import consume
 from .placed import DeviceArray, where
@@ -115,6 +115,7 @@ class TracedFunction:
 
     Attributes:
         programs: the traces made so far (one for each kind of arguments).
+        decorators: which of Tessera's decorators were applied, from the innermost outwards.
     """
 
     def __init__(self, fn: Callable[..., Any], *, static_argnums: Sequence[int] = (), static_argnames: Sequence[str] = (),
@@ -125,6 +126,7 @@ class TracedFunction:
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
         self.__qualname__: str = getattr(fn, "__qualname__", self.__name__)
         self.fn, self.kind = fn, kind
+        self.decorators = decorators.apply("compile" if kind == "jit" else "function", fn)
         try:
             self.signature = inspect.signature(fn)
         except (TypeError, ValueError):
@@ -669,6 +671,7 @@ def function(fn: Callable[..., Any] | None = None, *, pure: bool = False, effect
         return functools.partial(function, pure=pure, effects=effects, where=where, static_argnums=static_argnums,
                                  static_argnames=static_argnames, static_sizes=static_sizes)
     if isinstance(fn, TracedFunction):
+        decorators.apply("function", fn)
         return fn
     allowed: frozenset[str] | None = frozenset() if pure else None
     if effects is not None:
@@ -712,6 +715,7 @@ def jit(fn: Callable[..., Any] | None = None, *, static_argnums: Any = (), stati
                                  donate_argnums=donate_argnums)
     if isinstance(fn, TracedFunction):
         if not (static_argnums or static_argnames or donate_argnums):
+            fn.decorators = decorators.apply("compile", fn)
             return fn
         return TracedFunction(fn.fn, where=fn._where, effects=fn.allowed, static_argnums=static_argnums,
                               static_argnames=static_argnames, donate_argnums=donate_argnums, kind="jit")

@@ -33,6 +33,8 @@ def canonicalize(fn: Function) -> Function:
 
 
 def _apply(c: Copier, op: Op) -> list[Value] | None:
+    if op.name == "scan" and op.attrs["length"] == 0:
+        return _no_steps(c, op)
     rules = RULES.get(op.name)
     if rules is None:
         return None
@@ -42,6 +44,12 @@ def _apply(c: Copier, op: Op) -> list[Value] | None:
         if made is not None:
             return [made]
     return None
+
+
+def _no_steps(c: Copier, op: Op) -> list[Value]:
+    """What a loop of no steps gives: the carries that it starts from, and stacks of nothing."""
+    n = op.attrs["carry"]
+    return [*c.operands(op)[:n], *(_filled(c, op, 0, r.type) for r in op.results[n:])]
 
 
 # -- constants -----------------------------------------------------------------------------------------------------------

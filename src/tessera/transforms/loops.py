@@ -204,7 +204,7 @@ class _Sums:
     def term(self, i: int) -> Op | None:
         """What is added to carry ``i`` in each step: a product of values of the step, or a reduction of one."""
         carry, end = self.block.args[i], self.block.terminator.operands[i]
-        if end.op is None or end.op.name != "add" or end.op not in self.block.ops or len(self.table[carry]) != 1:
+        if end.op is None or end.op.name != "add" or end.op not in self.block.ops or len(self.table.get(carry, ())) != 1:
             return None
         if not end.type.dtype.is_inexact or len(self.table[end]) != 1 or carry not in end.op.operands:
             return None

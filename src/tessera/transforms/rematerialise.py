@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ArgumentError, suggest
 from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
+from ..tracing import decorators
 from ..tracing.recorder import STATE, bind
 from ..tracing.tensor import Tensor
 from .custom import Arguments
@@ -31,11 +32,13 @@ class Checkpointed:
     Attributes:
         saved: types of the inner values that the latest recorded backward pass kept.
         recomputed: how many ops it computed again.
+        decorators: which of Tessera's decorators were applied, from the innermost outwards.
     """
 
     def __init__(self, fn: Callable[..., Any], policy: str):
         functools.update_wrapper(self, fn, updated=())
         self.fn, self.policy_name = fn, policy
+        self.decorators = decorators.apply("checkpoint", fn)
         self.__name__ = str(getattr(fn, "__name__", type(fn).__name__))
         self.saved: list[TensorType] = []
         self.recomputed = 0

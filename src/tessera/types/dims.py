@@ -267,17 +267,28 @@ def bounds(p: DimLike, ranges: Ranges) -> tuple[DimLike | None, DimLike | None]:
 
 
 def known_nonnegative(d: DimLike) -> bool:
-    """True when ``d >= 0`` follows from every size being >= 1 and every quotient and remainder being >= 0 (a sufficient test)."""
+    """True when ``d >= 0`` follows from every size being >= 1 (a sufficient test)."""
     const = 0
     positive = 0
     for m, c in _terms(d):
         if m == ():
             const += c
-        elif c < 0:
+        elif c < 0 or not all(isinstance(a, str) or _atom_nonnegative(a) for a, _ in m):
             return False
         elif all(isinstance(a, str) for a, _ in m):
             positive += c
     return positive + const >= 0
+
+
+def _atom_nonnegative(a: Any) -> bool:
+    """The same for a quotient, a remainder or an extremum: ``(-S)//4`` is negative, ``S//4`` is not."""
+    op, x, y = a
+    if op == "floordiv":
+        return known_nonnegative(x) and known_nonnegative(y)
+    if op == "mod":
+        return known_nonnegative(y)
+    both = known_nonnegative(x) and known_nonnegative(y)
+    return both or (op == "max" and (known_nonnegative(x) or known_nonnegative(y)))
 
 
 def known_less(a: DimLike, b: DimLike, ranges: Ranges) -> bool:
