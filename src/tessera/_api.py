@@ -174,6 +174,7 @@ def _assemble() -> None:
     methods.attach(ops)
     function_room: Any = importlib.import_module("tessera.tracing.function")
     function_room.GRADIENT = lambda fn: find("grad", {})(fn)
+    function_room.SETTLE = lambda *given: importlib.import_module("tessera.memory").settle_arguments(*given)
     ops.FIELDS.update({n: (lambda n=n: getattr(importlib.import_module("tessera.transforms.fields"), n))  # type: ignore[misc]
                        for n in ("Field", "domain", "field", "grad", "laplacian", "mlp", "reduce_sum")})
     setattr(tensor_module.Tensor, "__array_ufunc__", numpy_calls.array_ufunc)  # noqa: B010

@@ -184,7 +184,7 @@ def to(x: Tensor, target: Any) -> Tensor:
     if device == device_of(x):
         return x
     if device == CPU:
-        return x.cpu()
+        return x.cpu() if isinstance(x._p, DeviceArray) else make(x._concrete("to(device)").copy())
     if device.simulated:
         with device:
             return place(make(x._concrete("to(device)").copy()))  # type: ignore[no-any-return]

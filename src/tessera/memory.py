@@ -5,9 +5,11 @@ The module is callable: ``memory("global")`` is a :class:`MemorySpace`.
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 from collections import deque
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ import optree
 from .errors import ArgumentError, suggest
 from .errors.boundary import describe
 from .errors.frames import user_frames
-from .placement import Future, Placed, async_copy, mapped, placed, plan_of, store
+from .placement import Future, Placed, async_copy, mapped, placed, placed_fields, plan_of, settle, store
 from .tracing.recorder import STATE, check_effects
 from .tracing.tensor import Tensor
 
@@ -147,9 +149,22 @@ def prefetch_to_l2(x: Any) -> None:
 
 
 def plan(cls: type) -> type:
-    """``@ts.memory`` on a class of placed tensors: ``cls.plan()`` gives (space, bytes) of each field."""
-    cls.plan = staticmethod(lambda: plan_of(cls))  # type: ignore[attr-defined]
+    """``@ts.memory`` on a class of placed tensors: ``cls.plan()`` gives (space, bytes) of each field, and ``cls.field`` its placed type,
+    which ``tile.alloc`` takes inside a kernel.  ``cls.plan("sm_90")`` refuses what a block of that machine cannot hold."""
+    cls.plan = staticmethod(functools.partial(plan_of, cls))  # type: ignore[attr-defined]
+    for name, value in placed_fields(cls).items():
+        setattr(cls, name, value)
     return cls
+
+
+def settle_arguments(call: Any, spaces: Mapping[str, str], function: str) -> None:
+    """Bring a call's tensors to where its parameters are declared to be; what moves is noted in :data:`MOVEMENTS`."""
+    frames = user_frames()
+
+    def moved(x: Tensor, space: str) -> None:
+        MOVEMENTS.append(Movement(str(x.type), MemorySpace(space), str(frames[0]) if frames else ""))
+
+    settle(call.arrays, [spaces.get(n) if n else None for n in call.owners], call.owners, function, moved)
 
 
 class _Callable(ModuleType):

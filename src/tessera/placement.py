@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .errors import ArgumentError
-from .tracing.annotations import TensorSpec
+from .tracing.annotations import TensorSpec, _evaluated, _Names
 from .tracing.recorder import STATE, lift
 from .tracing.tensor import Tensor, make
 from .types import dtypes as dt
@@ -43,20 +44,89 @@ def placed(what: Any, space: str) -> Placed:
     return Placed(what, space)
 
 
-def plan_of(cls: type) -> dict[str, tuple[str, int | None]]:
-    """The fields of a class of placed tensors: name -> (space, bytes; None where the type has no fixed size)."""
-    out: dict[str, tuple[str, int | None]] = {}
-    for name, value in vars(cls).get("__annotations__", {}).items():
-        if isinstance(value, Placed):
-            spec, nbytes = value.spec, (value.spec.dtype or dt.f32).itemsize
-            sizes = spec.dims
-            if sizes is None or not all(isinstance(d, int) for d in sizes):
-                out[name] = (str(value.space), None)
-                continue
-            for d in sizes:
-                nbytes *= d
-            out[name] = (str(value.space), nbytes)
+def plan_of(cls: type, target: str | None = None) -> dict[str, tuple[str, int | None]]:
+    """The fields of a class of placed tensors: name -> (space, bytes; None where the type has no fixed size).
+
+    Args:
+        target: a machine by name (``"sm_90"``) on which one block is to hold all fields in registers and in shared memory.
+
+    Raises:
+        ArgumentError: there is no such machine, or the fields are too large for it.
+    """
+    out = _fields(cls)
+    if target is not None:
+        from .machine import machine
+        m = machine(target)
+        limits = {"register": m.register_bytes, "shared": m.shared_bytes} if m.kind == "simt" else {}
+        for space, limit in limits.items():
+            mine = {n: size for n, (s, size) in out.items() if s == space and size is not None}
+            if sum(mine.values()) > limit:
+                raise ArgumentError(f"{cls.__name__} needs {sum(mine.values())} bytes of {space} memory; a block of {m.name} has {limit}",
+                                    expected=f"at most {limit} bytes", received=", ".join(f"{n}: {size}" for n, size in mine.items()),
+                                    hints=["Use smaller tiles", 'Place a field in memory("global")'])
     return out
+
+
+def placed_fields(cls: type) -> dict[str, Placed]:
+    """The fields of a class that are placed tensors; annotations that are text are read where the class was defined."""
+    names = _Names([vars(sys.modules[cls.__module__])] if cls.__module__ in sys.modules else [])
+    read = {n: _evaluated(a, names) for n, a in vars(cls).get("__annotations__", {}).items()}
+    return {n: a for n, a in read.items() if isinstance(a, Placed)}
+
+
+def _fields(cls: type) -> dict[str, tuple[str, int | None]]:
+    out: dict[str, tuple[str, int | None]] = {}
+    for name, value in placed_fields(cls).items():
+        spec, nbytes = value.spec, (value.spec.dtype or dt.f32).itemsize
+        sizes = spec.dims
+        if sizes is None or not all(isinstance(d, int) for d in sizes):
+            out[name] = (str(value.space), None)
+            continue
+        for d in sizes:
+            nbytes *= d
+        out[name] = (str(value.space), nbytes)
+    return out
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------------------
+def settle(arguments: list[Any], spaces: Sequence[str | None], names: Sequence[str | None], function: str,
+           moved: Callable[[Tensor, str], None]) -> None:
+    """Bring the tensors among ``arguments`` to where their parameters are declared to be.
+
+    The device is that of the first argument that lives on an accelerator, else the current one.  ``"global"`` is its memory, ``"host"``
+    the memory of the CPU, from which the device fetches what it computes with; ``"disk"`` is a file (:func:`mapped`).  What is elsewhere
+    is moved, which ``moved(tensor, space)`` is told.
+
+    Raises:
+        ArgumentError: a tensor that is declared to lie in a file does not.
+    """
+    from .device import CPU, current_device, device_of, to
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    device = next((d for d in map(device_of, tensors) if d != CPU), current_device())
+    for i, (x, space) in enumerate(zip(arguments, spaces, strict=True)):
+        if space is None or not isinstance(x, Tensor):
+            continue
+        if space == "disk" and not _is_mapped(x):
+            raise ArgumentError(f"{function}() takes {names[i]!r} from a file", expected='memory("disk")', received=f"{x.type} in memory",
+                                hints=[f"Write it there first: {names[i]} = ts.memory.store(path, {names[i]})"])
+        if space == "host" and device_of(x) != CPU:
+            x = to(x, CPU)
+            moved(x, "host")
+        if (space in ("global", "host") and device != device_of(x)) or (space == "global" and _is_mapped(x)):
+            x = to(x, device) if device != CPU else make(np.array(x._concrete(function)))
+            moved(x, "global")
+        elif space not in ("global", "host", "disk"):
+            moved(x, space)
+        arguments[i] = x
+
+
+def _is_mapped(x: Tensor) -> bool:
+    a: Any = x._p
+    while a is not None:
+        if isinstance(a, np.memmap):
+            return True
+        a = getattr(a, "base", None)
+    return False
 
 
 class Future:
@@ -121,4 +191,4 @@ def mapped(path: Any) -> Tensor:
     return make(np.asarray(np.load(path, mmap_mode="r")))
 
 
-__all__ = ["Future", "Placed", "async_copy", "mapped", "placed", "plan_of", "store"]
+__all__ = ["Future", "Placed", "async_copy", "mapped", "placed", "placed_fields", "plan_of", "settle", "store"]

@@ -34,6 +34,12 @@ def test_a011_tensors_made_inside_report_the_device(simulated: None) -> None:
     assert ts.ones(2, device="gpu:0").device == "A100" and (x + 1).tolist() == [1, 1, 1] and ts.current_device() == "cpu"
 
 
+def test_a011_back_to_the_cpu(simulated: None) -> None:
+    x = ts.ones(2, device="gpu:0")
+    y = x.to("cpu")
+    assert (x.device, y.device) == ("gpu:0", "cpu") and y.tolist() == [1, 1] and x.to("gpu:0") is x
+
+
 def test_a011_a_missing_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TESSERA_SIM_DEVICES", raising=False)
     with pytest.raises(ts.DeviceError, match="there is no device 'gpu:0' here") as e:

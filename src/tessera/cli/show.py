@@ -16,11 +16,8 @@ _LANGUAGE = {"ll": "llvm", "asm": "nasm"}
 
 def targets() -> dict[str, Any]:
     """The machines that ``--target`` names."""
-    from .. import machine
-    return {"host": None, "avx2": machine.X86_AVX2, "avx512": machine.X86_AVX512, "amx": machine.X86_AMX,
-            "neon": machine.AARCH64_NEON, "intel": machine.INTEL_XE, "intel-cpu": machine.INTEL_CPU, "nvidia": machine.NVIDIA_SM90,
-            "sm_80": machine.NVIDIA_SM80, "sm_90a": machine.NVIDIA_SM90, "amd": machine.AMD_GFX942, "gfx942": machine.AMD_GFX942,
-            "gfx950": machine.AMD_GFX950}
+    from ..machine import BY_NAME
+    return {"host": None, **BY_NAME}
 
 
 def add_parser(sub: Any) -> None:

@@ -39,6 +39,7 @@ class SimtMachine:
         block_threads: threads of a block that kernels are made for unless they say otherwise.
         max_threads: the most threads of a block.
         shared_bytes: shared memory that one block may use.
+        register_bytes: registers that the threads of one block may have together.
         banks: of shared memory, 32 bits each.
         units: multiprocessors (cores, compute units).
         resident_blocks: blocks that are at work at a time where each has scratch memory of its own in global memory.
@@ -69,6 +70,7 @@ class SimtMachine:
     llvm_level: int = 2
     fragments: tuple[Fragments, ...] = ()
     has_warp_groups: bool = False
+    register_bytes: int = 256 << 10
 
     kind = "simt"
     registers = 64  # of one thread, that a tile program may count on

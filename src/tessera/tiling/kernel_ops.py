@@ -223,6 +223,23 @@ def alloc_shared(*shape: Any, dtype: object = None, **options: Any) -> Shared:
     return Shared(dsl.alloc(extents, _dtype(dtype, "alloc_shared"), "shared"))
 
 
+def alloc(placed: Any) -> Shared | Register:
+    """Memory for a type with its place: ``tile.alloc(Tensor["64", ts.f32] @ memory("shared"))``, or a field of a ``@ts.memory`` class.
+
+    Raises:
+        KernelError: it is no placed type, has no dtype or no fixed sizes, or its space is not the block's own.
+    """
+    space, spec = getattr(placed, "space", None), getattr(placed, "spec", None)
+    if spec is None:
+        fail("alloc() takes a tensor type with its place", hints=['tile.alloc(Tensor["64", ts.f32] @ memory("shared"))'])
+    make = {"shared": alloc_shared, "register": alloc_register}.get(str(space))
+    if make is None:
+        fail(f"a block cannot allocate memory({str(space)!r}): it has registers and shared memory",
+             hints=["take tensors elsewhere as parameters of the kernel"])
+    made: Shared | Register = make(shape=spec.dims or (), dtype=spec.dtype)  # type: ignore[assignment]
+    return made
+
+
 def alloc_register(*shape: Any, dtype: object = None, **options: Any) -> Register:
     """A variable for a tile: ``alloc_register(128, dtype=ts.f32)`` holds one value for each row."""
     extents = _given_shape(shape, options.pop("shape", None))
@@ -507,7 +524,7 @@ _HOOKS["kernel_store"] = store
 # -- the namespace -----------------------------------------------------------------------------------------------------
 POINTWISE_NAMES = tuple(sorted(n for n in dsl.POINTWISE if n not in ("convert", "bitcast")))
 NAMES = (
-    "alloc_register", "alloc_shared", "async_copy", "barrier", "context", "copy", "dot", "fill", "gather", "load", "load_async",
+    "alloc", "alloc_register", "alloc_shared", "async_copy", "barrier", "context", "copy", "dot", "fill", "gather", "load", "load_async",
     "load_shared", "matmul", "mma", "online_softmax", "range", "reduce", "scatter", "split", "store", "store_shared",
     "update_accumulator", "wait_async", "sum", "prod", "max", "min", "any", "all", "mean",
 )

@@ -14,7 +14,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -265,6 +265,7 @@ class Declared:
         params: parameter name to its :class:`TensorSpec` (tensor parameters only).
         result: the annotation of the result: a spec, a tuple/list/dict structure over specs, or None.
         where: constraints on sizes.
+        spaces: the memory space that a parameter is declared to live in.
         facts: parameters that only state a constraint (``def f(x: Tensor["B", D], fact: D % 8 == 0)``) and take no argument.
     """
 
@@ -272,6 +273,7 @@ class Declared:
     result: Any
     where: tuple[Constraint, ...]
     facts: frozenset[str] = frozenset()
+    spaces: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
@@ -286,6 +288,7 @@ def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
     constraints = [_constraint(c) for c in where]
     result: Any = None
     facts: set[str] = set()
+    spaces: dict[str, str] = {}
     for key, annotation in raw.items():
         value = _evaluated(annotation, raw_names)
         if key == "return":
@@ -297,7 +300,9 @@ def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
             spec = spec_of(value)
             if spec is not None:
                 params[key] = spec
-    return Declared(params, result, tuple(constraints), frozenset(facts))
+            if isinstance(getattr(value, "space", None), str):
+                spaces[key] = str(value.space)
+    return Declared(params, result, tuple(constraints), frozenset(facts), spaces)
 
 
 def _scopes(fn: Callable[..., Any]) -> Iterator[Mapping[str, Any]]:

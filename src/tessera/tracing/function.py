@@ -53,6 +53,8 @@ def _no_gradient(fn: Any) -> Any:
 
 GRADIENT: Callable[[Any], Any] = _no_gradient
 """``ts.grad``; set when the package is assembled."""
+SETTLE: Callable[[Call, Mapping[str, str], str], None] | None = None
+"""Brings a call's tensors to the memory spaces of its parameters; set when the package is assembled."""
 
 
 class Contract:
@@ -185,6 +187,9 @@ class TracedFunction:
         if STATE.trace is not None:
             return self._inline(args, kwargs)
         call = self.take_apart(args, kwargs)
+        if self.declared.spaces and SETTLE is not None:
+            self._simple = False  # each call looks where its arguments are
+            SETTLE(call, self.declared.spaces, self.__name__)
         device = where([x._p for x in call.arrays if type(x) is Tensor])
         key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule, device)
         known = self._kinds.get(key)
