@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for folder in ("scheduling", "ops", "kernels", "tiling", "transforms", "targets/cpu", "targets/simt"):
+for folder in ("inventory", "scheduling", "ops", "kernels", "tiling", "transforms", "targets/cpu", "targets/simt"):
     path = str(HERE / folder)
     if path not in sys.path:
         sys.path.append(path)

@@ -180,7 +180,8 @@ class GraphPass:
     def all_inputs_constant(self, node: Node) -> bool:
         """True when ``node`` computes something from constants alone (a constant itself computes nothing)."""
         rule = OPS.get(node.name)
-        if rule is None or rule.effects or not node.operands or len(node.results) != 1 or "site" in node.attrs:
+        if rule is None or rule.effects or not node.operands or len(node.results) != 1 or "site" in node.attrs or \
+                not node.results[0].type.static:
             return False
         return all(v.op is not None and _constant(v.op) is not None for v in node.operands)
 

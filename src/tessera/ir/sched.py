@@ -67,7 +67,7 @@ from typing import Any
 
 import numpy as np
 
-from ..types.dims import Dim, DimLike
+from ..types.dims import Dim, DimLike, known_less
 from ..types.dtypes import bool_, int64
 from .core import Block, BufferType, Function, Op, ScalarType, Value
 from .graph import GrammarError, require
@@ -201,8 +201,9 @@ def _view(v: _Verifier, op: Op) -> None:
         require(t.nbytes == source.nbytes and op.attrs.get("offset", 0) == 0, op, "reads complex elements as pairs in part")
         return
     v.known((op.attrs.get("offset", 0),), "view")
-    if isinstance(t.size, int) and isinstance(source.size, int) and isinstance(op.attrs["offset"], int):
-        require(op.attrs["offset"] >= 0 and op.attrs["offset"] + t.size <= source.size, op, "leaves the buffer")
+    offset = op.attrs["offset"]
+    if isinstance(offset, int):
+        require(offset >= 0 and not known_less(source.size, offset + t.size, {}), op, "leaves the buffer")
 
 
 @_top("kernel")
@@ -235,7 +236,8 @@ def _template(v: _Verifier, op: Op) -> None:
         types = [a.type for a in block.args]
         require(types[:len(op.operands)] == [x.type for x in op.operands], op, f"{name}: the arguments are not the operands")
         require(all(isinstance(t, ScalarType) for t in types[len(op.operands):]), op, f"{name}: scalars follow the buffers")
-        _Body(v, op, loops).run(block, 0 if name == "epilogue" else 1)
+        written = {block.args.index(a) for a in _Body(v, op, loops).run(block, 0 if name == "epilogue" else 1)}
+        require(written <= set(op.attrs["outs"]), op, f"{name}: outs = {op.attrs['outs']}, but it stores to {sorted(written)}")
 
 
 @_top("external", "launch", "call")
