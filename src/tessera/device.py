@@ -1,7 +1,8 @@
 """Devices: ``ts.device("gpu:0")`` names one, and is a context manager for the tensors made inside; ``ts.current_device()``.
 
 Programs run on the CPU.  ``TESSERA_SIM_DEVICES`` supplies simulated accelerators for code that places data: ``2`` for two of them, or
-their models, ``A100,H100``.  A simulated device computes on the CPU, with the CPU's bits; what it has of its own is its name.
+their models, ``A100,H100``.  A simulated device computes on the CPU, with the CPU's bits; what it has of its own is its name and its
+memory: results stay on it, and operands of two devices are refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import functools
 import importlib.util
 import re
 import sys
-import weakref
 from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from .errors import ArgumentError, DeviceError, suggest
 from .settings import SIM_DEVICES
 from .tracing.function import TracedFunction
-from .tracing.placed import MOVE, DeviceArray
+from .tracing.placed import MOVE, DeviceArray, spoken
 from .tracing.recorder import STATE
 from .tracing.tensor import Tensor, make
 
@@ -145,26 +145,22 @@ def current_device() -> Device:
 
 
 # -- where tensors live --------------------------------------------------------------------------------------------------------
-_places: dict[int, tuple[weakref.ref[Tensor], Device]] = {}
-
-
 def place(x: Any) -> Any:
-    """Note that tensor ``x`` was made on the current device."""
+    """Tensor ``x``, just made, on the current device."""
     where = STATE.device
-    if isinstance(x, Tensor) and where is not None and where != CPU and not where.simulated:
-        return to(x, where)
-    if isinstance(x, Tensor) and where is not None and where.simulated:
-        number = id(x)
-        _places[number] = weakref.ref(x, lambda _: _places.pop(number, None)), where
-    return x
+    return to(x, where) if isinstance(x, Tensor) and where is not None and where != CPU and not x.is_traced else x
 
 
 def device_of(x: Tensor) -> Device:
     """Where a tensor lives."""
-    if isinstance(x._p, DeviceArray):
-        return find(x._p.dtype.device)
-    found = _places.get(id(x))
-    return found[1] if found is not None and found[0]() is x else CPU
+    if not isinstance(x._p, DeviceArray):
+        return CPU
+    name = x._p.dtype.device
+    if not name.startswith("simulated:"):
+        return find(name)
+    known = SIM_DEVICES.get()
+    number = int(name.partition(":")[2])
+    return Device(spoken(name), known[number] if number < len(known) else "simulated", simulated=True)
 
 
 def names_device(x: Any) -> bool:
@@ -184,11 +180,9 @@ def to(x: Tensor, target: Any) -> Tensor:
     if device == device_of(x):
         return x
     if device == CPU:
-        return x.cpu() if isinstance(x._p, DeviceArray) else make(x._concrete("to(device)").copy())
-    if device.simulated:
-        with device:
-            return place(make(x._concrete("to(device)").copy()))  # type: ignore[no-any-return]
-    return make(MOVE[device.partition(":")[0]](x._concrete("to(device)"), str.__str__(device)))
+        return x.cpu()
+    name = f"simulated:{device.number}" if device.simulated else str.__str__(device)
+    return make(MOVE[name.partition(":")[0]](x._concrete("to(device)"), name))
 
 
 def moved(cast: Callable[..., Any], x: Tensor, target: Any = None, *args: Any, device: Any = None, **kwargs: Any) -> Any:
@@ -200,15 +194,18 @@ def moved(cast: Callable[..., Any], x: Tensor, target: Any = None, *args: Any, d
 
 
 def placing(f: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that makes tensors, on the current device."""
+    """A function that makes tensors, on the current device; the ``_like`` forms make theirs where their example lives."""
+    like = f.__name__.endswith("_like")
 
     def make(*args: Any, **kwargs: Any) -> Any:
         where = kwargs.pop("device", None)
         if where is not None:
-            with find(where):
-                return place(f(*args, **kwargs))
+            wanted = find(where)
+            out = f(*args, **kwargs)
+            return out if out.is_traced else to(out, wanted)
         out = f(*args, **kwargs)
-        return out if STATE.device is None else place(out)
+        after_another = like and args and isinstance(args[0], Tensor)
+        return out if STATE.device is None or after_another else place(out)
 
     return functools.update_wrapper(make, f)
 

@@ -23,6 +23,7 @@ from .ops import argsort, take, where
 from .ops import random as _ops
 from .tracing import eager
 from .tracing.creation import shape_from, zeros_like
+from .tracing.placed import beside
 from .tracing.recorder import STATE, Hidden, Trace, check_effects, lift, tracing, without_policies
 from .tracing.tensor import Tensor, Traced, make
 from .types import dims
@@ -292,7 +293,7 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
         return x  # type: ignore[no-any-return]
     if p == 1:
         return zeros_like(x)
-    keep = bernoulli(1 - p, tuple(x.type.shape), key=key)
+    keep = beside(x, bernoulli(1 - p, tuple(x.type.shape), key=key))
     return where(keep, x / (1 - p), 0)  # type: ignore[no-any-return]
 
 

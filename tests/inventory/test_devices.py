@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tessera as ts
@@ -119,3 +121,76 @@ def test_b005_one_variant_a_model(simulated: None) -> None:
     assert "mul(" not in scaled.general.graph_ir and scaled.__name__ == "scaled"
     with pytest.raises(ts.errors.ArgumentError, match="names of device models"):
         ts.specialize_for()
+
+
+# -- where results live: simulated devices hold data as real ones do -----------------------------------------------------------
+def test_a011_results_stay_on_the_device_of_their_operands(simulated: None) -> None:
+    x, w = ts.randn(4, 6), ts.randn(6, 5)
+    a, b = x.to("gpu:1"), w.to("gpu:1")
+    results: dict[str, Any] = {
+        "number": a + 1, "reflected": 2 - a, "pair": a * a, "product": a @ b, "sum": a.sum(), "where": ts.where(a > 0, a, -a),
+        "row": a[1], "mask": a[:, 1:3], "T": a.T, "reshape": a.reshape(24), "cast": a.to(ts.bf16), "like": ts.zeros_like(a),
+        "softmax": ts.softmax(a), "split": ts.split(a, dim=-1, sections=3)[0], "scalar tensor": a * ts.tensor(2.0), "clone": a.clone(),
+        "copy": copy.deepcopy(a),
+        "rows by array": a[np.array([0, 1])], "chosen": a[a > 0], "dropout": ts.dropout(a, 0.5), "unique": ts.unique(a),
+        "places": ts.nonzero(a > 0)[1], "gradient": ts.grad(lambda v: (v * v).sum())(a), "mapped": ts.vmap(lambda r: r.sum())(a)}
+    assert {n: str(t.device) for n, t in results.items()} == dict.fromkeys(results, "gpu:1")
+    assert results["product"].numpy().tobytes() == (x @ w).numpy().tobytes() and a.device == "H100" and a.cpu().device == "cpu"
+    with ts.device("gpu:0"):
+        assert ts.ones_like(a).device == "gpu:1" and ts.ones_like([1]).device == "gpu:0"
+        assert ts.full_like(a, 2, device="cpu").device == "cpu"
+    assert repr(a[0, :1]).endswith("f32[1], gpu:1)") and results["chosen"].tolist() == x[x > 0].tolist()
+    assert results["row"].tolist() == x[1].tolist() and results["like"].tolist() == [[0] * 6] * 4
+
+
+def test_a011_functions_run_where_their_arguments_are(simulated: None) -> None:
+    @ts.function
+    def layer(x: ts.Tensor[N, 6]) -> Any:
+        return ts.gelu(ts.linear(x, 3)), {"norm": ts.layer_norm(x)}
+
+    x = ts.randn(4, 6)
+    for device in ("cpu", "gpu:0", "gpu:1", "gpu:0"):
+        y, rest = layer(x.to(device))
+        assert y.device == device and rest["norm"].device == device and y.numpy().tobytes() == layer(x)[0].numpy().tobytes()
+    assert len(layer.programs) == 1
+    with ts.device("gpu:0"):
+        made = ts.jit(lambda v: v + 1)(ts.ones(3))
+    assert made.device == "gpu:0"
+    kept = ts.jit(lambda v: v * 2, donate_argnums=0)(ts.ones(3).to("gpu:0"))
+    assert kept.device == "gpu:0" and kept.tolist() == [2, 2, 2]
+
+
+def test_a011_devices_do_not_mix(simulated: None) -> None:
+    a, h, c = ts.ones(3).to("gpu:0"), ts.ones(3).to("gpu:1"), ts.ones(3)
+    captured = ts.jit(lambda v: v + a)
+    attempts: list[Any] = [lambda: a + h, lambda: a + c, lambda: ts.jit(lambda u, v: u @ v)(a, h), lambda: captured(h),
+                           lambda: captured(c), lambda: ts.where(a > 0, h, a), lambda: a.__setitem__(slice(0, 3), h)]
+    for attempt in attempts:
+        with pytest.raises(ts.DeviceError, match="operands live on different devices: ") as e:
+            attempt()
+        assert "gpu:0" in str(e.value) and "x.to(" in str(e.value) and "simulated" not in str(e.value)
+    assert captured(a).device == "gpu:0" and captured(ts.tensor(1.0)).tolist() == [2, 2, 2]
+
+
+def test_a011_assignment_on_a_device(simulated: None) -> None:
+    a = ts.zeros(2, 3).to("gpu:0")
+    other = a.reshape(6)
+    a[0] = 1.0
+    a[1, 2] = ts.tensor(5.0)
+    assert a.device == "gpu:0" and a.tolist() == [[1, 1, 1], [0, 0, 5]] and other.tolist() == [0] * 6
+    a[np.array([1])] = 3.0
+    a[a > 2] = ts.tensor([9.0, 8.0, 7.0]).to("gpu:0")
+    assert a.device == "gpu:0" and a.tolist() == [[1, 1, 1], [9, 8, 7]]
+    with pytest.raises(ts.ShapeError, match="Cannot write"):
+        a[a > 2] = ts.zeros(2).to("gpu:0")
+    a[...] = 7.0
+    a += 1
+    assert a.device == "gpu:0" and a.tolist() == [[8] * 3] * 2
+
+    @ts.kernel
+    def double(x, y):  # type: ignore[no-untyped-def]
+        ts.tile.store(y, ts.tile.load(x) * 2)
+
+    out = ts.zeros(2, 3).to("gpu:0")
+    double(a, out)
+    assert out.device == "gpu:0" and out.tolist() == [[16] * 3] * 2

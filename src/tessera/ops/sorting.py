@@ -9,8 +9,9 @@ import numpy as np
 
 from ..errors import ArgumentError, ShapeError, TracingError
 from ..ir.core import TensorType
+from ..tracing.placed import beside
 from ..tracing.recorder import STATE, bind
-from ..tracing.tensor import Traced, make
+from ..tracing.tensor import Traced
 from ..types import dtypes as dt
 from ..types.dims import Dim, DimLike, product
 from . import batch_rules as br
@@ -190,7 +191,7 @@ def nonzero(x: Any, size: Any = None, fill_value: int = 0) -> tuple[Any, ...]:
     """
     x = as_tensor(x)
     if size is None:
-        return tuple(make(i.astype(np.int64)) for i in np.nonzero(_values("nonzero", x)))
+        return tuple(beside(x, i.astype(np.int64)) for i in np.nonzero(_values("nonzero", x)))
     shape = x.type.shape
     n = product(shape)
     keep = sh.reshape(convert(x, dt.bool_), (n,))
@@ -223,9 +224,9 @@ def unique(x: Any, size: Any = None, fill_value: Any = None, return_counts: bool
         a = _values("unique", x)
         wide = a.astype(np.float32) if a.dtype in LOW else a
         values, inverse, counts = np.unique(wide, return_inverse=True, return_counts=True)
-        out = [make(values.astype(a.dtype))]
-        out += [make(inverse.reshape(a.shape).astype(np.int64))] if return_inverse else []
-        out += [make(counts.astype(np.int64))] if return_counts else []
+        out = [beside(x, values.astype(a.dtype))]
+        out += [beside(x, inverse.reshape(a.shape).astype(np.int64))] if return_inverse else []
+        out += [beside(x, counts.astype(np.int64))] if return_counts else []
         return out[0] if len(out) == 1 else tuple(out)
     flat = sh.ravel(x)
     n = flat.type.shape[0]
@@ -254,7 +255,7 @@ def bincount(x: Any, size: Any = None) -> Any:
     """How often each of the numbers 0 … size-1 occurs among non-negative integers; without ``size``, up to the greatest."""
     x = sh.ravel(as_tensor(x))
     if size is None:
-        return make(np.bincount(_values("bincount", x)).astype(np.int64))
+        return beside(x, np.bincount(_values("bincount", x)).astype(np.int64))
     return ix.scatter(bind("full", shape=(size,), value=0, dtype=dt.int64), x, 1, mode="add")
 
 

@@ -77,6 +77,16 @@ def _to_intel(a: np.ndarray[Any, Any], name: str) -> Any:
     return upload(a, name)
 
 
+def _simulated_compiler(name: str) -> Any:
+    from .simulated import compiler
+    return compiler(name)
+
+
+def _to_simulated(a: np.ndarray[Any, Any], name: str) -> Any:
+    from .simulated import upload
+    return upload(a, name)
+
+
 def _from_dlpack(x: Any) -> Any:
     from .dlpack import taken
     return taken(x)
@@ -90,6 +100,8 @@ def install() -> None:
     placed.MOVE["gpu"] = _to_gpu
     eager.DEVICES["intel"] = _intel_compiler
     placed.MOVE["intel"] = _to_intel
+    eager.DEVICES["simulated"] = _simulated_compiler
+    placed.MOVE["simulated"] = _to_simulated
     placed.TAKE = _from_dlpack
     threads = THREADS.get()
     if threads is not None:

@@ -503,11 +503,14 @@ def _dense(a: np.ndarray[Any, Any], written: bool) -> np.ndarray[Any, Any]:
 
 def _write_back(target: Any, buffer: np.ndarray[Any, Any]) -> Any:
     """Give an output argument its new contents."""
+    from ..tracing.placed import DeviceArray, returned
     if isinstance(target, np.ndarray):
         if buffer is not target:
             target[...] = buffer
         return target
-    if target._p is not buffer:
+    if isinstance(target._p, DeviceArray):
+        target._p = returned(buffer, target._p)
+    elif target._p is not buffer:
         if target._p.flags.writeable:
             target._p[...] = buffer
         else:

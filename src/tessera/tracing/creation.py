@@ -140,27 +140,27 @@ def empty(*shape: Any, dtype: Any = None, **extra: Any) -> Tensor:
 
 
 def zeros_like(x: Any, dtype: Any = None) -> Tensor:
-    """Zeros with the shape and dtype of ``x``."""
+    """Zeros with the shape, dtype and device of ``x``."""
     x = lift(x)
-    return _filled(tuple(x.type.shape), 0, _dtype(dtype, x.dtype))
+    return placed.beside(x, _filled(tuple(x.type.shape), 0, _dtype(dtype, x.dtype)))
 
 
 def ones_like(x: Any, dtype: Any = None) -> Tensor:
-    """Ones with the shape and dtype of ``x``."""
+    """Ones with the shape, dtype and device of ``x``."""
     x = lift(x)
-    return _filled(tuple(x.type.shape), 1, _dtype(dtype, x.dtype))
+    return placed.beside(x, _filled(tuple(x.type.shape), 1, _dtype(dtype, x.dtype)))
 
 
 def full_like(x: Any, value: Any, dtype: Any = None) -> Tensor:
-    """``value`` everywhere, with the shape and dtype of ``x``."""
+    """``value`` everywhere, with the shape, dtype and device of ``x``."""
     x = lift(x)
-    return full(tuple(x.type.shape), value, _dtype(dtype, x.dtype))
+    return placed.beside(x, full(tuple(x.type.shape), value, _dtype(dtype, x.dtype)))
 
 
 def empty_like(x: Any, dtype: Any = None) -> Tensor:
-    """An uninitialised tensor with the shape and dtype of ``x``."""
+    """An uninitialised tensor with the shape, dtype and device of ``x``."""
     x = lift(x)
-    return empty(tuple(x.type.shape), dtype=_dtype(dtype, x.dtype))
+    return placed.beside(x, empty(tuple(x.type.shape), dtype=_dtype(dtype, x.dtype)))
 
 
 # -- sequences -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import DonationError
 from ..errors.frames import user_frames
 from .indexing import owned
+from .placed import DeviceArray
 from .tensor import Donated, Tensor
 
 
@@ -38,14 +39,16 @@ def consume(leaves: Sequence[Any], donated: Sequence[int], captured: Sequence[An
         x = leaves[i]
         if not isinstance(x, Tensor):
             continue
-        x._concrete("a donated argument")
+        elsewhere = isinstance(x._p, DeviceArray)  # nothing else sees a device array's memory
+        if not elsewhere:
+            x._concrete("a donated argument")
         root = _root(x._p)
         if root in given and x.size:
             raise DonationError("one buffer is donated twice", received=f"two arguments of {function!r} that share memory",
                                 sentence="Each donated buffer can be reused once.",
                                 hints=["Donate one of the two arguments", "Copy one: x.clone()"])
         given.add(root)
-        if root in others or not owned(x):
+        if root in others or not (elsewhere or owned(x)):
             warnings.warn(f"a donated argument of {function!r} at {line} shares its memory with others; it is copied, not reused",
                           stacklevel=4)
             copies[i] = x._p.copy()

@@ -198,8 +198,9 @@ class TracedFunction:
         else:
             program, env = self._program(call)
             check_sizes(program.constraints, env, self.__name__, {})
-            if device is None and program.captured:
-                device = where([c._p for c in program.captured if type(c) is Tensor and type(c._p) is not ndarray])
+            elsewhere = [c for c in program.captured if type(c) is Tensor and type(c._p) is not ndarray]
+            if elsewhere:  # what is captured on the host goes along with the arguments
+                device = where([x._p for x in (*call.arrays, *elsewhere) if type(x) is Tensor])
             run = program.entry(device)
             if len(self._kinds) > 4096:
                 self._kinds.clear()

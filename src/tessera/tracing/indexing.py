@@ -22,6 +22,7 @@ from ..types.constraints import SCOPE, SizeConstraint
 from ..types.dims import Dim, DimLike, as_dim, ceildiv, known_nonnegative, product
 from ..types.promotion import promote_weak, widens
 from .methods import function
+from .placed import DeviceArray, beside, returned, where
 from .recorder import STATE, as_array, bind, lift
 from .tensor import Tensor, Traced, make, ndarray
 
@@ -45,7 +46,16 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     a = x._p
     if type(a) is ndarray and STATE.trace is None:
         return make(_read(x, a, _host_index(index)))
+    if isinstance(a, DeviceArray) and _through_host(index):
+        return beside(x, _read(x, x._concrete("indexing"), _host_index(index)))
     return _traced(x, index if isinstance(index, tuple) else (index,))
+
+
+def _through_host(index: Any) -> bool:
+    """Whether an index into a device's memory is resolved on the host: masks, whose results have no size before, and arrays from there."""
+    items = index if isinstance(index, tuple) else (index,)
+    return STATE.trace is None and not all(
+        isinstance(i, _BASIC) or (isinstance(i, Tensor) and isinstance(i._p, DeviceArray) and i.dtype is not dt.bool_) for i in items)
 
 
 def _read(x: Tensor, a: np.ndarray[Any, Any], index: Any) -> np.ndarray[Any, Any]:
@@ -302,6 +312,9 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         items = index if isinstance(index, tuple) else (index,)
         x._p = _updated(x, items, _fitting(x, value))._p
         return
+    if isinstance(x._p, DeviceArray):
+        x._p = _assigned_there(x, index, _fitting(x, value))
+        return
     x._concrete("assignment")
     host = _host_index(index)
     new = _fitting(x, value)._concrete("assignment")
@@ -317,6 +330,16 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         raise ShapeError(f"Cannot write a value of shape {list(new.shape)} into {list(into.shape)}", expected=str(into),
                          received=str(TensorType(x.dtype, new.shape)),
                          sentence="The value broadcasts to the selected elements.") from None
+
+
+def _assigned_there(x: Tensor, index: Any, value: Tensor) -> DeviceArray:
+    """The payload of ``x``, which lives on a device, with ``value`` written at ``index``."""
+    where([x._p, value._p])
+    if not _through_host(index):
+        return returned(_updated(x, index if isinstance(index, tuple) else (index,), value)._p, x._p)
+    host = make(x._concrete("assignment"))
+    setitem(host, index, make(value._concrete("assignment")))
+    return returned(host._p, x._p)
 
 
 def owned(x: Tensor) -> bool:

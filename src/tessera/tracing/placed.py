@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DeviceError
 from ..types.dtypes import DType
-from .tensor import _OF_NUMPY, ndarray
+from .tensor import _OF_NUMPY, Tensor, make, ndarray
 
 
 class PlacedDType:
@@ -25,7 +25,7 @@ class PlacedDType:
         self.dtype, self.device = dtype, device
 
     def __repr__(self) -> str:
-        return f"{self.dtype} on {self.device}"
+        return f"{self.dtype} on {spoken(self.device)}"
 
 
 _placed: dict[tuple[str, str], PlacedDType] = {}
@@ -44,7 +44,7 @@ def placed_dtype(dtype: DType, device: str) -> PlacedDType:
 TAKE: Callable[[Any], DeviceArray] | None = None
 """Another library's device tensor (DLPack) as a payload; filled when the package is assembled."""
 MOVE: dict[str, Callable[[Any, str], DeviceArray]] = {}
-"""Kinds of devices ("gpu") -> (host array, device) -> its copy there; filled when the package is assembled."""
+"""Kinds of devices ("gpu", "simulated") -> (host array, device) -> its copy there; filled when the package is assembled."""
 
 
 class DeviceArray:
@@ -77,11 +77,11 @@ class DeviceArray:
 
     def dlpack(self) -> Any:
         """A DLPack capsule of the memory."""
-        raise BufferError(f"{self.dtype.device} has no DLPack form")
+        raise BufferError(f"{spoken(self.dtype.device)} has no DLPack form")
 
     def dlpack_device(self) -> tuple[int, int]:
         """DLPack's number of the device's kind, and which one."""
-        raise BufferError(f"{self.dtype.device} has no DLPack form")
+        raise BufferError(f"{spoken(self.dtype.device)} has no DLPack form")
 
     def cuda_interface(self) -> dict[str, Any]:
         """``__cuda_array_interface__``, version 3."""
@@ -107,10 +107,31 @@ def where(payloads: Any) -> str | None:
     return found
 
 
+def returned(a: Any, like: DeviceArray) -> DeviceArray:
+    """A payload on the device of ``like``: a host array is copied there."""
+    device = like.dtype.device
+    return a if isinstance(a, DeviceArray) else MOVE[device.partition(":")[0]](a, device)
+
+
+def beside(x: Tensor, made: Any) -> Tensor:
+    """A tensor of ``made``, an array of the host or a tensor, on the device of ``x``; what is traced stays as it is."""
+    a = made._p if isinstance(made, Tensor) else made
+    if isinstance(x._p, DeviceArray) and type(a) is ndarray:
+        a = returned(a, x._p)
+    return make(a)
+
+
+def spoken(device: str) -> str:
+    """The name by which users know a payload's device: a simulated one (``simulated:0``) goes by ``gpu:0``."""
+    kind, _, number = device.partition(":")
+    return f"gpu:{number}" if kind == "simulated" else device
+
+
 def _mixed(a: str, b: str) -> DeviceError:
+    a, b = spoken(a), spoken(b)
     return DeviceError(f"operands live on different devices: {a} and {b}", expected="one device", received=f"{a} and {b}",
                        sentence="Data move between devices only when they are told to.",
                        hints=[f'Move one of them: x.to("{b}")', "Python numbers and 0-d CPU tensors go along with any device"])
 
 
-__all__ = ["DeviceArray", "PlacedDType", "placed_dtype", "where"]
+__all__ = ["DeviceArray", "PlacedDType", "beside", "placed_dtype", "returned", "spoken", "where"]

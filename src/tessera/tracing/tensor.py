@@ -281,14 +281,16 @@ class Tensor:
         return make(self._p)
 
     def __deepcopy__(self, memo: Any) -> Tensor:
-        return make(self._concrete("copying").copy())
+        from .placed import beside
+        return beside(self, self._concrete("copying").copy())
 
     def clone(self) -> Tensor:
         """The same value in memory of its own (a traced tensor: itself under another name)."""
         if type(self._p) is Traced:
             return make(self._p)
         from .creation import copied
-        return make(copied(self._concrete("clone()")))
+        from .placed import beside
+        return beside(self, copied(self._concrete("clone()")))
 
     def detach(self) -> Tensor:
         """The same value; derivatives are functions of functions here, so a tensor never holds any."""
