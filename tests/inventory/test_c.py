@@ -155,8 +155,10 @@ def test_c010_c012_arguments_are_moved_to_where_they_are_declared(simulated: Non
     on_host = [ts.full((3,), float(i)) for i in range(3)]
     assert f(*on_host).tolist() == [3, 3, 3] and moves() == []  # the memory of the CPU is its global memory
     with ts.device("gpu:0"):
-        assert f(*on_host).tolist() == [3, 3, 3]
-    assert moves() == [("f32[3]", "global"), ("f32[3]", "global")] and "test_c.py" in memory.MOVEMENTS[0].where
+        assert f(*on_host[:2], on_host[2].to("gpu:0")).tolist() == [3, 3, 3]
+        assert moves() == [("f32[3]", "global"), ("f32[3]", "global")] and "test_c.py" in memory.MOVEMENTS[0].where
+        with pytest.raises(ts.DeviceError, match="different devices"):
+            f(*on_host)  # nobody said where the third is to lie
     memory.MOVEMENTS.clear()
     there = on_host[0].to("gpu:0")
     assert f(there, there, there).tolist() == [0, 0, 0]  # what was to lie on the host goes there, and is fetched
