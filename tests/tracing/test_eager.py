@@ -117,3 +117,27 @@ def test_attention_keeps_the_extents_of_a_head_as_numbers(compiler):
         ts.attention(q, q, q, causal=True)
     attention = [p for p in compiler.programs if p.name == "eager_attention"]
     assert len(attention) == 1 and str(attention[0].args[0].type) == "f32[n0, n1, 16]"
+
+
+@pytest.mark.parametrize("shape, perm", [((300, 200), (1, 0)), ((4, 60, 8, 50), (0, 2, 1, 3)), ((3, 50, 7, 40), (3, 1, 0, 2))])
+def test_permuted_operands_are_read_as_they_lie(shape, perm):
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=shape).astype(np.float32)
+    t, other = ts.from_numpy(a).permute(*perm), rng.normal(size=np.transpose(a, perm).shape).astype(np.float32)
+    want = np.transpose(a, perm)
+    assert np.array_equal((t + 1.0).numpy(), want + np.float32(1)) and np.array_equal((t * ts.from_numpy(other)).numpy(), want * other)
+    assert np.array_equal(ts.exp(t).numpy(), ts.exp(ts.from_numpy(want.copy())).numpy())
+    w = rng.normal(size=(want.shape[-1], 300)).astype(np.float32)
+    assert np.array_equal((t @ ts.from_numpy(w)).numpy(), (ts.from_numpy(want.copy()) @ ts.from_numpy(w)).numpy())
+    assert np.array_equal(ts.jit(lambda x: x * 2)(t).numpy(), want * 2)
+
+
+def test_products_with_transposed_operands(rng):
+    x, w = rng.normal(size=(40, 700)).astype(np.float32), rng.normal(size=(300, 700)).astype(np.float32)
+    for rows in (1, 2, 40):
+        got = (ts.from_numpy(x[:rows]) @ ts.from_numpy(w).T).numpy()
+        assert np.allclose(got, x[:rows].astype(np.float64) @ w.T, rtol=1e-4, atol=1e-4)
+        assert np.array_equal(got, ts.jit(lambda a, b: a @ b.T)(ts.from_numpy(x[:rows]), ts.from_numpy(w)).numpy())
+    assert np.allclose((ts.from_numpy(w).T @ ts.from_numpy(w)).numpy(), w.T.astype(np.float64) @ w, rtol=1e-4, atol=1e-4)
+    with pytest.raises(errors.ShapeError, match="Shape mismatch in dimension 1: 300 vs 700"):
+        ts.from_numpy(w).T @ ts.from_numpy(x.T.copy())

@@ -17,19 +17,19 @@ from tessera.transforms.expand import expand_composites
 from tessera.transforms.hashing import graph_hash
 from tessera.transforms.outlining import outline_layers
 from tessera.transforms.pipeline import GRAPH_PASSES, optimize, passes
-from tessera.transforms.products import turn_products
+from tessera.transforms.products import contract_as_it_lies, turn_products
 
 
 def text(fn: Function) -> str:
     return "\n".join(line.strip() for line in str(fn).splitlines()[1:-1])
 
 
-def rewritten(run: object, body: str, head: str = "%x: f32[4], %y: f32[4]") -> str:
+def rewritten(run: object, body: str, head: str = "%x: f32[4], %y: f32[4]", tolerance: float = 0.0) -> str:
     fn = parse_function(f"graph @f({head}) {{\n{body}\n}}")
     verify(fn)
     out = run(fn)  # type: ignore[operator]
     verify(out)
-    agree(fn, out)
+    agree(fn, out, tolerance)
     return text(out)
 
 
@@ -240,6 +240,17 @@ def test_products_that_are_only_transposed_are_turned_round() -> None:
       %b = transpose(%a) {perm = (0, 3, 1, 2)} : f32[2, 6, 3, 4]
       return(%b)""", "%x: f32[2, 3, 4, 5], %y: f32[2, 5, 6]")
     assert "dot_general(%y, %x)" in batched
+
+
+def test_a_vector_by_a_transposed_matrix_contracts_along_its_rows() -> None:
+    def product(rows: int) -> str:
+        return rewritten(lambda f: eliminate_dead_code(contract_as_it_lies(f)), f"""
+          %t = transpose(%w) {{perm = (1, 0)}} : f32[5, 4]
+          %y = dot_general(%v, %t) {{lhs_contract = (1,), rhs_contract = (0,), lhs_batch = (), rhs_batch = ()}} : f32[{rows}, 4]
+          return(%y)""", f"%v: f32[{rows}, 5], %w: f32[4, 5]", 1e-6)
+
+    assert "transpose" not in product(1) and "rhs_contract = (1,)" in product(1)
+    assert "transpose" in product(2), "a matrix has a template, which reads it where it lies"
 
 
 @pytest.mark.parametrize("reverse", [False, True])

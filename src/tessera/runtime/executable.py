@@ -20,6 +20,7 @@ from ..ops.table import OPS
 from ..targets.cpu import abi, frame, pool
 from ..targets.cpu.loader import Image, load
 from ..targets.cpu.pool import Native, aligned_bytes
+from ..tracing.dense import dense
 from ..types.dims import DimLike, evaluate
 from ..types.dtypes import DType
 from ..types.shapes import format_shape, unify
@@ -238,7 +239,7 @@ class Executable:
                                  expected=str(dtype), received=str(a.dtype))
             if a.shape != shape:
                 raise self._shape_error(i, a)
-            out.append(np.require(a, dtype.np, ["C", "A", "W"] if i in self.manifest.donated else ["C", "A"]))
+            out.append(np.require(a, dtype.np, ["C", "A", "W"]) if i in self.manifest.donated else dense(a))
         return out
 
     def _check_count(self, arrays: Sequence[Array]) -> None:

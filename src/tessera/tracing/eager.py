@@ -135,12 +135,12 @@ def _prepare(name: str, arrays: list[Any], attrs: dict[str, Any], key: Any) -> R
     run: Run
     device = where(arrays)
     if device is not None:
-        run = _program(name, types, attrs, loc, device)
+        run = program(name, types, attrs, loc, device)
     elif name in VIEWS:
         view = VIEWS[name]
         run = lambda xs: (view(xs[0], **attrs),)
     else:
-        run = _program(name, types, attrs, loc)
+        run = program(name, types, attrs, loc)
     if key is not None and effects is None:
         if len(_exact) >= LIMIT:
             _exact.clear()
@@ -161,7 +161,7 @@ HEADS: set[str] = set()
 assembled."""
 
 
-def _program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any, device: str | None = None) -> Run:
+def program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any, device: str | None = None) -> Run:
     """The program for an op; one serves every size with the same pattern of equal sizes where that is possible."""
     general = symbolic(types, name in HEADS) if attrs.keys() <= SIZELESS else types
     try:

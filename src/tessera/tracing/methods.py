@@ -7,7 +7,7 @@ a small program for the operands' dtypes and pattern of sizes, and a call is one
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..types import dtypes as dt
 from ..types.dims import Dim
 from ..types.promotion import promote_weak
 from . import eager
+from .dense import FEW_BYTES, flattened, lying
 from .placed import DeviceArray
 from .recorder import STATE, Trace, tracing
 from .tensor import _OF_NUMPY, Tensor, make, ndarray
@@ -70,7 +71,7 @@ PROPERTIES = {"T": "transpose", "mT": "matrix_transpose", "real": "real", "imag"
 
 # Functions whose program does not depend on the value of a Python number among their operands.
 FAST = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "bitwise_and",
-                  "bitwise_or", "bitwise_xor"})
+                  "bitwise_or", "bitwise_xor", "matmul"})
 # Functions of one tensor and plain values, which run eagerly as one program however many ops they are made of.
 WHOLE = frozenset(name for line in (
     "relu relu6 leaky_relu elu silu swish softplus log_sigmoid hardtanh softsign gelu softmax log_softmax mean var std norm",
@@ -184,19 +185,35 @@ def _on_device(name: str, reflected: bool, x: DeviceArray, b: Any, table: dict[A
 
 
 def _paired(name: str, reflected: bool, xt: TensorType, yt: TensorType, number: bool) -> Callable[[Any, Any], Any] | None:
-    flat = xt.rank != 1 and (number or xt.shape == yt.shape) and 0 not in xt.shape
+    flat = name != "matmul" and xt.rank != 1 and (number or xt.shape == yt.shape) and 0 not in xt.shape
     wanted = [TensorType(xt.dtype, (xt.size,)), yt if number else TensorType(yt.dtype, (yt.size,))] if flat else [xt, yt]
     exe = program_of(name, reflected, wanted)
     if exe is None:
         return None
     shape, np_dtype, array = xt.shape, yt.dtype.np, np.array
+    few = max(int(t.size) * t.dtype.itemsize for t in (xt, yt)) < FEW_BYTES
+    line = _view_as_line if few else flattened
     if number and flat:
-        return lambda a, b: make(exe([a.reshape(-1), array(b, np_dtype)])[0].reshape(shape))
+        return lambda a, b: make(exe([line(a), array(b, np_dtype)])[0].reshape(shape))
     if number:
         return lambda a, b: make(exe([a, array(b, np_dtype)])[0])
     if flat:
-        return lambda a, b: make(exe([a.reshape(-1), b.reshape(-1)])[0].reshape(shape))
-    return lambda a, b: make(exe([a, b])[0])
+        return lambda a, b: make(exe([line(a), line(b)])[0].reshape(shape))
+    if few:
+        return lambda a, b: make(exe([a, b])[0])
+
+    def run(a: Any, b: Any) -> Tensor:
+        if a.flags.c_contiguous and b.flags.c_contiguous:
+            return make(exe([a, b])[0])
+        (a, p), (b, q) = (lying(x) or (x, None) for x in (a, b))
+        other = program_of(name, reflected, [TensorType(_OF_NUMPY[x.dtype], x.shape) for x in (a, b)], (p, q))
+        return make(other([a, b])[0])
+
+    return run
+
+
+def _view_as_line(a: Any) -> Any:
+    return a.reshape(-1)
 
 
 _programs: dict[Any, Any] = {}
@@ -210,10 +227,13 @@ def clear() -> None:
         table.clear()
 
 
-def program_of(name: str, reflected: bool, types: list[TensorType]) -> Any:
-    """The compiled program of a function of two tensors, with symbolic sizes; None where its result is no tensor."""
+def program_of(name: str, reflected: bool, types: list[TensorType], perms: Sequence[tuple[int, ...] | None] = (None, None)) -> Any:
+    """The compiled program of a function of two tensors, with symbolic sizes; None where its result is no tensor.
+
+    ``perms``: how the axes of the parameters are permuted first, where a tensor's axes lie otherwise in memory than in its shape.
+    """
     general = eager.symbolic(types)
-    key = (name, reflected, *general)
+    key = (name, reflected, *general, *perms)
     if key in _programs:
         return _programs[key]
     trace = Trace(f"eager_{name}")
@@ -221,6 +241,7 @@ def program_of(name: str, reflected: bool, types: list[TensorType]) -> Any:
     try:
         with tracing(trace):
             f = function(name)
+            params = [t if p is None else function("transpose")(t, p) for t, p in zip(params, perms, strict=True)]
             out = f(params[1], params[0]) if reflected else f(*params)
     except TesseraError:  # the general path says it with the user's own sizes
         return None

@@ -11,7 +11,7 @@ from .cleanup import eliminate_dead_code, fold_constants, merge_common_subexpres
 from .expand import expand_composites
 from .loops import hoist_products, sink_sums
 from .outlining import outline_layers
-from .products import turn_products
+from .products import contract_as_it_lies, turn_products
 from .raising import raise_composites
 from .rematerialise import drop_barriers
 
@@ -33,6 +33,7 @@ GRAPH_PASSES: tuple[Pass, ...] = (
     Pass("fold_constants", fold_constants, "after canonicalize, which brings constants together"),
     Pass("merge", merge_common_subexpressions, "on canonical forms more is equal"),
     Pass("turn_products", turn_products, "transposes have been brought together; the products turned round leave dead ones behind"),
+    Pass("contract_as_it_lies", contract_as_it_lies, "products have their final way round; leaves dead transposes behind"),
     Pass("dead_code", eliminate_dead_code, "drops what the passes above made unused"),
     Pass("sink_sums", sink_sums, "before the loop is cut into groups; what leaves it is a product like any other"),
     Pass("hoist_products", hoist_products, "loops are now small; what leaves them is a product like any other to the passes below"),

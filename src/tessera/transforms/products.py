@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..ir.core import Block, Copier, Function, Op, Value, rewrite, uses
-from .rewriting import everywhere
+from ..types.dims import DimLike, product
+from .rewriting import everywhere, producer
 
 
 def turn_products(fn: Function) -> Function:
@@ -50,4 +51,32 @@ def _swap(dot: Op) -> tuple[int, ...]:
     return (*range(batch), *range(first, first + right), *range(batch, first))
 
 
-__all__ = ["turn_products"]
+def contract_as_it_lies(fn: Function) -> Function:
+    """A vector by a transposed matrix contracts the matrix along its rows in memory.
+
+    Such a product is a plain reduction, which takes several sums side by side where it runs along memory; through the transpose it
+    would gather one element of each of many rows at a time.
+    """
+    return everywhere(fn, lambda f: rewrite(f, _contract))
+
+
+def _contract(c: Copier, op: Op) -> list[Value] | None:
+    if op.name != "dot_general" or op.attrs["lhs_batch"] or not any(_free_size(op, i) == 1 for i in (0, 1)):
+        return None
+    attrs, operands = dict(op.attrs), [c[v] for v in op.operands]
+    for i, side in enumerate(("lhs", "rhs")):
+        inner = producer(op.operands[i], "transpose")
+        if inner is not None and inner.results[0].type.rank == 2:
+            operands[i] = c[inner.operands[0]]
+            attrs[f"{side}_contract"] = tuple(inner.attrs["perm"][axis] for axis in attrs[f"{side}_contract"])
+    if operands == [c[v] for v in op.operands]:
+        return None
+    return [c.builder.value("dot_general", operands, op.results[0].type, attrs, (), op.loc)]
+
+
+def _free_size(op: Op, i: int) -> DimLike:
+    contract = op.attrs[("lhs_contract", "rhs_contract")[i]]
+    return product(s for axis, s in enumerate(op.operands[i].type.shape) if axis not in contract)
+
+
+__all__ = ["contract_as_it_lies", "turn_products"]
