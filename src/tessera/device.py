@@ -8,6 +8,7 @@ memory: results stay on it, and operands of two devices are refused.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import re
 import sys
@@ -43,6 +44,15 @@ class Device(str):
         """Its number among devices of its kind."""
         return int(self.partition(":")[2] or 0)
 
+    def peak_flops(self, dtype: Any = None) -> float:
+        """Operations a second, measured once: a product of square matrices of ``dtype`` (f32 on a CPU, bf16 on a GPU), in which a
+        multiplication and an addition are two operations.  A simulated device computes at the speed of the CPU."""
+        return _peaks().flops(self, dtype)  # type: ignore[no-any-return]
+
+    def peak_bandwidth(self) -> float:
+        """Bytes a second between the device and its memory, measured once: a copy, which reads and writes."""
+        return _peaks().bandwidth(self)  # type: ignore[no-any-return]
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, int) and not isinstance(other, bool):
             return not str.__eq__(self, "cpu") and other == self.number
@@ -72,6 +82,10 @@ CPU = Device("cpu")
 _MAKERS = {"NVIDIA", "TESLA", "GEFORCE", "AMD", "INSTINCT", "INTEL"}
 _SAME_CODE = {"H200": "H100", "H800": "H100", "H20": "H100", "GH200": "H100", "A800": "A100", "A30": "A100"}
 """Models that run what was specialised for another: they have its compute capability."""
+
+
+def _peaks() -> Any:
+    return importlib.import_module("tessera.autotune.peaks")
 
 
 def _words(model: str) -> list[str]:

@@ -24,9 +24,7 @@ def time() -> float:
 def synchronize() -> None:
     """Wait for the devices; calls on the CPU have finished when they return."""
     from .. import runtime
-    wait = getattr(runtime, "synchronize", None)
-    if wait is not None:
-        wait()
+    runtime.synchronize()
 
 
 def latency(call: Callable[[], Any]) -> float:

@@ -94,21 +94,21 @@ class Evolutionary(Autotuner):
         if not self.measured:
             drawn = (self.space.sample(self.rng) for _ in range(self.population_size))
             return list(dict.fromkeys(c for c in drawn if c is not None))
+        fittest = sorted(self.measured, key=self.measured.__getitem__)[:self.population_size]
         children: dict[Config, None] = {}
         for _ in range(20 * self.population_size):
             if len(children) == self.population_size:
                 break
-            child = self._parent()
+            child = self._parent(fittest)
             if self.rng.random() < self.crossover_rate:
-                child = self.space.cross(child, self._parent(), self.rng)
+                child = self.space.cross(child, self._parent(fittest), self.rng)
             child = self.space.mutate(child, self.rng, self.mutation_rate)
             if child not in self.measured and self.space.allows(child):
                 children[child] = None
         return list(children)
 
-    def _parent(self) -> Config:
+    def _parent(self, fittest: Sequence[Config]) -> Config:
         """The best of three of the fittest configurations so far."""
-        fittest = sorted(self.measured, key=self.measured.__getitem__)[:self.population_size]
         return fittest[min(self.rng.randrange(len(fittest)) for _ in range(3))]
 
     def update(self, config: Config, performance: float) -> None:

@@ -7,6 +7,7 @@ registry of eager and traced execution.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -108,6 +109,14 @@ def install() -> None:
         set_num_threads(threads)
 
 
+def synchronize() -> None:
+    """Wait for what this thread launched on devices; calls on the CPU have finished when they return."""
+    gpus = sys.modules.get(f"{__name__}.gpu")
+    for gpu in gpus.OPENED.values() if gpus is not None else ():
+        gpu.enter()
+        gpu.stream.synchronize()
+
+
 def _after_fork() -> None:
     if _compiler is not None:
         _compiler.after_fork()
@@ -126,4 +135,5 @@ def release_cached_memory() -> None:
     ALLOCATOR.trim(0)
 
 
-__all__ = ["get_num_threads", "host_compiler", "install", "memory_usage", "release_cached_memory", "set_num_threads", "unchecked"]
+__all__ = ["get_num_threads", "host_compiler", "install", "memory_usage", "release_cached_memory", "set_num_threads",
+           "synchronize", "unchecked"]

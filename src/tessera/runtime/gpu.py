@@ -127,12 +127,17 @@ def machine_of(gpu: driver.Gpu) -> SimtMachine:
     return replace(base, units=gpu.units)
 
 
+OPENED: dict[str, driver.Gpu] = {}
+"""The devices that programs have been compiled for, by name."""
+
+
 class GpuCompiler:
     """Compiles Graph functions for one device."""
 
     def __init__(self, name: str):
         self.gpu = driver.gpu(int(name.partition(":")[2] or 0))
         self.machine = machine_of(self.gpu)
+        OPENED[name] = self.gpu
         self.kernels: dict[str, kernels.Kernel] = {}
 
     def compile(self, fn: Function) -> GpuProgram:
