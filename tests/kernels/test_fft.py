@@ -13,8 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from templates import build, run, template_op
 
 from tessera.errors import UnsupportedError
+from tessera.ir.core import TensorType
 from tessera.kernels import fft as kernels
 from tessera.machine import cpu
+from tessera.ops.fft_long import LONG, LONG_CHIRP, LONG_REAL, is_long
+from tessera.targets.cpu.emit import MAX_STACK_BYTES
 from tessera.types.dims import sym
 from tessera.types.dtypes import as_dtype
 
@@ -72,10 +75,18 @@ def test_double_precision_and_other_machines() -> None:
             assert close(transformed("fft", x, machine=machine), reference("fft", x, None))
 
 
-def test_definition_where_scratch_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SCRATCH_BYTES", 0)
-    x = data((1, 70), np.complex64)
-    assert close(transformed("fft", x), reference("fft", x, None))
+def test_what_is_not_cut_up_fits_a_blocks_scratch() -> None:
+    """The limits of ops/fft_long.py, for the widest vectors and both precisions."""
+    for real, wide in (("f32", "complex64"), ("f64", "complex128")):
+        lanes = cpu.X86_AVX512.vector_lanes(as_dtype(real))
+        for n in (*range(2, 600), *(most - k for most in (LONG_CHIRP, LONG_REAL, LONG) for k in range(2000))):
+            if is_long({}, [TensorType(as_dtype(wide), (n,))]) or n < kernels.SHORT:
+                continue
+            smooth = kernels.factors(n) is not None and kernels.split(n)[0] > 1
+            form = kernels.FourStep if smooth else kernels.Chirp
+            assert form.nbytes(n, lanes, as_dtype(real)) <= kernels.SCRATCH_BYTES, n
+            if not is_long({}, [TensorType(as_dtype(real), (n,))]):
+                assert form.nbytes(n, lanes, as_dtype(real)) + 2 * n * as_dtype(real).itemsize <= MAX_STACK_BYTES, n
 
 
 def test_symbolic_length_is_refused() -> None:

@@ -89,6 +89,44 @@ def test_fourier(n: int | None, norm: str | None, way: Way) -> None:
     close(way(lambda z: fft.irfft(z, n, norm=norm), z), np.fft.irfft(z, n, norm=norm))
 
 
+@pytest.mark.parametrize("n", [4099, 32770, 65537, 19 * 13 ** 3, 1 << 19])
+def test_fourier_of_long_rows(n: int) -> None:
+    """Lengths that are cut up: as a matrix, by a chirp, real ones of even and odd length."""
+    x = np.random.default_rng(n).normal(size=n)
+    z = x + 1j * np.random.default_rng(n + 1).normal(size=n)
+    half = np.fft.rfft(x)
+    for got, want in ((fft.fft(ts.tensor(z)), np.fft.fft(z)), (fft.ifft(ts.tensor(z)), np.fft.ifft(z)), (fft.rfft(ts.tensor(x)), half),
+                      (fft.irfft(ts.tensor(half + 1j * (np.arange(half.size) == 0)), n), x)):
+        assert np.abs(got.numpy() - want).max() <= 1e-14 * np.abs(want).max() * np.log2(n)
+    narrow = fft.rfft(ts.tensor(x.astype(np.float32))).numpy()
+    assert narrow.dtype == np.complex64 and np.abs(narrow - half).max() <= 1e-6 * np.abs(half).max()
+
+
+def test_a_long_transform_is_the_same_on_any_number_of_threads_and_has_a_derivative() -> None:
+    x = ts.tensor(f32(40000))
+    bits = set()
+    for threads in (1, 2, 3):
+        ts.runtime.set_num_threads(threads)
+        bits.add(fft.rfft(x).numpy().tobytes())
+    ts.runtime.set_num_threads(2)
+    assert len(bits) == 1
+    got = ts.grad(lambda v: (ts.abs(fft.rfft(v)) ** 2).sum())(x)  # Parseval, with weights 1 at the ends and 1/2 between
+    spectrum = np.fft.rfft(x.numpy().astype(np.float64))
+    want = 2 * 40000 * np.fft.irfft(spectrum * np.where(np.isin(np.arange(20001), (0, 20000)), 1, 0.5), 40000)
+    assert np.abs(got.numpy() - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_fourier_of_an_open_length_has_a_program_a_length() -> None:
+    @ts.function
+    def smooth(x: ts.Tensor[B, N]) -> ts.Tensor[B, N]:  # noqa: F821
+        return fft.irfft(fft.rfft(x) * 2, x.shape[-1])
+
+    for shape in ((2, 64), (5, 64), (3, 17)):
+        x = f32(*shape)
+        close(smooth(ts.tensor(x)).numpy(), 2 * x)
+    assert [str(p.graph.args[0].type) for p in smooth.programs] == ["f32[B, 64]", "f32[B, 17]"]
+
+
 def test_fourier_in_several_axes(way: Way) -> None:
     x = f32(4, 5, 6)
     close(way(lambda x: fft.fftn(x), x), np.fft.fftn(x))

@@ -9,6 +9,8 @@ from:
   (the four-step form); what lies between the steps rests in the result;
 * lengths with a prime factor above 13 become a convolution with a chirp, of a power of two (Bluestein).
 
+Rows too long for a block come here in pieces (``ops/fft_long.py``).
+
 Complex buffers are seen as pairs of reals.  Inverse transforms are forward ones with real and imaginary parts exchanged.
 Roots of unity are computed in f64 and rounded once.
 """
@@ -344,37 +346,6 @@ class Chirp:
         self.inner.run(product_, self.product, 0, finish)
 
 
-class Direct:
-    """The sum as it is defined: for lengths whose faster forms need more scratch memory than a block has."""
-
-    def __init__(self, n: int, lanes: int, dtype: DType):
-        self.n, self.lanes, self.dtype = n, lanes, dtype
-
-    def run(self, read: Read, memory: tile.Buffer, base: Any, write: Write) -> None:
-        n, lanes, chunk = self.n, self.lanes, 16
-
-        def column(k: Any, _: Any) -> tuple[()]:
-            at = tile.iota((lanes,)) + k
-            step = root(at, n)
-            zero = tile.full((lanes,), 0, f64)
-
-            def strip(j0: Any, sums: Pair) -> Pair:
-                def one(j: Any, state: Any) -> Any:
-                    (re, im), now = state
-                    x = tuple(tile.splat(tile.extract(v, 0).to(f64), (lanes,)) for v in read(j, 1))
-                    re, im = tile.fma(x[0], now[0], re), tile.fma(x[0], now[1], im)
-                    return (tile.fma(-x[1], now[1], re), tile.fma(x[1], now[0], im)), times(now, step)
-
-                stop = tile.minimum(j0 + chunk, tile.constant(n, int64))
-                return tile.for_loop((j0, stop, 1), (sums, root(at * j0, n)), one)[0]  # type: ignore[no-any-return]
-
-            re, im = tile.for_loop((0, n, chunk), (zero, zero), strip)
-            write(k, (re.to(self.dtype), im.to(self.dtype)), _inside(k, lanes, n))
-            return ()
-
-        tile.for_loop((0, n, lanes), (), column)
-
-
 # -- the template ----------------------------------------------------------------------------------------------------------
 @register("fft")
 def fft(op: Op, machine: Any, name: str) -> Function:
@@ -421,15 +392,10 @@ class _Form:
         self.kind, self.n, self.given, self.wanted, self.dtype, self.lanes = kind, n, given, wanted, dtype, lanes
         self.inverse = kind in ("ifft", "irfft")
 
-    def _engine(self) -> FourStep | Chirp | Direct:
-        n, lanes, dtype = self.n, self.lanes, self.dtype
-        spare = SCRATCH_BYTES - (0 if self.kind in ("fft", "ifft") else 2 * n * dtype.itemsize)
-        for form in (FourStep, Chirp):
-            if form is FourStep and (factors(n) is None or _prime(n)):
-                continue
-            if form.nbytes(n, lanes, dtype) <= spare:
-                return form(n, lanes, dtype)
-        return Direct(n, lanes, dtype)
+    def _engine(self) -> FourStep | Chirp:
+        form = Chirp if factors(self.n) is None or _prime(self.n) else FourStep
+        assert form.nbytes(self.n, self.lanes, self.dtype) <= SCRATCH_BYTES, "ops/fft_long.py cuts up what does not fit"
+        return form(self.n, self.lanes, self.dtype)
 
     def single_rows(self, source: tile.Buffer, target: tile.Buffer, first: Any, last: Any) -> None:
         engine = self._engine()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from ..errors import ShapeError
 from ..ir.core import TensorType
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
-from ..types.dims import format_dim
+from ..types.constraints import SCOPE
+from ..types.dims import Dim, format_dim
 from ..types.dtypes import DType
 from ..types.promotion import to_inexact
 from . import batch_rules as br
+from . import fft_long
 from . import pointwise as pw
 from . import shaping as sh
 from .derivatives import reverse
@@ -112,20 +115,22 @@ def _irfft_back(x: Applied, g: Any) -> Any:
 primitive("fft", family="fft", infer=lambda types, attrs: (_check("fft", types, COMPLEX),), reference=_fft_reference,
           batch=br.leading,
           dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), linear=True, vjp=reverse(lambda x, g: bind("fft", g)),
+          facts={"expands": fft_long.is_long, "written": fft_long.fft},
           doc="The Fourier transform of the last axis.")
 primitive("ifft", family="fft", infer=lambda types, attrs: (_check("ifft", types, COMPLEX),), reference=_ifft_reference,
           batch=br.leading,
           dtypes=COMPLEX, template="fft", bound=Bound(2, _terms), linear=True, vjp=reverse(lambda x, g: bind("ifft", g)),
+          facts={"expands": fft_long.is_long, "written": fft_long.ifft},
           doc="The inverse transform, divided by the length.")
 primitive("rfft", family="fft", infer=_rfft_infer, reference=_rfft_reference, dtypes=_REAL, template="fft",
           batch=br.leading,
-          bound=Bound(2, _terms), linear=True, vjp=reverse(_rfft_back),
+          bound=Bound(2, _terms), linear=True, vjp=reverse(_rfft_back), facts={"expands": fft_long.is_long, "written": fft_long.rfft},
           doc="The first n//2 + 1 coefficients of the transform of a real last axis.")
 primitive("irfft", family="fft", infer=_irfft_infer, reference=_irfft_reference, dtypes=COMPLEX, template="fft",
           batch=br.leading,
           bound=Bound(2, _terms), linear=True, vjp=reverse(_irfft_back),
           doc="The real inverse of ``rfft``, of ``n`` elements; imaginary parts of the ends are ignored.",
-          facts={"attrs": ("n",)})
+          facts={"attrs": ("n",), "expands": fft_long.is_long, "written": fft_long.irfft})
 
 
 # -- the user's functions --------------------------------------------------------------------------------------------------
@@ -141,6 +146,16 @@ def _resized(x: Any, n: Any) -> Any:
     if n < have:
         return sh.slice_axis(x, len(x.type.shape) - 1, 0, n)
     return sh.pad(x, [*[(0, 0)] * (len(x.type.shape) - 1), (0, n - have)])
+
+
+def _with_length(y: Any) -> Any:
+    """``y``; where its last axis is a symbol, the function is traced again for the length of the call at hand: the factors of the
+    length are the program."""
+    n = y.type.shape[-1] if y.type.shape else 1
+    if isinstance(n, Dim) and SCOPE.demand is not None:
+        with suppress(TypeError):  # there is no call: the graph alone is asked for
+            SCOPE.demand(n)
+    return y
 
 
 def _scaled(y: Any, n: Any, inverse: bool, norm: str | None) -> Any:
@@ -176,7 +191,7 @@ def _as_complex(x: Any) -> Any:
 def fft(x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) -> Any:
     """The Fourier transform along ``axis``, cut or padded to ``n``; complex64, or complex128 for 64-bit input."""
     def run(y: Any) -> Any:
-        y = _resized(y, n)
+        y = _resized(_with_length(y), n)
         return _scaled(bind("fft", y), y.type.shape[-1], False, norm)
 
     return _along("fft", _as_complex(x), axis, run)
@@ -185,7 +200,7 @@ def fft(x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) -
 def ifft(x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) -> Any:
     """The inverse of :func:`fft`."""
     def run(y: Any) -> Any:
-        y = _resized(y, n)
+        y = _resized(_with_length(y), n)
         return _scaled(bind("ifft", y), y.type.shape[-1], True, norm)
 
     return _along("ifft", _as_complex(x), axis, run)
@@ -197,7 +212,7 @@ def rfft(x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) 
     x = convert(x, dt.f64 if x.dtype is dt.f64 else dt.f32) if to_inexact(x.dtype).is_float else x
 
     def run(y: Any) -> Any:
-        y = _resized(y, n)
+        y = _resized(_with_length(y), n)
         return _scaled(bind("rfft", y), y.type.shape[-1], False, norm)
 
     return _along("rfft", x, axis, run)
@@ -206,6 +221,7 @@ def rfft(x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) 
 def irfft(x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) -> Any:
     """The real inverse of :func:`rfft`, of ``n`` elements (2*(m - 1) for m coefficients)."""
     def run(y: Any) -> Any:
+        y = _with_length(y)
         size = 2 * (y.type.shape[-1] - 1) if n is None else n
         return _scaled(bind("irfft", _resized(y, size // 2 + 1), n=size), size, True, norm)
 

@@ -51,7 +51,7 @@ def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
     return (types[0].with_dtype(attrs["dtype"]),)
 
 
-def expands(attrs: Mapping[str, Any]) -> bool:
+def expands(attrs: Mapping[str, Any], types: Sequence[TensorType] = ()) -> bool:
     """Whether a ``convert`` is more than a plain one."""
     return "rounding" in attrs or bool(attrs.get("saturate"))
 

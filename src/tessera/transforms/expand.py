@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..ir.core import Copier, Function, Op, TensorType, Value, rewrite
@@ -23,7 +23,7 @@ def definition(name: str, types: tuple[TensorType, ...], attrs: dict[str, Any]) 
         trace = Trace(name)
         with tracing(trace), without_policies():  # kept for every later use
             given = [trace.parameter(t) for t in types]
-            made = _written(OPS[name], attrs)(*given, **attrs)  # type: ignore[misc]
+            made = _written(OPS[name], attrs, types)(*given, **attrs)  # type: ignore[misc]
             fn = trace.finish(list(made) if isinstance(made, tuple | list) else [made])
         if len(_DEFINITIONS) > 4096:
             _DEFINITIONS.clear()
@@ -31,11 +31,11 @@ def definition(name: str, types: tuple[TensorType, ...], attrs: dict[str, Any]) 
     return fn
 
 
-def _written(rule: OpDef, attrs: Mapping[str, Any]) -> Callable[..., Any] | None:
-    """How an op is written in others: a composite's definition, or what a pointwise op's attributes ask for (fact ``expands``)."""
+def _written(rule: OpDef, attrs: Mapping[str, Any], types: Sequence[TensorType]) -> Callable[..., Any] | None:
+    """How an op is written in others: a composite's definition, or what attributes and operands ask for (fact ``expands``)."""
     asked = rule.facts.get("expands")
     if asked is not None:
-        return rule.facts["written"] if asked(attrs) else None
+        return rule.facts["written"] if asked(attrs, types) else None
     return rule.expand
 
 
@@ -59,9 +59,10 @@ def _expand(fn: Function, keep: Callable[[Op], bool] | None = None) -> Function:
         if op.name == "scatter":
             return _wide_scatter(c, op)
         rule = OPS.get(op.name)
-        if rule is None or _written(rule, op.attrs) is None or scheduled_whole(op):
+        types = tuple([v.type for v in op.operands])
+        if rule is None or _written(rule, op.attrs, types) is None or scheduled_whole(op):
             return None
-        return inline(c, op, definition(op.name, tuple(v.type for v in op.operands), op.attrs))
+        return inline(c, op, definition(op.name, types, op.attrs))
 
     return rewrite(fn, rule)
 
