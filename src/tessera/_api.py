@@ -105,7 +105,7 @@ LAZY_NAMES = {
     "TileIR": ("codegen", "TileIR"), "GraphIR": ("compiler", "GraphIR"),
     "current_device": ("device", "current_device"), "get_devices": ("device", "get_devices"), "Device": ("device", "Device"),
     "specialize_for": ("device", "specialize_for"), "prefetch": ("memory", "prefetch"), "custom": ("tracing.function", "custom"),
-    "log": ("messages", "log"),
+    "log": ("messages", "log"), "explain": ("reports", "explain"),
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),
     "uniform": ("random", "uniform"), "normal": ("random", "normal"), "bernoulli": ("random", "bernoulli"),
     "permutation": ("random", "permutation"), "dropout": ("random", "dropout"), "manual_seed": ("random", "seed"),
@@ -141,7 +141,7 @@ LAZY_NAMES = {
 }
 # Spellings of op functions beside their own.
 SPELLINGS = {
-    "flash_attention": "attention",
+    "flash_attention": "attention", "mse": "mse_loss",
     "multiply": "mul", "divide": "div", "true_divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs",
     "power": "pow", "equal": "eq", "not_equal": "ne", "less": "lt", "less_equal": "le", "greater": "gt",
     "greater_equal": "ge", "mm": "matmul", "bmm": "matmul", "clamp": "clip", "remainder": "mod", "floor_divide": "floor_div",
@@ -269,7 +269,7 @@ _BUILTIN = frozenset({"abs", "all", "any", "max", "min", "round", "pow", "float"
 def star_names() -> list[str]:
     """What ``from tessera import *`` brings: everything that hides no Python builtin (but ``sum``)."""
     available = [n for n in public_names() if n not in _BUILTIN and n not in LAZY_MODULES]
-    return [*available, "random", "memory", "nn", "effects", "numerics"]
+    return [*available, "device", "effects", "memory", "nn", "numerics", "random"]
 
 
 __all__ = [

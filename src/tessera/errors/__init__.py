@@ -90,7 +90,13 @@ def _rebuild(kind: type[TesseraError], message: str, state: dict[str, Any]) -> T
     return made
 
 
-class ShapeError(TesseraError, ValueError):
+class CompileError(TesseraError):
+    """A program is refused before anything runs: the kind of its subclasses, or what a stage of the compiler says."""
+
+    title, code = "Compilation failed", "E_COMPILE"
+
+
+class ShapeError(CompileError, ValueError):
     """Sizes do not fit, or a shape is not a shape."""
 
     title, code = "Shape mismatch", "E_SHAPE"
@@ -102,7 +108,7 @@ class ConstraintError(ShapeError):
     title, code = "Constraint violated", "E_CONSTRAINT"
 
 
-class DTypeError(TesseraError, TypeError):
+class DTypeError(CompileError, TypeError):
     """Element types do not mix, or an op does not accept one."""
 
     title, code = "Numerical type mismatch", "E_DTYPE"
@@ -118,13 +124,13 @@ class ArgumentValueError(ArgumentError, ValueError):
     """An argument is of the right kind, and its value is impossible."""
 
 
-class EffectError(TesseraError):
+class EffectError(CompileError):
     """A function has an effect that it may not have."""
 
     title, code = "Effect not allowed", "E_EFFECT"
 
 
-class TracingError(TesseraError):
+class TracingError(CompileError):
     """Python asked a traced tensor for something that only a concrete one has."""
 
     title, code = "Traced value used as a concrete one", "E_TRACING"
@@ -161,12 +167,6 @@ class NumericalError(TesseraError, ArithmeticError):
 
 
 NumericsError = NumericalError
-
-
-class CompileError(TesseraError):
-    """A program could not be compiled; says at which stage."""
-
-    title, code = "Compilation failed", "E_COMPILE"
 
 
 class KernelError(TesseraError):

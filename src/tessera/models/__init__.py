@@ -1,6 +1,6 @@
 """Models written as a user would write them: ``nn`` layers and the public API."""
 
 from .bert import BertConfig, BertModel, SentenceEncoder
-from .gpt2 import GPT2Config, GPT2Model
+from .gpt2 import GPT2, GPT2Config, GPT2Model
 
-__all__ = ["BertConfig", "BertModel", "GPT2Config", "GPT2Model", "SentenceEncoder"]
+__all__ = ["GPT2", "BertConfig", "BertModel", "GPT2Config", "GPT2Model", "SentenceEncoder"]

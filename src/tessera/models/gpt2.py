@@ -5,7 +5,7 @@ Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,12 @@ KV = tuple[ts.Tensor, ts.Tensor]
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward network, each behind a norm and with a residual connection."""
+    """Attention and a feed-forward network, each behind a norm and with a residual connection; ``attend`` computes the attention of a
+    whole sequence (q, k, v, causal=)."""
 
-    def __init__(self, c: GPT2Config):
+    def __init__(self, c: GPT2Config, attend: Callable[..., ts.Tensor] | None = None):
         self.heads = c.n_head
+        self.attend = attend or ts.attention
         self.ln_1 = nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
         self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd)
         self.proj = nn.Linear(c.n_embd, c.n_embd)
@@ -75,7 +77,7 @@ class Block(nn.Module):
 
     def forward(self, x: ts.Tensor) -> tuple[ts.Tensor, KV]:
         q, k, v = self.heads_of(self.ln_1(x))
-        return self.finish(x, ts.attention(q, k, v, causal=True)), (k, v)
+        return self.finish(x, self.attend(q, k, v, causal=True)), (k, v)
 
     def step(self, x: ts.Tensor, cache: KV, position: ts.Tensor) -> tuple[ts.Tensor, KV]:
         """One token: ``x`` [B, 1, width]; ``cache`` [B, heads, N, D] is filled up to ``position``."""
@@ -89,11 +91,11 @@ class Block(nn.Module):
 class GPT2Model(nn.Module):
     """Token ids [B, S] to logits [B, S, vocab].  ``generate`` decodes greedily with a KV cache."""
 
-    def __init__(self, config: GPT2Config | None = None):
+    def __init__(self, config: GPT2Config | None = None, attend: Callable[..., ts.Tensor] | None = None):
         c = self.config = config or GPT2Config()
         self.wte = nn.Embedding(c.vocab_size, c.n_embd)
         self.wpe = nn.Embedding(c.n_positions, c.n_embd)
-        self.blocks = [Block(c) for _ in range(c.n_layer)]
+        self.blocks = [Block(c, attend) for _ in range(c.n_layer)]
         self.ln_f = nn.LayerNorm(c.n_embd, c.layer_norm_epsilon)
 
     def logits(self, x: ts.Tensor) -> ts.Tensor:
@@ -160,6 +162,41 @@ class GPT2Model(nn.Module):
         with nn.uninitialized():
             model = cls(GPT2Config.from_dict(config))
         return model.load_state_dict({ours: _fetch(state, theirs) for ours, theirs in _names(model.config)})
+
+
+class GPT2(GPT2Model):
+    """GPT-2 with random weights (GPT-2 small, 124 million parameters, unless ``config`` says otherwise), ready to be called.
+
+    The options change how it runs, not what it computes.
+
+    Args:
+        precision: a numerical policy, its name or a preset ("mixed") under which calls run; None: f32.
+        attention: "flash2" (what the compiler makes of attention), "flash1" (the older algorithm) or "auto".
+        compile_mode: "optimize" runs calls as one compiled program, "eager" op by op.
+
+    Raises:
+        ArgumentError: there is no such attention or mode.
+    """
+
+    def __init__(self, config: GPT2Config | None = None, *, precision: Any = None, attention: str = "auto",
+                 compile_mode: str = "optimize"):
+        for what, value, known in (("attention", attention, _ATTENTIONS), ("compile_mode", compile_mode, ("optimize", "eager"))):
+            if value not in known:
+                raise ts.errors.ArgumentError(f"there is no {what} {value!r}{ts.errors.suggest(str(value), list(known))}",
+                                              expected=", ".join(known), received=repr(value))
+        super().__init__(config, _ATTENTIONS[attention])
+        self.precision = precision
+        self._forward = ts.jit(super().forward) if compile_mode == "optimize" else super().forward
+
+    def forward(self, ids: ts.Tensor) -> ts.Tensor:
+        if self.precision is None:
+            return self._forward(ids)
+        with ts.numerics(self.precision) if not isinstance(self.precision, str) else ts.precision(self.precision):
+            return self._forward(ids)
+
+
+_ATTENTIONS: dict[str, Callable[..., ts.Tensor] | None] = {
+    "auto": None, "flash2": nn.flash_attention_v2, "flash1": nn.flash_attention_v1}
 
 
 def _pad_to(t: ts.Tensor, length: int) -> ts.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ArgumentError, DTypeError, IndexOutOfRangeError, ShapeError, suggest
 from ..tracing import policies, recorder
-from ..tracing.recorder import bind
+from ..tracing.recorder import because, bind
 from ..tracing.tensor import Tensor, Traced, make
 from ..types import dtypes as dt
 from ..types.constraints import plain
@@ -120,6 +120,7 @@ def convert(x: Tensor, dtype: DType, saturate: bool = False) -> Tensor:
     if x.dtype is dtype:
         return x
     out: Tensor = bind("convert", x, dtype=dtype, saturate=True) if saturate else bind("convert", x, dtype=dtype)
+    because(out, f"operands meet in {dtype}")
     policies.attach(out, policies.of(x))
     return out
 
@@ -140,8 +141,7 @@ def cast(x: Any, dtype: Any, saturate: bool = False, rounding: Any = None, key: 
     if rounding is None and key is None:
         if t.dtype is as_dtype(dtype):
             return t
-        out: Tensor = bind("convert", t, dtype=as_dtype(dtype), **({"saturate": True} if saturate else {}))
-        return out
+        return because(bind("convert", t, dtype=as_dtype(dtype), **({"saturate": True} if saturate else {})), "written")
     try:
         mode = RoundingMode(str(rounding))
     except ValueError:

@@ -204,7 +204,9 @@ class Origin:
         return self.compiler.show(self.fn, stage_name)
 
     def report(self) -> list[str]:
-        return ["time: " + ", ".join(f"{k} {1e3 * v:.1f} ms" for k, v in self.seconds.items())] if self.seconds else []
+        from ..transforms.pipeline import passes
+        lines = [f"passes: {', '.join(p.name for p in passes())}; then fuse, choose_templates, plan_memory"]
+        return [*lines, "time: " + ", ".join(f"{k} {1e3 * v:.1f} ms" for k, v in self.seconds.items())] if self.seconds else lines
 
     def location(self, site: int) -> Loc | None:
         """The user's line behind a check.  Locations are in no cache, so the program is scheduled again for it."""

@@ -291,6 +291,8 @@ def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
     spaces: dict[str, str] = {}
     for key, annotation in raw.items():
         value = _evaluated(annotation, raw_names)
+        if isinstance(value, str) and any(op in value for op in ("==", "!=", "<", ">")):  # "D % 8 == 0", quoted once more
+            value = _constraint(value)
         if key == "return":
             result = value
         elif isinstance(value, Constraint):

@@ -338,6 +338,8 @@ class TracedFunction:
             except NeedsMultiple as e:
                 multiples[e.size] = e.of * name_of(f"{e.size}_part")
                 continue
+            if program.outlined:
+                return program, actual
             self._by_types.setdefault(key, []).append(program)
             self.programs.append(program)
             return program, actual
@@ -420,11 +422,15 @@ class TracedFunction:
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """The :class:`Program` for these arguments; see :meth:`trace`."""
+        return self.program_and_sizes(*args, **kwargs)[0]
+
+    def program_and_sizes(self, *args: Any, **kwargs: Any) -> tuple[Program, dict[str, int]]:
+        """:meth:`program`, and the values of its sizes where the arguments have them."""
         if not args and not kwargs and self.signature.parameters:
-            return self._from_annotations()
+            return self._from_annotations(), {}
         with _no_trace():
             call = self.take_apart(args, kwargs)
-            return self._program(call, abstract=any(not t.static for t in call.types))[0]
+            return self._program(call, abstract=any(not t.static for t in call.types))
 
     def _from_annotations(self) -> Program:
         specs = []
@@ -432,7 +438,7 @@ class TracedFunction:
             spec = self.declared.params.get(p.name)
             if spec is not None and spec.dims is not None and "..." not in [d for d in spec.dims if isinstance(d, str)]:
                 specs.append(spec)
-            elif p.default is p.empty and p.name not in self.declared.facts:
+            elif p.default is p.empty and p.name not in self.declared.facts and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 if self.programs:
                     return self.programs[-1]
                 raise TracingError(f"the parameter {p.name!r} of {self.__name__!r} has no full tensor type", hints=[
@@ -738,8 +744,8 @@ def eval_shape(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         The result's structure with a tensor type (``.shape``, ``.dtype``) at each leaf.
     """
     traced = fn if isinstance(fn, TracedFunction) else TracedFunction(fn)
-    p = traced.program(*args, **kwargs)
-    specs = iter([TensorSpec(tuple(t.shape), t.dtype) for t in p.graph.result_types])
+    p, sizes = traced.program_and_sizes(*args, **kwargs)
+    specs = iter([TensorSpec(tuple([substitute(d, sizes) for d in t.shape]), t.dtype) for t in p.graph.result_types])
     if p.out_tree is None:
         return next(specs)
     return optree.tree_unflatten(p.out_tree, [next(specs) if s is None else s[0] for s in p.out_static])

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError, TracingError
+from ..ir.core import TensorType
 from ..types import dtypes as dt
 from ..types.constraints import plain
-from ..types.dims import Dim
+from ..types.dims import Dim, DimLike
 from ..types.dtypes import DType
 from .methods import function
-from .recorder import lift, suspended
-from .tensor import Tensor, make
+from .recorder import STATE, Hidden, Trace, lift, no_value, suspended
+from .tensor import Tensor, Traced, make
 
 
 class _Owner(threading.local):
@@ -53,14 +54,7 @@ def parameter(kind: str, shape: tuple[int, ...], dtype: DType = dt.f32, bound: f
         TracingError: no function is being traced.
         ShapeError: an existing parameter of that place has another shape.
     """
-    if not _OWNER.stack:
-        raise TracingError(
-            f"{kind} with an implicit weight outside a function", sentence="An implicit parameter belongs to the function "
-            "that uses it.", hints=["Decorate the function with @ts.function", "Pass a weight tensor: linear(x, w)"])
-    owner, counts = _OWNER.stack[-1]
-    n = counts.get(kind, 0)
-    counts[kind] = n + 1
-    name = f"{kind}{n}"
+    owner, name = _next(kind)
     found = owner.parameters_owned.get(name)
     if found is None:
         with suspended():
@@ -74,9 +68,35 @@ def parameter(kind: str, shape: tuple[int, ...], dtype: DType = dt.f32, bound: f
     return found  # type: ignore[no-any-return]
 
 
+def _next(kind: str) -> tuple[Any, str]:
+    """The function that owns the next parameter of a kind, and that parameter's name."""
+    if not _OWNER.stack:
+        raise TracingError(
+            f"{kind} with an implicit weight outside a function", sentence="An implicit parameter belongs to the function "
+            "that uses it.", hints=["Decorate the function with @ts.function", "Pass a weight tensor: linear(x, w)"])
+    owner, counts = _OWNER.stack[-1]
+    n = counts.get(kind, 0)
+    counts[kind] = n + 1
+    return owner, f"{kind}{n}"
+
+
 def _digest(text: str) -> int:
     import hashlib
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _outlined(kind: str, trace: Trace, type: TensorType) -> Tensor:
+    """A parameter in a graph of declared types alone, whose shape depends on a symbolic size: it is made at the first call."""
+    _next(kind)
+    return make(Traced(trace, trace.capture(Hidden(type, no_value))))
+
+
+def _known(x: Tensor, features: DimLike, out: Any) -> bool:
+    """Whether the sizes of a weight are numbers, or have values in the call that is being traced."""
+    try:
+        return isinstance(features, int) or (int(x.shape[-1]) >= 0 and int(out) >= 0)
+    except TypeError:
+        return False
 
 
 def linear(x: Any, weight: Any = None, bias: Any = None, *, out_dim: Any = None) -> Tensor:
@@ -93,6 +113,13 @@ def linear(x: Any, weight: Any = None, bias: Any = None, *, out_dim: Any = None)
         return function("linear")(x, weight, bias)  # type: ignore[no-any-return]
     x = lift(x)
     features, out = x.type.shape[-1], plain(weight)
+    trace = STATE.trace
+    if trace is not None and (trace.outlined or not _known(x, features, weight)):
+        trace.outlined = True
+        kind = x.dtype if x.dtype.is_float else dt.f32
+        w = _outlined("linear.weight", trace, TensorType(kind, (features, out)))
+        b = _outlined("linear.bias", trace, TensorType(kind, (out,))) if bias is not False else None
+        return function("linear")(x, w, b if bias is None or bias is True else bias or None)  # type: ignore[no-any-return]
     if not isinstance(features, int) or not isinstance(out, int):
         features, out = int(x.shape[-1]), int(weight)  # the function is traced again with these sizes as numbers
     bound = 1 / math.sqrt(max(1, features))

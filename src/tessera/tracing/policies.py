@@ -25,7 +25,7 @@ from ..types import dtypes as dt
 from ..types.dtypes import DType
 from ..types.policy import NumericalPolicy, RoundingMode, join
 from . import recorder
-from .recorder import STATE, lift, plain_bind
+from .recorder import STATE, because, lift, plain_bind
 from .tensor import Tensor, Traced
 
 KINDS: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _alike(name: str, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _to(t: Tensor, dtype: DType) -> Tensor:
-    return t if t.dtype is dtype else plain_bind("convert", (t,), {"dtype": dtype})
+    return t if t.dtype is dtype else because(plain_bind("convert", (t,), {"dtype": dtype}), "operands meet here under a numerical policy")
 
 
 def _rounded(policy: NumericalPolicy, t: Tensor, dtype: DType) -> Tensor:
@@ -181,7 +181,7 @@ def _rounded(policy: NumericalPolicy, t: Tensor, dtype: DType) -> Tensor:
             attrs["rounding"] = str(policy.rounding)
             if policy.rounding is RoundingMode.STOCHASTIC:
                 operands.append(recorder.RANDOM_WORDS(t.type.shape, None))
-    return plain_bind("convert", operands, attrs)  # type: ignore[no-any-return]
+    return because(plain_bind("convert", operands, attrs), f"the numerical policy {policy}")
 
 
 def _flushed(policy: NumericalPolicy, t: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ class Program:
         self.captured = trace.captured
         self.keep = trace._keep
         self.sites = trace.sites
+        self.reasons = trace.reasons
+        self.outlined = trace.outlined
         self.effects = frozenset(trace.effects)
         self.constraints: list[Constraint] = trace.constraints
         self.guards = trace.guards

@@ -77,6 +77,11 @@ class Hidden:
         self.type, self.fetch = type, fetch
 
 
+def no_value(sites: int) -> np.ndarray[Any, Any]:
+    """Fetches a parameter whose size is symbolic: it has no value before a call."""
+    raise TracingError("a program of declared types alone cannot run")
+
+
 # -- locations -------------------------------------------------------------------------------------------------------
 _internal: dict[str, bool] = {}
 
@@ -120,6 +125,8 @@ class Trace:
         self.sites = 0
         self.messages: list[Any] = []  # values that are results for the sake of a message: tessera/messages.py
         self.state: dict[tuple[int, str], Any] = {}  # (object, attribute) -> what stateful methods met: tracing/state.py
+        self.reasons: dict[Value, str] = {}  # why a conversion was recorded
+        self.outlined = False  # a parameter's size is symbolic: it has no value, and the graph cannot run
         self.policies: dict[Value, Any] = {}  # of values whose declared type names a numerical policy, and what is made of them
         self.iterations: tuple[Tensor, ...] = ()  # the numbers of the surrounding loops' iterations, where known
         self.open = True
@@ -312,6 +319,13 @@ def without_policies() -> Iterator[None]:
         yield
     finally:
         STATE.policy = saved
+
+
+def because(t: Tensor, reason: str) -> Tensor:
+    """Keep why the conversion that made ``t`` was recorded; returns ``t``."""
+    if type(t._p) is Traced and t._p.trace is not None:
+        t._p.trace.reasons[t._p.value] = reason
+    return t
 
 
 def lift(x: Any) -> Tensor:

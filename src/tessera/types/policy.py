@@ -106,6 +106,11 @@ class NumericalPolicy:
         put(self, "denorm_mode", denorm_mode)
         put(self, "names_storage", storage is not None)
 
+    @property
+    def accum(self) -> DType:
+        """``accumulate`` by the name that it has in ``bf16 @ accum(f32)``."""
+        return self.accumulate
+
     @classmethod
     def from_class(cls) -> NumericalPolicy:
         """The policy that a class states by its attributes (``class Mine(ts.TrainingPolicy): accumulate = ts.f64``)."""
