@@ -562,3 +562,15 @@ def test_what_is_declared_a_tensor_is_one(value, hint):
     for call in (lambda: f(value), lambda: caller(ts.ones(1, 4))):
         with pytest.raises(errors.ArgumentError, match=f"'x' is declared as a tensor and is a {type(value).__name__}(?s:.)*{hint}"):
             call()
+
+
+def test_a_default_that_the_call_leaves_alone_decides_in_python():
+    @ts.jit
+    def f(x, power=2, offset: ts.Tensor[()] = 1.0):
+        return (x * x if power == 2 else x) + offset.sum()
+
+    assert f(ts.full((2,), 3.0)).tolist() == [10, 10] and f(ts.full((2,), 3.0), offset=2.0).tolist() == [11, 11]
+    with pytest.raises(errors.TracingError, match="a Python condition needs the value"):
+        f(ts.ones(2), 2)
+    logits, labels = ts.randn(4, 10), ts.randint(0, 10, (4,))
+    assert ts.jit(ts.cross_entropy)(logits, labels).item() == pytest.approx(ts.cross_entropy(logits, labels).item(), rel=1e-6)

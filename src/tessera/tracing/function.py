@@ -230,6 +230,10 @@ class TracedFunction:
         Raises:
             ArgumentError: unknown keywords (with a suggestion), missing or superfluous arguments.
         """
+        return self._bind(args, kwargs)[0]
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[inspect.BoundArguments, frozenset[str]]:
+        """The same, and which parameters the call itself names."""
         try:
             bound = self._callable_signature.bind(*args, **kwargs)
         except TypeError as e:
@@ -238,17 +242,19 @@ class TracedFunction:
                 if k not in names:
                     raise unknown_keyword(self.__name__, k, names) from None
             raise ArgumentError(f"{self.__name__}(): {e}", expected=f"{self.__name__}{self.signature}") from None
+        given = frozenset(bound.arguments)
         bound.apply_defaults()
-        return bound
+        return bound, given
 
     def take_apart(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Split arguments into dynamic leaves (tensors, arrays, numbers) and static values (everything else)."""
-        bound = self.bind_arguments(args, kwargs)
+        bound, given = self._bind(args, kwargs)
         call = Call()
         statics: list[Any] = []
         pieces: list[tuple[str, Any, list[Any]]] = []  # (parameter, tree, leaf: index of a dynamic leaf or (value,))
         for name, value in bound.arguments.items():
-            if name in self.static_names:
+            unasked = name not in given and type(value) in _SCALARS and name not in self.declared.params
+            if unasked or name in self.static_names:  # a number that nobody chose decides in Python, such as "if smoothing:"
                 statics.append(_key(value, name, self.__name__))
                 pieces.append((name, None, [(value,)]))
                 continue
