@@ -398,7 +398,9 @@ class Agent(_Machine):
         rank = source.data.ndim
         flat, inside = self.window(source, operands[1:1 + rank], op.attrs["box"])
         super().note_read(op, source, flat[inside])
-        return np.where(inside, source.data.reshape(-1)[flat], np.zeros((), source.data.dtype)), 1 + rank
+        values = np.zeros(inside.shape, source.data.dtype)
+        values[inside] = source.data.reshape(-1)[flat[inside]]
+        return values, 1 + rank
 
     def op_tma_load(self, op: Op, operands: list[Any]) -> None:
         box = op.attrs["box"]

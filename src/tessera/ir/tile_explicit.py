@@ -38,6 +38,9 @@ Asynchronous copies (of boxes that lie in a buffer along its trailing axes; lane
     tma_store(%shared, %p…, %global, %o…) {box}      tma_commit()      tma_wait() {pending = 0, read = false}
     copy_async(%global, %o…, %shared, %p…) {box}     copy_commit()     copy_wait() {pending = 0}
 
+A ``store`` in shared memory with ``async = true`` is under way in the same way until its group is waited for.  Outside roles these
+copies, commits and waits are the whole block's, on any machine: where threads have no asynchronous copies, each is done at once.
+
 ``multicast`` is a mask of the cluster's blocks, all of which receive the box at the same place and at their own barrier.
 ``tma_wait`` with ``read`` waits until the shared memory has been read, else until the stores are done.
 What threads write is seen by ``tma_store`` and ``mma_async`` only after::
@@ -266,9 +269,18 @@ def check_roles(op: Op) -> None:
             "a register budget is a multiple of 8 from 24 to 256, or 0")
 
 
+BLOCK_OPS = frozenset({"copy_async", "copy_commit", "copy_wait"})
+"""Ops that blocks without warp groups have as well: there they are the whole block's."""
+
+
 def is_explicit(op: Op) -> bool:
     """True for the ops of this level."""
     return op.name in RULES or op.name == "roles"
 
 
-__all__ = ["GROUP", "RULES", "SWIZZLES", "check_roles", "is_explicit", "matrix_problem", "mma_parts"]
+def of_groups(op: Op) -> bool:
+    """True for ops of programs that are written for warp groups."""
+    return is_explicit(op) and op.name not in BLOCK_OPS
+
+
+__all__ = ["BLOCK_OPS", "GROUP", "RULES", "SWIZZLES", "check_roles", "is_explicit", "matrix_problem", "mma_parts", "of_groups"]

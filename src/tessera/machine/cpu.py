@@ -85,6 +85,9 @@ class CpuMachine:
     threads: int = 1
 
     kind = "cpu"
+    has_async_copies = False
+    tile_elements = 256  # of a tile that stays in registers
+    unrolls_products = True
     llvm_level = 2  # how hard LLVM optimises
     block_work = 262144  # vector instructions of one block: enough to hide what starting it costs
 

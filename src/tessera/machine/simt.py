@@ -50,6 +50,8 @@ class SimtMachine:
         fragments: how lanes hold their operands, for those that tiles of a product are given to.
         has_warp_groups: groups of 128 threads share a matrix unit that reads shared memory, beside a copy engine with barriers in
             shared memory: what ``ir/tile_explicit.py`` is about.
+        has_async_copies: threads copy into shared memory without waiting (``copy_async``).
+        tile_elements: elements of a tile of a user's kernel that stays in the registers of a block; larger ones go to memory.
     """
 
     name: str
@@ -71,8 +73,11 @@ class SimtMachine:
     fragments: tuple[Fragments, ...] = ()
     has_warp_groups: bool = False
     register_bytes: int = 256 << 10
+    has_async_copies: bool = False
+    tile_elements: int = 256
 
     kind = "simt"
+    unrolls_products = False  # products of tiles are loops
     registers = 64  # of one thread, that a tile program may count on
     has_half_conversion = False  # small floats are converted by integer arithmetic, alike everywhere
     caches = ()

@@ -224,6 +224,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         CompileError: the template or tile function that it names does not exist.
     """
     from .. import kernels  # noqa: F401  (importing the room enters its templates)
+    from ..tiling.copies import synchronous
     from ..tiling.large_tiles import fit_registers
     from ..tiling.lower import lower_kernel
     from ..tiling.templates import TEMPLATES
@@ -232,7 +233,8 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         callee = fn.functions.get(op.attrs["callee"])
         if callee is None or callee.level != "tile":
             raise CompileError(f"the program launches {op.attrs['callee']!r}, which it does not define", loc=op.loc)
-        tile = fit_registers(rewrite(callee))  # it is the user's, and will be renamed
+        own = rewrite(callee) if machine.has_async_copies else rewrite(synchronous(callee))
+        tile = fit_registers(own, machine.tile_elements, machine.unrolls_products)  # it is the user's, and will be renamed
     elif op.name == "template":
         build = TEMPLATES.get(op.attrs["template"])
         if build is None:

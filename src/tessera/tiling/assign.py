@@ -16,11 +16,13 @@ from typing import Any
 
 from ..ir.core import Block, Builder, Copier, Function, Op, TileType, Value
 from ..ir.tile import POINTWISE
-from ..ir.tile_explicit import GROUP, is_explicit
+from ..ir.tile_explicit import GROUP, of_groups
 from .layouts import Layout, axis_bits, blocked, fragment, grid_of_threads, log2_up, of_fragments, warps_of_product
 
 FREE = frozenset({"constant", "full", "splat", "iota", "broadcast", "uninitialized"})
 """Ops that are made again for each layout that is asked of them."""
+SUMS = 64
+"""Elements of a product's result that one thread sums into in registers."""
 
 
 def assign_layouts(fn: Function, machine: Any) -> Function:
@@ -41,12 +43,14 @@ def assign_layouts(fn: Function, machine: Any) -> Function:
 
 
 def threads_of(fn: Function, machine: Any) -> int:
-    """Threads of a block: as many as the largest tile keeps busy, a warp at least."""
+    """Threads of a block: as many as the largest tile keeps busy, a warp at least; more where a product's sums would fill registers."""
     given = fn.attrs.get("threads")
     if given is not None:
         return int(given)
     largest = max([r.type.size for op in fn.walk() for r in op.results if isinstance(r.type, TileType)], default=1)
-    return max(int(machine.lanes), min(int(machine.block_threads), 1 << log2_up(largest)))
+    sums = max([op.result.type.size for op in fn.walk() if op.name == "dot" and unit_of(op, machine) is not None], default=0)
+    most = max(int(machine.block_threads), min(256, int(machine.max_threads), sums // SUMS))
+    return max(int(machine.lanes), min(most, 1 << log2_up(largest)))
 
 
 class _Classes:
@@ -55,13 +59,14 @@ class _Classes:
     def __init__(self, fn: Function, machine: Any):
         self.fn, self.machine = fn, machine
         self.lanes = int(machine.lanes)
-        self.groups = any(is_explicit(op) for op in fn.walk())
+        self.groups = any(of_groups(op) for op in fn.walk())
         self.threads = GROUP if self.groups else threads_of(fn, machine)
         self.vector = self._vector_elements(fn)
         self.parent: dict[Value, Value] = {}
         self.members: dict[Value, list[Value]] = {}
         self.found: dict[Value, Layout] = {}
         self.asked: set[Value] = set()
+        self.wanted: dict[Value, Layout] = {}  # operands of matrix instructions that shared memory holds -> their fragments
         for op in fn.walk():
             self._relate(op)
         for v in list(self.parent):
@@ -99,6 +104,7 @@ class _Classes:
             self._join([*op.operands[1:], *op.results])
         elif op.name == "dot":
             self._join([op.operands[2], op.results[0]])
+            self._fragments(op)
         elif op.name == "mma_async":
             self._join([op.operands[0], op.results[0]])
         elif op.name == "mma_wait":
@@ -118,6 +124,19 @@ class _Classes:
                 self._carry(group)
         else:
             self._join(op.results)
+
+    def _fragments(self, op: Op) -> None:
+        """Operands of a product that are loaded from shared memory come in the layout that the matrix instruction takes."""
+        unit = unit_of(op, self.machine)
+        if unit is None:
+            return
+        m, n = op.operands[2].type.shape
+        layouts = operand_layouts(unit, self.machine, max(1, self.threads // self.lanes), m, n, op.operands[0].type.shape[1])
+        for v, layout in zip(op.operands, layouts[:2], strict=False):
+            if v.op is not None and v.op.name == "transpose":
+                v, layout = v.op.operands[0], layout.permuted((1, 0))
+            if v.op is not None and v.op.name == "load" and v.op.operands[0].type.space == "shared":
+                self.wanted.setdefault(v, layout)
 
     def _carry(self, group: Sequence[Value]) -> None:
         self._join(group)
@@ -147,6 +166,9 @@ class _Classes:
         makers = {m.op.name: m.op for m in members if m.op is not None}
         if "mma_async" in makers:
             return fragment(shape)
+        for v in members:
+            if v in self.wanted and len(members) == 1:
+                return self.wanted[v]
         if "dot" in makers:
             return product_layout(makers["dot"], self.machine, self.lanes, max(1, self.threads // self.lanes))
         for name in ("reduce", "reshape", "transpose"):
@@ -164,13 +186,29 @@ class _Classes:
 
 def product_layout(op: Op, machine: Any, lanes: int, warps: int) -> Layout:
     """The layout of a product's result: that of the machine's matrix instruction where there is one for it, else threads in a grid."""
-    a, b, acc = (v.type for v in op.operands)
-    m, n = acc.shape
-    unit = machine.tile_instruction(a.dtype, b.dtype, acc.dtype, m, n, a.shape[1]) if powers((m, n)) else None
+    unit = unit_of(op, machine)
+    m, n = op.operands[2].type.shape
     if unit is None:
         return grid_of_threads((m, n), lanes, warps)
+    return operand_layouts(unit, machine, warps, m, n, op.operands[0].type.shape[1])[2]
+
+
+def unit_of(op: Op, machine: Any) -> Any:
+    """The matrix instruction that forms a ``dot``; None: it is formed by fma."""
+    a, b, acc = (v.type for v in op.operands)
+    (m, k), n = a.shape, b.shape[1]
+    fits = powers((m, n, k)) and op.attrs.get("unit") is None
+    return machine.tile_instruction(a.dtype, b.dtype, acc.dtype, m, n, k) if fits else None
+
+
+def operand_layouts(unit: Any, machine: Any, warps: int, m: int, n: int, k: int) -> tuple[Layout, Layout, Layout]:
+    """The layouts of lhs [m, k], rhs [k, n] and the result [m, n] of a product by a matrix instruction."""
+    fragments = machine.fragments_of(unit)
     taken = warps_of_product(m, n, (unit.m, unit.n), warps)
-    return of_fragments((m, n), (unit.m, unit.n), machine.fragments_of(unit).result, taken)
+    rows = [s if s[0] else (0, 0) for s in taken]
+    columns = [s if s[1] else (0, 0) for s in taken]
+    return (of_fragments((m, k), (unit.m, unit.k), fragments.lhs, rows), of_fragments((k, n), (unit.k, unit.n), fragments.rhs, columns),
+            of_fragments((m, n), (unit.m, unit.n), fragments.result, taken))
 
 
 def powers(shape: Sequence[int]) -> bool:
@@ -355,4 +393,4 @@ class _Assigner(Copier):
         return new
 
 
-__all__ = ["assign_layouts", "produced", "same_numbers", "sliced", "threads_of"]
+__all__ = ["assign_layouts", "operand_layouts", "powers", "produced", "same_numbers", "sliced", "threads_of", "unit_of"]

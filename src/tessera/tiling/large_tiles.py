@@ -34,9 +34,14 @@ _MADE = frozenset({"full", "splat", "iota"})
 _MOVES = frozenset({"broadcast", "slice", "transpose"})
 
 
-def fit_registers(fn: Function, limit: int = LIMIT) -> Function:
-    """``fn`` with every tile of more than ``limit`` elements in memory; ``fn`` itself where there is none."""
-    if not any(_large(v, limit) for op in fn.walk() for v in op.results) and not any(_heavy(op) for op in fn.walk()):
+def fit_registers(fn: Function, limit: int = LIMIT, unrolled: bool = True) -> Function:
+    """``fn`` with every tile of more than ``limit`` elements in memory; ``fn`` itself where there is none.
+
+    Args:
+        unrolled: the target writes products of tiles out, so that long ones are no better.
+    """
+    heavy = unrolled and any(_heavy(op) for op in fn.walk())
+    if not heavy and not any(_large(v, limit) for op in fn.walk() for v in op.results):
         return fn
     return _Fitter(fn, limit).run()
 

@@ -25,6 +25,7 @@ from tessera.targets.cpu import abi
 from tessera.targets.intel.opencl import OpenCL, devices
 from tessera.targets.simt.emit import Module, emit
 from tessera.tiling.assign import assign_layouts
+from tessera.tiling.copies import synchronous
 from tessera.tiling.vmath import expand
 from tessera.types.dims import evaluate, product
 
@@ -40,7 +41,7 @@ def opencl() -> OpenCL | None:
 
 def lower(fn: Function | str, machine: SimtMachine) -> Function:
     fn = parse_function(fn) if isinstance(fn, str) else fn
-    out = assign_layouts(expand(fn), machine)
+    out = assign_layouts(expand(synchronous(fn)), machine)
     tile_ir.verify(out)
     return out
 

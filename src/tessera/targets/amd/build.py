@@ -7,6 +7,7 @@ from collections.abc import Callable
 from ...ir.core import Function
 from ...machine import AMD_GFX942, AMD_GFX950, SimtMachine
 from ...tiling.assign import assign_layouts
+from ...tiling.copies import synchronous
 from ...tiling.vmath import expand
 from ..simt.emit import Module, emit
 from .link import link
@@ -21,7 +22,7 @@ def lower(fn: Function, machine: SimtMachine = AMD_GFX942) -> Module:
     Raises:
         CompileError: the function needs something that the target does not have.
     """
-    return emit(assign_layouts(expand(fn), machine), machine, HANDLERS)
+    return emit(assign_layouts(expand(synchronous(fn)), machine), machine, HANDLERS)
 
 
 Compile = Callable[[Module, SimtMachine, str], bytes]

@@ -1,6 +1,7 @@
-"""Tile IR at the explicit level to the LLVM IR of one thread: the shared SIMT emitter and the ops of ``ir/tile_explicit.py``.
+"""Tile IR with ops of the explicit level to the LLVM IR of one thread: the shared SIMT emitter and the ops of ``ir/tile_explicit.py``.
 
-In a program with roles a tile belongs to a warp group of 128 threads; which group a thread is in decides the role that it runs.
+A program without warp groups may copy asynchronously into swizzled shared memory; all else about it is the shared emitter's.  In a
+program with roles a tile belongs to a warp group of 128 threads; which group a thread is in decides the role that it runs.
 Shared memory is one array that the launch sizes: swizzled matrices first, barriers last.
 """
 
@@ -12,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import CompileError
-from ...ir.core import BufferType, Function, Value
-from ...ir.tile_explicit import GROUP, is_explicit
+from ...ir.core import BufferType, Function, Op, Value
+from ...ir.tile_explicit import GROUP, of_groups
 from ...machine.simt import SimtMachine
 from ...types.dtypes import DType
 from ..simt.emit import EXCHANGE, Emitter, Handler, Order
@@ -56,8 +57,8 @@ class NvModule:
 
 
 def is_explicit_program(fn: Function) -> bool:
-    """True for programs that need this emitter."""
-    return any(is_explicit(op) for op in fn.walk())
+    """True for programs of warp groups."""
+    return any(of_groups(op) for op in fn.walk())
 
 
 class GroupOrder(Order):
@@ -73,26 +74,35 @@ class GroupOrder(Order):
 
 
 class NvEmitter(Emitter):
-    """One kernel of the explicit level."""
+    """One kernel: of warp groups, or of one block that acts together."""
 
     def __init__(self, fn: Function, machine: SimtMachine, handlers: Mapping[str, Handler], aligned: bool = True):
+        self.grouped = is_explicit_program(fn)
         self.roles = next((op for op in fn.walk() if op.name == "roles"), None)
         self.cluster = int(fn.attrs.get("cluster", 1))
         super().__init__(fn, machine, handlers, aligned)
         self.total = GROUP * sum(self.roles.attrs["groups"]) if self.roles is not None else self.threads
-        self.vendor = replace(self.vendor, after=self._attributes)
-        self.w.vendor = self.vendor
+        if self.grouped or any(op.name == "copy_async" for op in fn.walk()):
+            self.vendor = replace(self.vendor, after=self._attributes)
+            self.w.vendor = self.vendor
+        if self.grouped:
+            self.order = GroupOrder(self)
         self.maps: dict[TensorMap, str] = {}
-        self.packed: dict[tuple[str, str], str] = {}
+        self.packed: dict[tuple[str, ...], str] = {}  # the elements of words of 32 bits -> the word
         self.single = False  # one thread runs this part
         self.group: tuple[str, int] = ("0", 0)  # the warp group's number in the block, and of the role's first
-        self.order = GroupOrder(self)
 
     def _attributes(self, k: Kernel) -> str:
         cluster = f' "nvvm.cluster_dim"="{self.cluster},1,1"' if self.cluster > 1 else ""
+        # one block to a multiprocessor will do: registers before occupancy
         return f' nounwind "nvvm.maxntid"="{self.total}" "nvvm.minctasm"="1"{cluster}'
 
+    def alignment(self, op: Op) -> int:
+        return 1024 if "swizzle" in op.attrs else super().alignment(op)
+
     def _place_allocs(self) -> tuple[dict[Value, tuple[int, int]], int, int]:
+        if not self.grouped:
+            return super()._place_allocs()
         places: dict[Value, tuple[int, int]] = {}
         at = 0
         for wanted in ("alloc", "mbarriers"):
@@ -103,6 +113,9 @@ class NvEmitter(Emitter):
         return places, at, 0
 
     def build(self) -> NvModule:
+        if not self.grouped:
+            m = self.module()
+            return NvModule(m.text, m.symbol, m.threads, m.shared, m.scratch)
         self._threads()
         made = self.module()
         return NvModule(made.text, made.symbol, self.total, made.shared, 0, self.cluster, tuple(self.maps), True)
@@ -271,17 +284,18 @@ def pack(x: NvEmitter, low: str, high: str) -> str:
     return found
 
 
-def emit_explicit(fn: Function, machine: SimtMachine) -> NvModule:
-    """LLVM IR of a kernel of the explicit level; its tiles have layouts (``assign``).
+def emit_explicit(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
+    """LLVM IR of a kernel with ops of the explicit level; its tiles have layouts (``assign``).
 
     Raises:
         CompileError: the program asks for more shared memory than a block has, or for what this machine lacks.
     """
-    from .explicit import HANDLERS
-    if not machine.has_warp_groups:
+    from .explicit import BLOCK_HANDLERS, HANDLERS
+    if is_explicit_program(fn) and not machine.has_warp_groups:
         raise CompileError(f"{machine.name} has no warp-group matrix unit and no copy engine",
                            hints=("write the kernel on the tile level",))
-    return NvEmitter(fn, machine, HANDLERS).build()
+    grouped = is_explicit_program(fn)
+    return NvEmitter(fn, machine, HANDLERS if grouped else BLOCK_HANDLERS, aligned or grouped).build()
 
 
 def shared_of(fn: Function) -> int:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ...errors import CompileError
 from ...ir.core import Op, ScalarType, Value
-from ...ir.tile import root
 from ...ir.tile_explicit import mma_parts
-from ...tiling.layouts import Layout, fragment
+from ...tiling.layouts import fragment
 from ...types.dtypes import f32
-from ..cpu.emit_writer import memory_type, representation
-from ..simt import memory as simt_memory
+from ..cpu.emit_writer import representation
 from ..simt import tiles as simt_tiles
 from ..simt.emit import Emitter, Handler, layout_of
-from ..simt.memory import read, write
-from ..simt.values import Memory, Regs, strides
+from ..simt.values import Memory, Regs
 from ..simt.writer import SHARED
 from .emit import REGISTER_FILE, NvEmitter, pack
 from .fragments import Panels
+from .mma import HANDLERS as MMA
+from .staging import HANDLERS as STAGING
 
 _SUFFIX = {"bf16": ("ff2bf16x2.rn", "<2 x bfloat>"), "f16": ("ff2f16x2.rn", "<2 x half>")}
 
@@ -239,69 +237,6 @@ def _tma_wait(e: Emitter, op: Op) -> None:
     x.lead(lambda: (x.call(f"cp.async.bulk.wait.group{read_}", f"i32 {op.attrs.get('pending', 0)}"), None)[1])
 
 
-def _copy_async(e: Emitter, op: Op) -> None:
-    """16 bytes a thread at a time; what lies outside the buffer is filled with zeros."""
-    x, w = _nv(e), e.w
-    source = op.operands[0]
-    rank = source.type.rank
-    shared = op.operands[1 + rank]
-    p, (rows, columns) = Panels.of(shared), op.attrs["box"]
-    each = 16 // p.itemsize
-    if columns % each:
-        raise CompileError(f"copy_async moves 16 bytes at a time; a row of the box has {columns * p.itemsize}", loc=op.loc)
-    base = x.matrix_at(shared, list(op.operands[2 + rank:]))
-    threads, across = 128, columns // each
-    memory: Memory = e.memory(source)
-    steps = [w.dim(d) for d in strides(source.type.shape)]
-    offsets = [e.scalar(v) for v in op.operands[1:1 + rank]]
-    outer = "0"
-    for o, s in zip(offsets[:-2], steps[:-2], strict=True):
-        outer = w.let(f"add i64 {outer}, {w.let(f'mul i64 {o}, {s}')}")
-    for first in range(0, rows * across, threads):
-        number = x.add(w.thread_id(), str(first))
-        row, chunk = w.let(f"udiv i32 {number}, {across}"), w.let(f"urem i32 {number}, {across}")
-        pointer = x.shared_at(x.add(base, _chunk_offset(x, p, row, chunk)))
-        r = w.let(f"add i64 {offsets[-2]}, {w.let(f'zext i32 {row} to i64')}")
-        c = w.let(f"add i64 {offsets[-1]}, {w.let(f'zext i32 {x.times(chunk, each)} to i64')}")
-        inside = e.both(w.let(f"icmp ult i64 {r}, {w.dim(source.type.shape[-2])}"),
-                        w.let(f"icmp slt i64 {c}, {w.dim(source.type.shape[-1])}"))
-        left = w.let(f"sub i64 {w.dim(source.type.shape[-1])}, {c}")
-        here = w.let(f"call i64 @llvm.smin.i64(i64 {left}, i64 {each})")
-        nbytes = w.let(f"mul i64 {here}, {p.itemsize}")
-        nbytes = w.let(f"select i1 {inside}, i64 {nbytes}, i64 0")
-        line = w.let(f"mul i64 {r}, {steps[-2]}")
-        at = w.let(f"add i64 {outer}, {w.let(f'add i64 {line}, {c}')}")
-        at = w.let(f"select i1 {inside}, i64 {at}, i64 0")
-        from_ = w.address(memory_type(source.type.dtype), memory.space, memory.pointer, at)
-        count = w.let(f"trunc i64 {nbytes} to i32")
-
-        def copy(pointer: str = pointer, from_: str = from_, count: str = count) -> None:
-            x.call("cp.async.cg.shared.global.16.s", f"ptr addrspace(3) {pointer}", f"ptr addrspace(1) {from_}", f"i32 {count}")
-
-        if first + threads <= rows * across:
-            copy()
-        else:
-            x.where(w.let(f"icmp ult i32 {number}, {rows * across}"), copy)
-
-
-def _chunk_offset(x: NvEmitter, p: Panels, row: str, chunk: str) -> str:
-    """Bytes from a matrix's start to a 16-byte chunk, permuted by its row."""
-    w, per = x.w, p.span // 16
-    panel, inner = w.let(f"udiv i32 {chunk}, {per}"), w.let(f"urem i32 {chunk}, {per}")
-    if p.mask:
-        phase = row if p.swizzle == 128 else w.let(f"lshr i32 {row}, {1 if p.swizzle == 64 else 2}")
-        inner = w.let(f"xor i32 {inner}, {w.let(f'and i32 {phase}, {p.mask}')}")
-    return x.add(x.times(panel, p.panel), x.times(row, p.span), x.times(inner, 16))
-
-
-def _copy_commit(e: Emitter, op: Op) -> None:
-    _nv(e).call("cp.async.commit.group")
-
-
-def _copy_wait(e: Emitter, op: Op) -> None:
-    _nv(e).call("cp.async.wait.group", f"i32 {op.attrs.get('pending', 0)}")
-
-
 # -- products ----------------------------------------------------------------------------------------------------------------
 def _uninitialized(e: Emitter, op: Op) -> None:
     e.define(op, ["undef"] * (1 << len(layout_of(op.result.type).bases("reg"))))
@@ -391,101 +326,6 @@ def _mma_wait(e: Emitter, op: Op) -> None:
         e.values[r] = t
 
 
-# -- tiles in swizzled memory ------------------------------------------------------------------------------------------------
-def _swizzled(e: Emitter, buffer: Value) -> bool:
-    return buffer.type.space == "shared" and root(buffer) in e.places
-
-
-def _fragment_rows(e: Emitter, buffer: Value, places: Sequence[Value], shape: tuple[int, ...], layout: Layout, axes: Any) -> str | None:
-    """The byte offset of this lane's row for ``stmatrix`` and ``ldmatrix``; None where the tile is no fragment of 16-bit values."""
-    p = Panels.of(buffer)
-    rank = buffer.type.rank
-    if p.itemsize != 2 or p.swizzle != 128 or tuple(axes) != (rank - 2, rank - 1) or len(shape) != 2 or shape[0] != 64 or \
-            shape[1] % 16 or layout != fragment(shape):
-        return None
-    x, w = _nv(e), e.w
-
-    def lane() -> str:
-        low = w.let(f"and i32 {w.lane_id()}, 7")
-        row = x.add(w.let(f"and i32 {w.lane_id()}, 15"), x.times(w.warp_id(), 16))
-        chunk = w.let(f"xor i32 {w.let(f'lshr i32 {w.lane_id()}, 4')}, {low}")
-        return x.add(x.times(row, 128), x.times(chunk, 16))
-
-    return x.add(x.matrix_at(buffer, list(places)), "0") + "|" + w.once("matrix row", lane)
-
-
-def _matrix_pointers(e: Emitter, where: str, buffer: Value, columns: int) -> list[str]:
-    """A pointer for each 16 columns."""
-    x, w = _nv(e), e.w
-    base, row = where.split("|")
-    p = Panels.of(buffer)
-    out = []
-    for j in range(columns // 16):
-        turn = row if j % 4 == 0 else w.once(("matrix chunk", j % 4), lambda j=j: w.let(f"xor i32 {row}, {32 * (j % 4)}"))
-        out.append(x.shared_at(x.add(base, turn, str(j // 4 * p.panel))))
-    return out
-
-
-def _store(e: Emitter, op: Op) -> None:
-    buffer = op.operands[0]
-    value = op.operands[1 + buffer.type.rank]
-    if not _swizzled(e, buffer) or isinstance(value.type, ScalarType):
-        simt_memory.HANDLERS["store"](e, op)
-        return
-    x, t, places = _nv(e), e.tile(value), op.operands[1:1 + buffer.type.rank]
-    where = _fragment_rows(e, buffer, places, t.shape, t.layout, op.attrs["axes"])
-    if where is None:
-        pointers = _element_pointers(e, buffer, places, t.shape, t.layout, op.attrs["axes"])
-        owner = e.owner(t.layout)
-        e.guarded([e.both(owner, e.inside(t.layout, t.shape, r)) for r in range(len(t.names))],
-                  lambda r: write(e, t.dtype, SHARED, pointers[r], t.names[r]))
-        return
-    for j, pointer in enumerate(_matrix_pointers(e, where, buffer, t.shape[1])):
-        words = [pack(x, t.names[8 * j + 2 * i], t.names[8 * j + 2 * i + 1]) for i in range(4)]
-        x.call("stmatrix.sync.aligned.m8n8.x4.b16.p3", f"ptr addrspace(3) {pointer}", *(f"i32 {v}" for v in words))
-
-
-def _load(e: Emitter, op: Op) -> None:
-    buffer, out = op.operands[0], op.result.type
-    if not _swizzled(e, buffer) or isinstance(out, ScalarType):
-        simt_memory.HANDLERS["load"](e, op)
-        return
-    x, w, layout, places = _nv(e), e.w, layout_of(out), op.operands[1:1 + buffer.type.rank]
-    where = _fragment_rows(e, buffer, places, out.shape, layout, op.attrs["axes"])
-    if where is None:
-        e.define(op, [read(e, out.dtype, SHARED, p) for p in _element_pointers(e, buffer, places, out.shape, layout, op.attrs["axes"])])
-        return
-    names: list[str] = []
-    for pointer in _matrix_pointers(e, where, buffer, out.shape[1]):
-        got = x.call("ldmatrix.sync.aligned.m8n8.x4.b16.p3", f"ptr addrspace(3) {pointer}", result="{i32, i32, i32, i32}")
-        for i in range(4):
-            names += x.unpack(w.let(f"extractvalue {{i32, i32, i32, i32}} {got}, {i}"))
-    e.define(op, names)
-
-
-def _element_pointers(e: Emitter, buffer: Value, places: Sequence[Value], shape: tuple[int, ...], layout: Layout, axes: Any) -> list[str]:
-    """Where each register's element lies, one by one."""
-    x, w, p, rank = _nv(e), e.w, Panels.of(buffer), buffer.type.rank
-    out = []
-    for r in range(1 << len(layout.bases("reg"))):
-        index = layout.index(layout.element(reg=r))
-        at = [x.i32(v) for v in places]
-        for t, axis in enumerate(axes):
-            low = layout.shift(t)
-            at[axis] = x.add(at[axis], w.thread_part(layout, low, low + layout.bits[t]), str(min(index[t], shape[t] - 1)))
-        each = 16 // p.itemsize
-        column = x.add(at[rank - 1], "0")
-        column = column if column.startswith("%") else w.let(f"add i32 {column}, 0")
-        row = at[rank - 2] if at[rank - 2].startswith("%") else w.let(f"add i32 {at[rank - 2]}, 0")
-        offset = _chunk_offset(x, p, row, w.let(f"udiv i32 {column}, {each}"))
-        size, terms = p.matrix, [str(e.places[buffer][1]), offset, x.times(w.let(f"urem i32 {column}, {each}"), p.itemsize)]
-        for a in range(rank - 3, -1, -1):
-            terms.append(x.times(at[a], size))
-            size *= int(buffer.type.shape[a])
-        out.append(x.shared_at(x.add(*terms)))
-    return out
-
-
 # -- arithmetic that the hardware has ------------------------------------------------------------------------------------------
 def _convert(e: Emitter, op: Op) -> None:
     """f32 to 16-bit floats two at a time (NaN becomes the hardware's own); neighbours stay packed for the matrix unit."""
@@ -556,9 +396,12 @@ HANDLERS: dict[str, Handler] = {
     **TILE_HANDLERS, "alloc": _alloc, "mbarriers": _mbarriers, "roles": _roles, "group_id": _group_id, "cluster_rank": _cluster_rank,
     "cluster_sync": _cluster_sync, "mbarrier_expect": _expect, "mbarrier_arrive": _arrive, "mbarrier_wait": _wait, "barrier_sync": _named,
     "barrier_arrive": _named, "fence_async": _fence, "tma_load": _tma_load, "tma_store": _tma_store, "tma_commit": _tma_commit,
-    "tma_wait": _tma_wait, "copy_async": _copy_async, "copy_commit": _copy_commit, "copy_wait": _copy_wait,
-    "uninitialized": _uninitialized, "mma_async": _mma_async, "mma_commit": _mma_commit, "mma_wait": _mma_wait, "store": _store,
-    "load": _load, "reduce": _reduce,
+    "tma_wait": _tma_wait,
+    "uninitialized": _uninitialized, "mma_async": _mma_async, "mma_commit": _mma_commit, "mma_wait": _mma_wait,
+    "reduce": _reduce, **STAGING,
 }
 
-__all__ = ["HANDLERS", "TILE_HANDLERS", "pack", "wgmma_asm"]
+BLOCK_HANDLERS: dict[str, Handler] = {**TILE_HANDLERS, **STAGING, **MMA}
+"""Programs of blocks that act together."""
+
+__all__ = ["BLOCK_HANDLERS", "HANDLERS", "TILE_HANDLERS", "pack", "wgmma_asm"]

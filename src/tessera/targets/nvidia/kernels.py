@@ -10,12 +10,11 @@ from ...errors import CompileError
 from ...ir.core import BufferType, Function
 from ...machine.simt import SimtMachine
 from ...tiling.assign import assign_layouts
+from ...tiling.copies import by_copy_engine, pipelined
 from ...tiling.vmath import APPROXIMATE, expand
 from ...types.dims import evaluate
-from ..simt.emit import emit
 from . import driver
 from .emit import NvModule, emit_explicit, is_explicit_program
-from .explicit import TILE_HANDLERS
 
 
 def lower(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
@@ -27,10 +26,9 @@ def lower(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
     Raises:
         CompileError: the function does not fit the machine.
     """
-    if is_explicit_program(fn):
-        return emit_explicit(assign_layouts(expand(fn, APPROXIMATE), machine), machine)
-    m = emit(assign_layouts(expand(fn, APPROXIMATE), machine), machine, TILE_HANDLERS, aligned=aligned)
-    return NvModule(m.text, m.symbol, m.threads, m.shared, m.scratch)
+    if not is_explicit_program(fn):
+        fn = pipelined(by_copy_engine(fn), machine)
+    return emit_explicit(assign_layouts(expand(fn, APPROXIMATE), machine), machine, aligned)
 
 
 def complaints(log: str) -> list[str]:

@@ -136,10 +136,13 @@ class Emitter:
         found: list[tuple[int, int, Value]] = []
         for i, op in enumerate(self.fn.walk()):
             if op.name == "alloc":
-                found.append((-(-op.result.type.nbytes // 64) * 64, i, op.result))
+                unit = self.alignment(op)
+                found.append((-(-op.result.type.nbytes // unit) * unit, i, op.result))
         places: dict[Value, tuple[int, int]] = {}
         shared = far = 0
         for nbytes, _, v in sorted(found, key=lambda f: f[:2]):
+            assert v.op is not None
+            shared = -(-shared // self.alignment(v.op)) * self.alignment(v.op)
             if shared + nbytes <= self.machine.shared_bytes // 2 or v.type.space == "shared":
                 places[v] = (SHARED, shared)
                 shared += nbytes
@@ -147,6 +150,10 @@ class Emitter:
                 places[v] = (GLOBAL, far)
                 far += nbytes
         return places, shared, far
+
+    def alignment(self, op: Op) -> int:
+        """Of what an ``alloc`` makes, in bytes."""
+        return 64
 
     def _program_ids(self, number: str, grid: Sequence[Any]) -> list[str]:
         """The block's coordinates from its row-major number."""
@@ -361,6 +368,11 @@ class Order:
     def barrier(self) -> None:
         self.e.w.barrier()
         self.pending.clear()
+
+    def meet_before_write(self, place: Any) -> None:
+        """A copy is about to write memory which is not read before the copy is waited for."""
+        if self._conflict(place, True, None):
+            self.barrier()
 
     def _conflict(self, place: Any, write: bool, key: Any) -> bool:
         known = {key} if key is not None else set()

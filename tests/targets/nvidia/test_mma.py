@@ -1,0 +1,139 @@
+"""Products of the tile level on sm_80 and later: mma.sync, fed by ldmatrix from stages that cp.async fills.
+
+The kernels' LLVM IR runs on an emulated warp machine (``emulated.py``), and a PTX assembler, where one is at hand, finds nothing slow."""
+
+# ruff: noqa: F821  (names of sizes in annotations)
+import numpy as np
+import pytest
+from emulated import Emulated
+from test_emit import assemble, ptx
+
+import tessera as ts
+from tessera import tile
+from tessera.ir import interpret_tile
+from tessera.machine import NVIDIA_SM80, NVIDIA_SM89, NVIDIA_SM90
+from tessera.targets.nvidia import kernels
+from tessera.tiling.copies import pipelined, synchronous
+
+
+def product(kind, out=ts.f32, m=64, n=64, k=32, right=None, transposed=False):
+    right = right or kind
+    if transposed:
+        @ts.kernel
+        def matmul(A: ts.Tile["M", "K", kind], B: ts.Tile["N", "K", right], C: ts.Tile["M", "N", out]):
+            for i in tile.range(A.shape[0], step=m):
+                for j in tile.range(B.shape[0], step=n, parallel=False):
+                    acc = tile.zeros((m, n), out)
+                    for l in tile.range(A.shape[1], step=k):
+                        acc = tile.mma(A[i:i + m, l:l + k], tile.transpose(tile.load(B[j:j + n, l:l + k])), acc)
+                    tile.store(C[i:i + m, j:j + n], acc)
+        return matmul
+
+    @ts.kernel
+    def matmul(A: ts.Tile["M", "K", kind], B: ts.Tile["K", "N", right], C: ts.Tile["M", "N", out]):
+        for i in tile.range(A.shape[0], step=m):
+            for j in tile.range(B.shape[1], step=n, parallel=False):
+                acc = tile.zeros((m, n), out)
+                for l in tile.range(A.shape[1], step=k):
+                    acc = tile.mma(A[i:i + m, l:l + k], B[l:l + k, j:j + n], acc)
+                tile.store(C[i:i + m, j:j + n], acc)
+    return matmul
+
+
+def built(kernel, arrays, symbolic=True):
+    """(tile function, sizes) of a kernel for arrays."""
+    b = kernel.build({n: ts.Tensor(a).type for n, a in zip(kernel.declared.specs, arrays)}, {}, specialize=symbolic)
+    env = {}
+    for p, a in zip(b.params.values(), arrays):
+        ts.types.shapes.unify(p.type.shape, a.shape, env)
+    return b.function, env
+
+
+def operands(kind, right, out, shape_a, shape_b, shape_c, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def some(shape, dtype):
+        low = 0 if dtype is ts.uint8 else -4
+        return rng.integers(low, 5, shape).astype(dtype.np)  # sums of few products of small integers are exact in any order
+
+    return [some(shape_a, kind), some(shape_b, right), np.zeros(shape_c, out.np)]
+
+
+CASES = [
+    (ts.bf16, None, ts.f32, NVIDIA_SM80, (32, 32, 32), 128, False), (ts.f16, None, ts.f32, NVIDIA_SM80, (32, 64, 16), 32, False),
+    (ts.bf16, None, ts.f32, NVIDIA_SM80, (32, 32, 64), 64, True), (ts.bf16, None, ts.f32, NVIDIA_SM80, (16, 8, 8), 32, False),
+    (ts.int8, None, ts.int32, NVIDIA_SM80, (16, 32, 32), 64, False), (ts.int8, None, ts.int32, NVIDIA_SM80, (32, 32, 32), 32, True),
+    (ts.uint8, None, ts.int32, NVIDIA_SM80, (16, 16, 16), 32, False), (ts.fp8_e4m3, None, ts.f32, NVIDIA_SM89, (16, 16, 64), 32, True),
+    (ts.fp8_e4m3, ts.fp8_e5m2, ts.f32, NVIDIA_SM90, (16, 16, 32), 32, False),
+]
+
+
+@pytest.mark.parametrize("kind, right, out, machine, tiles, threads, transposed", CASES, ids=lambda v: str(getattr(v, "cpu", v)))
+def test_products_on_an_emulated_machine(kind, right, out, machine, tiles, threads, transposed):
+    m, n, k = tiles
+    M, N, K = m - 3, n + 16, 2 * k + 16 // kind.itemsize
+    right = right or kind
+    arrays = operands(kind, right, out, (M, K), (N, K) if transposed else (K, N), (M, N))
+    fn, env = built(product(kind, out, m, n, k, right, transposed), arrays)
+    fn.attrs["threads"] = threads
+    module = kernels.lower(fn, machine)
+    assert "mma.sync" in module.text and "cp.async" in module.text and module.threads == threads
+    Emulated(module, arrays, [env[s] for s in fn.attrs["sizes"]]).run(1)
+    a, b = (x.astype(np.float64) for x in arrays[:2])
+    np.testing.assert_array_equal(arrays[2], (a @ (b.T if transposed else b)).astype(out.np))
+
+
+def test_rows_that_begin_anywhere():
+    """K = 41: rows of bf16 begin at no multiple of 16 bytes, so the copies go element by element, which the kernel finds out."""
+    arrays = operands(ts.bf16, ts.bf16, ts.f32, (20, 41), (41, 12), (20, 12))
+    fn, env = built(product(ts.bf16, m=16, n=16, k=16), arrays)
+    fn.attrs["threads"] = 32
+    Emulated(kernels.lower(fn, NVIDIA_SM80), arrays, [env[s] for s in fn.attrs["sizes"]]).run(2)
+    np.testing.assert_array_equal(arrays[2], arrays[0].astype(np.float32) @ arrays[1].astype(np.float32))
+
+
+def test_the_pipeline_means_what_the_loop_meant():
+    """The interpreter, which reports races, gives the same bits with and without the stages, for every number of iterations."""
+    for size in (0, 8, 16, 31, 100):
+        arrays = operands(ts.bf16, ts.bf16, ts.f32, (20, size), (size, 16), (20, 16), size)
+        fn, env = built(product(ts.bf16, m=16, n=16, k=16), arrays)
+        staged = pipelined(fn, NVIDIA_SM80)
+        names = [op.name for op in staged.walk()]
+        assert names.count("copy_async") == 2 * 4 and names.count("copy_commit") == 4
+        one, two, three = ([a.copy() for a in arrays] for _ in range(3))
+        interpret_tile.run(fn, one, env)
+        interpret_tile.run(staged, two, env)
+        interpret_tile.run(synchronous(staged), three, env)
+        assert one[2].tobytes() == two[2].tobytes() == three[2].tobytes()
+    assert pipelined(staged, NVIDIA_SM80) is staged  # it copies itself
+
+
+def test_a_loop_that_writes_what_it_reads_is_left_alone():
+    @ts.kernel
+    def powers(A: ts.Tile["M", "M", ts.f16], B: ts.Tile["M", "M", ts.f16], C: ts.Tile["M", "M", ts.f16]):
+        for l in tile.range(0, 64, step=16, parallel=False):
+            x = tile.mma(tile.load(A, (0, l), shape=(16, 16)), tile.load(B, (l, 0), shape=(16, 16)))
+            tile.store(C[0:16, l:l + 16], x.to(ts.f16))
+    arrays = [np.zeros((64, 64), np.float16) for _ in range(3)]
+    fn, _ = built(powers, arrays)
+    assert not any(op.name == "copy_async" for op in pipelined(fn, NVIDIA_SM80).walk())
+
+
+@pytest.mark.parametrize("kind, out, tiles, machine", [
+    (ts.bf16, ts.f32, (128, 128, 32), NVIDIA_SM80), (ts.f16, ts.f32, (128, 64, 64), NVIDIA_SM80),
+    (ts.int8, ts.int32, (64, 64, 64), NVIDIA_SM80), (ts.fp8_e5m2, ts.f32, (64, 64, 64), NVIDIA_SM89),
+    (ts.bf16, ts.f32, (64, 64, 64), NVIDIA_SM90)], ids=lambda v: str(getattr(v, "cpu", v)))
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_the_assembler_finds_nothing_slow(kind, out, tiles, machine, symbolic, tmp_path):
+    arrays = operands(kind, kind, out, (256, 256), (256, 256), (256, 256))
+    fn, _ = built(product(kind, out, *tiles), arrays, symbolic)
+    _, text = ptx(fn, machine)
+    assert "mma.sync.aligned" in text and "cp.async.cg.shared.global" in text and "ldmatrix.sync.aligned.m8n8.x4" in text
+    assert "cp.async.wait_group" in text and "st.local" not in text
+    assert not kernels.complaints(assemble(text, tmp_path, machine.cpu))
+
+
+def test_sums_of_f32_keep_their_order():
+    arrays = operands(ts.f32, ts.f32, ts.f32, (16, 16), (16, 16), (16, 16))
+    fn, _ = built(product(ts.f32, m=16, n=16, k=16), arrays)
+    assert "mma.sync" not in kernels.lower(fn, NVIDIA_SM80).text
