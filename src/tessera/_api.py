@@ -193,7 +193,7 @@ def _assemble() -> None:
         return allocator.empty(shape, dtype, math.prod(shape) * dtype.itemsize)
 
     def is_block(base: Any) -> bool:
-        return isinstance(base, ctypes.Array) and type(base) is allocator._types.get(len(base))
+        return isinstance(base, ctypes.Array) and getattr(type(base), "owns_its_memory", False)
 
     def expand_tile(fn: Any) -> Any:
         return importlib.import_module("tessera.tiling.vmath").expand(fn)

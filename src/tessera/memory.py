@@ -9,18 +9,20 @@ import functools
 import gc
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import optree
 
-from .errors import ArgumentError, suggest
+from .errors import ArgumentError, DeviceError, suggest
 from .errors.boundary import describe
 from .errors.frames import user_frames
 from .placement import Future, Placed, async_copy, mapped, placed, placed_fields, plan_of, settle, store
-from .tracing.recorder import STATE, check_effects
+from .runtime.memory_pool import Pool as HostPool
+from .runtime.memory_pool import use_pool
+from .tracing.recorder import STATE, bind, check_effects
 from .tracing.tensor import Tensor
 
 _MEMORY = frozenset({"memory"})
@@ -52,6 +54,27 @@ def space(name: str) -> MemorySpace:
 
 
 global_ = MemorySpace("global")
+
+
+# -- how much ----------------------------------------------------------------------------------------------------------------------
+class Pool(HostPool):
+    """``ts.memory.Pool(size="8GB", device="gpu:0", growth_factor=1.5)``: memory for the tensors of ``with ts.memory.use_pool(pool):``.
+
+    Pools hold memory of the host, where simulated devices have theirs too.  Its counters are :class:`~tessera.runtime.memory_pool.Pool`'s.
+
+    Raises:
+        ArgumentError: a size that is none, a factor that does not grow, a first reservation beyond the limit.
+        DeviceError: there is no such device, or it is a real accelerator: its driver pools the memory of a stream by itself.
+    """
+
+    def __init__(self, size: Any, device: Any = "cpu", growth_factor: float = 1.5, *, initial: Any = None):
+        from .device import CPU, find
+        where = find(device)
+        if where != CPU and not where.simulated:
+            raise DeviceError(f"a pool holds memory of the host, and {where} is an accelerator", expected="cpu", received=str(where),
+                              sentence="Tensors there come from the driver's own pool, a piece a stream, which keeps what is freed.",
+                              hints=['Leave the pool away on this device', 'ts.memory.Pool(size, device="cpu") for tensors of the host'])
+        super().__init__(size, where, growth_factor, initial=initial)
 
 
 def _usage() -> dict[str, int]:
@@ -104,16 +127,19 @@ _MOST = 64 << 20  # bytes that any cache holds
 
 
 class Prefetch:
-    """A request for some tensors, as a context manager that gives them back."""
+    """A request for some tensors, as a context manager that gives them back; in a compiled function the end of its block stands in the
+    program too, as ``release``."""
 
-    def __init__(self, given: Any):
-        self._given = given
+    def __init__(self, given: Any, traced: Sequence[Tensor], level: MemorySpace):
+        self._given, self._traced, self._level = given, traced, level
 
     def __enter__(self) -> Any:
         return self._given
 
-    def __exit__(self, *exc: object) -> None:
-        return None
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None and STATE.trace is not None:
+            for t in self._traced:
+                bind("release", t, to=str(self._level))
 
 
 def prefetch(x: Any, to: str = "L2_cache") -> Prefetch:
@@ -140,7 +166,10 @@ def prefetch(x: Any, to: str = "L2_cache") -> Prefetch:
             a = t._concrete("prefetch")
             if a.flags.c_contiguous:
                 a.view(np.uint8).reshape(-1)[::64].max()
-    return Prefetch(x)
+    traced = [t for t in tensors if t.is_traced]
+    for t in traced:
+        bind("prefetch", t, to=str(level))
+    return Prefetch(x, traced, level)
 
 
 def prefetch_to_l2(x: Any) -> None:
@@ -174,6 +203,6 @@ class _Callable(ModuleType):
 
 sys.modules[__name__].__class__ = _Callable
 
-__all__ = ["MOVEMENTS", "Future", "MemorySpace", "Movement", "Placed", "async_copy", "empty_cache",
+__all__ = ["MOVEMENTS", "Future", "MemorySpace", "Movement", "Placed", "Pool", "async_copy", "empty_cache",
            "get_memory_usage", "get_peak_memory_usage", "global_",
-           "mapped", "plan", "prefetch", "prefetch_to_l2", "reset_peak", "space", "stats", "store"]
+           "mapped", "plan", "prefetch", "prefetch_to_l2", "reset_peak", "space", "stats", "store", "use_pool"]

@@ -3,9 +3,13 @@
 # ruff: noqa: F821, F722, UP037  (names of sizes in annotations)
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from tessera import Tensor, Tile, memory, tile
 from tessera.cli.show import stage_text
 from tessera.errors import ArgumentError, KernelError
 from tessera.machine import NVIDIA_SM80, NVIDIA_SM90
+from tessera.runtime.memory_pool import bytes_of
 
 
 def test_c003_gradients_through_two_steps_of_a_state() -> None:
@@ -204,3 +209,159 @@ def test_c011_a_file_outlives_its_process_and_is_read_where_it_is_used(tmp_path:
     nbytes, a, b, resident = map(float, out.split())
     assert nbytes == 256 << 20 and a == 5 * (1 << 16) + 3 and b == 1000 * (1 << 16)
     assert resident < nbytes
+
+
+# -- movement and pools ------------------------------------------------------------------------------------------------------------
+def test_c014_c015_c020_a_copy_goes_on_while_the_cpu_works() -> None:
+    def throttled(a: np.ndarray) -> np.ndarray:
+        time.sleep(0.3)
+        return a.copy()
+
+    x, total = ts.arange(1000).to(ts.f32), 0.0
+    start = time.perf_counter()
+    future = memory.async_copy(x, to="global", copier=throttled)
+    assert time.perf_counter() - start < 0.1 and not future.done()
+    while time.perf_counter() - start < 0.3:
+        total += float((x * 2).sum())
+    assert future.wait().tolist() == x.tolist() and total > 0
+    assert time.perf_counter() - start < 0.7 * (0.3 + 0.3)
+    before = time.perf_counter()
+    assert future.wait() is future.wait() and time.perf_counter() - before < 0.05
+
+
+def test_c017_a_pool_grows_to_its_limit() -> None:
+    pool = memory.Pool(size="64MB", device="cpu", growth_factor=1.5)
+    assert pool.size == 64 << 20 and (pool.reserved, pool.grows, pool.system_calls) == (0, 0, 0)
+    held, seen = [], []
+    with memory.use_pool(pool):
+        for _ in range(60):
+            held.append(ts.zeros(1 << 18))  # 1 MB
+            if not seen or seen[-1] != pool.reserved:
+                seen.append(pool.reserved)
+    assert seen[0] == 8 << 20 and all(abs(b / a - 1.5) < 1e-3 for a, b in itertools.pairwise(seen[:-1]))
+    assert seen[-1] <= 64 << 20 and pool.grows == len(seen) - 1 == pool.system_calls - 1
+    assert pool.in_use == pool.peak == 60 << 20
+    with memory.use_pool(pool), pytest.raises(ts.errors.OutOfMemoryError, match="no room for 8388608 bytes: 62914560 of 67108864") as e:
+        ts.zeros(1 << 21)
+    assert "Let go of tensors" in str(e.value)
+    del held
+    assert pool.in_use == 0 and pool.stats()["peak"] == 60 << 20
+    for bad, text in (({"size": "8XB"}, "no size of memory"), ({"size": 0}, "no size of memory"),
+                      ({"size": "1GB", "growth_factor": 1}, "above 1"),
+                      ({"size": "1MB", "initial": "2MB"}, "more than the pool may hold"),
+                      ({"size": "1MB", "device": "cpo"}, "did you mean 'cpu'")):
+        with pytest.raises(ArgumentError, match=text):
+            memory.Pool(**bad)
+    with pytest.raises(ArgumentError, match="takes a pool"), memory.use_pool("64MB"):
+        pass
+    assert [bytes_of(s) for s in ("1.5GB", "64 MiB", "512k", "100", 7)] == [3 << 29, 64 << 20, 512 << 10, 100, 7]
+
+
+def test_c017_a_pool_on_a_simulated_device(simulated: None) -> None:
+    pool = memory.Pool(size="8GB", device="gpu:0", growth_factor=1.5)
+    assert pool.device == "gpu:0" and pool.reserved == 0 and "gpu:0" in repr(pool)
+
+
+def test_c018_after_warming_up_the_system_is_not_asked_again() -> None:
+    pool = memory.Pool(size="512MB")
+
+    def work() -> float:
+        tensors = [ts.zeros(1000, 1000) for _ in range(20)]
+        more = [ts.exp(t + i) for i, t in enumerate(tensors[:5])]
+        return float(more[4][0, 0])
+
+    outside = ts.ones(1 << 16)
+    with memory.use_pool(pool):
+        work()
+        asked, misses = pool.system_calls, memory.stats()["misses"]
+        for _ in range(3):
+            assert abs(work() - np.exp(4)) < 1e-4
+        kept = ts.ones(1 << 16)
+    assert pool.system_calls == asked and memory.stats()["misses"] == misses and pool.in_use == 4 << 16
+    before = pool.in_use
+    ts.zeros(1 << 20)  # outside of the block
+    assert pool.in_use == before and (outside + kept).tolist()[0] == 2
+    usage = memory.get_memory_usage()
+    pool.trim()
+    assert memory.get_memory_usage() == usage and pool.reserved < 1 << 20 and kept.tolist()[-1] == 1  # live tensors stay
+
+
+def test_c019_a_fragmented_pool_serves_a_large_request() -> None:
+    pool = memory.Pool(size="64MB", initial="64MB")
+    with memory.use_pool(pool):
+        pieces = [ts.full((1 << 18,), float(i)) for i in range(60)]  # 1 MB each
+        kept = pieces[::3]
+        del pieces  # two thirds come back, in holes of 2 MB
+        assert pool.in_use == 20 << 20 and max(pool._free.values()) < 7 << 20
+        large = ts.full((10_066_329,), 7.0)  # 60 % of the pool
+        assert pool.defragmentations == 1 and pool.reserved <= pool.size
+        assert large.nbytes > 0.6 * pool.size - 64 and float(large[-1]) == 7
+        for i, t in enumerate(kept):
+            assert float(t[0]) == float(t[-1]) == 3 * i
+        del large
+        again = [ts.zeros(1 << 18) for _ in range(30)]  # the pool goes on
+        assert len(again) == 30 and pool.reserved <= pool.size
+
+
+def test_a_pool_outlives_its_block_and_its_name() -> None:
+    pool = memory.Pool(size="8MB")
+    with memory.use_pool(pool), memory.use_pool(memory.Pool("1MB")) as inner:
+        x = ts.ones(1 << 15)
+    assert inner.in_use == 1 << 17 and pool.in_use == 0
+    x[0] = 5.0  # the tensor owns its memory
+    y = x[1:]
+    del x, inner, pool
+    gc.collect()
+    assert float(y.sum()) == (1 << 15) - 1
+    threads, shared = [], memory.Pool("32MB")
+
+    def churn() -> None:
+        with memory.use_pool(shared):
+            for i in range(200):
+                t = ts.full((20_000 + i,), float(i))
+                assert float(t[-1]) == i
+
+    threads = [threading.Thread(target=churn) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shared.in_use == 0 and shared.peak >= 80_000
+
+
+def test_c013_a_scope_of_staging_stands_in_the_program() -> None:
+    def efficient_compute(x: Any) -> Any:
+        y = x + 1
+        with ts.memory.prefetch(x, to="shared"):
+            result = ts.exp(x) * 2
+        return result - y
+
+    f, x = ts.jit(efficient_compute), ts.randn(5, 4)
+    assert np.allclose(f(x).numpy(), 2 * np.exp(x.numpy()) - x.numpy() - 1, rtol=1e-5, atol=1e-5)
+    names = [op.name for op in f.programs[0].graph.walk()]
+    assert names.index("prefetch") < names.index("exp") < names.index("release") < names.index("sub")
+    assert 'prefetch(%x) {to = "shared"}' in f.graph_ir and 'release(%x) {to = "shared"}' in f.graph_ir and f.effects == {"memory"}
+    assert len(f.kernels) == 1 and "prefetch" not in f.schedule_ir  # nothing of it is computed
+    plain = lambda x: ts.exp(x) * 2 - (x + 1)
+    for transform in (lambda g: ts.grad(lambda x: g(x).sum()), ts.vmap, lambda g: lambda x: ts.jvp(g, (x,), (x,))[1], ts.checkpoint):
+        assert np.allclose(transform(efficient_compute)(x).numpy(), transform(plain)(x).numpy(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ts.EffectError, match="'prefetch' has the effect memory"):
+        ts.pure(efficient_compute)(x)
+
+
+def test_c016_weights_for_the_second_level() -> None:
+    weights = ts.randn(64, 64)
+    before = weights.numpy().tobytes()
+    ts.memory.prefetch_to_l2(weights)
+    assert weights.numpy().tobytes() == before and moves()[-1] == ("f32[64, 64]", "L2")
+
+
+def test_c032_a_cleared_cache_gives_its_memory_back() -> None:
+    before = ts.memory.get_memory_usage()
+    cache = ts.KVCache()
+    cache.update(ts.zeros(1, 8, 4096, 64), ts.zeros(1, 8, 4096, 64))  # 2 x 8.4 MB
+    held = ts.memory.get_memory_usage() - before
+    assert held >= cache.nbytes / 1e9 >= 0.0167
+    released = cache.clear()
+    gc.collect()
+    assert released >= 2 * 8 * 4096 * 64 * 4 and ts.memory.get_memory_usage() - before <= held - released / 1e9 + 1e-4

@@ -40,6 +40,11 @@ primitive("barrier", family="barrier", infer=_infer("barrier"), reference=_same,
           element=_element, batch=br.leading,
           doc="The value, which passes take for another one than the operand: what is computed from it is not merged with what is "
               "computed from the operand.  The last Graph pass drops it.")
+for _name, _doc in (("prefetch", "Asks for the operand to be brought into the memory level ``to``"),
+                    ("release", "Says that the operand is needed in the memory level ``to`` no longer")):
+    primitive(_name, family="barrier", infer=_infer(_name), reference=lambda x, to: x.copy(), dtypes=EVERY, linear=True,
+              vjp=lambda x, gs: gs, element=_element, batch=br.leading, effects=frozenset({"memory"}), facts={"attrs": ("to",)},
+              doc=f"{_doc}; the result, which nothing needs, is the operand.  The last Graph pass drops it.")
 
 
 def stop_gradient(x: Any) -> Any:

@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from typing import Any
 
@@ -38,6 +39,24 @@ def size_class(nbytes: int) -> int:
     return -(-n // step) * step
 
 
+def map_pages(size: int) -> int | None:
+    """The address of fresh memory; None where the system has none."""
+    got: int | None = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    return None if got is None or got == ctypes.c_void_p(-1).value else got
+
+
+def unmap_pages(start: int, end: int) -> None:
+    """Give memory back to the system."""
+    if end > start:
+        _libc.munmap(start, end - start)
+
+
+class _Pools(threading.local):
+    """The pool in which a thread's arrays lie instead (``runtime/memory_pool.py``)."""
+
+    current: Any = None
+
+
 class Allocator:
     """Blocks by size class.  Thread safe.
 
@@ -47,6 +66,8 @@ class Allocator:
 
     def __init__(self, limit: int):
         self.limit = limit
+        self.pools = _Pools()
+        self.every_pool: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.RLock()  # a block's finaliser may run inside any of these methods
         self._free: OrderedDict[int, list[int]] = OrderedDict()  # class -> addresses, latest freed last
         self._types: dict[int, type[Any]] = {}
@@ -63,6 +84,8 @@ class Allocator:
         """
         if nbytes < LARGE:
             return np.empty(shape, dtype)
+        if self.pools.current is not None:
+            return self.pools.current.empty(shape, dtype, nbytes)  # type: ignore[no-any-return]
         return np.ndarray(shape, dtype, self.block(nbytes))
 
     def block(self, nbytes: int) -> Any:
@@ -94,7 +117,7 @@ class Allocator:
                       address_of: Any = ctypes.addressof) -> None:
             allocator._release(address_of(block), size)
 
-        kind = type(f"Block{size}", (ctypes.c_char * size,), {"__del__": give_back})
+        kind = type(f"Block{size}", (ctypes.c_char * size,), {"__del__": give_back, "owns_its_memory": True})
         self._types[size] = kind
         return kind
 
@@ -110,31 +133,20 @@ class Allocator:
     # -- memory from the system ------------------------------------------------------------------------------------------
     def _map(self, size: int) -> int:
         span = size + HUGE_PAGE if size >= HUGE_PAGE else size
-        start = self._mmap(span)
+        start = map_pages(span)
         if start is None:
             self._trim(0)
-            start = self._mmap(span)
+            start = map_pages(span)
         if start is None:
             raise MemoryError(f"no memory for {size} bytes")
         address = start
         if size >= HUGE_PAGE:
             address = -(-start // HUGE_PAGE) * HUGE_PAGE
-            self._unmap_range(start, address)
-            self._unmap_range(address + size, start + span)
+            unmap_pages(start, address)
+            unmap_pages(address + size, start + span)
             _libc.madvise(address, size, _MADV_HUGEPAGE)
         self._mappings[address] = (address, size)
         return address
-
-    @staticmethod
-    def _mmap(size: int) -> int | None:
-        got: int | None = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
-                                     -1, 0)
-        return None if got is None or got == ctypes.c_void_p(-1).value else got
-
-    @staticmethod
-    def _unmap_range(start: int, end: int) -> None:
-        if end > start:
-            _libc.munmap(start, end - start)
 
     def _trim(self, keep: int) -> None:
         for size in list(self._free):
@@ -152,10 +164,12 @@ class Allocator:
             self._trim(keep)
 
     def usage(self) -> dict[str, int]:
-        """Bytes in use, cached and at the peak; how many requests the cache met."""
+        """Bytes in use and cached, those of pools included, and at the peak; how many requests the cache met."""
+        pools = list(self.every_pool)
+        used, free = sum(p.in_use for p in pools), sum(p.reserved - p.in_use for p in pools)
         with self._lock:
-            return {"in_use": self.in_use, "cached": self.cached, "peak": self.peak, "hits": self.hits,
-                    "misses": self.misses}
+            return {"in_use": self.in_use + used, "cached": self.cached + free, "peak": max(self.peak, self.in_use + used),
+                    "hits": self.hits, "misses": self.misses}
 
     def reset_peak(self) -> None:
         """The peak starts over from what is in use now."""

@@ -153,13 +153,16 @@ def checkpoint(fn: Any = None, *, policy: str = "full") -> Any:
     return Checkpointed(fn, policy)
 
 
+PASSED = frozenset({"barrier", "prefetch", "release"})
+
+
 # -- the last pass -------------------------------------------------------------------------------------------------------------------
 def drop_barriers(fn: Function) -> Function:
-    """Barriers have done their work: their results are their operands."""
+    """Barriers have done their work, and requests to move data were for people and passes to read: their results are their operands."""
     def rule(c: Copier, op: Op) -> list[Value] | None:
-        return c.operands(op) if op.name == "barrier" else None
+        return c.operands(op) if op.name in PASSED else None
 
-    return everywhere(fn, lambda f: rewrite(f, rule) if any(op.name == "barrier" for op in f.walk()) else f)
+    return everywhere(fn, lambda f: rewrite(f, rule) if any(op.name in PASSED for op in f.walk()) else f)
 
 
 __all__ = ["POLICIES", "Checkpointed", "checkpoint", "drop_barriers", "kept_values"]
