@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from ways import WAYS, Way
 
+import tessera as ts
 import tessera.ops as o
 from tessera.errors import ArgumentError, IndexOutOfRangeError, ShapeError
+from tessera.ops import sorting
 from tessera.types import dtypes as dt
 
 RNG = np.random.default_rng(7)
@@ -279,3 +281,19 @@ def test_variance_of_complex_numbers_is_real(way: Way) -> None:
     z = np.array([[1 + 2j, 3 - 1j, 0.5j], [2, 2j, -2]], np.complex64)
     same(way(lambda z: o.var(z, 1), z), np.var(z, 1))
     same(way(lambda z: o.std(z), z), np.std(z))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint64])
+@pytest.mark.parametrize("descending", [False, True])
+def test_positions_of_64_bit_keys(dtype: type, descending: bool) -> None:
+    rng = np.random.default_rng(0)
+    if dtype is np.float64:
+        x = (rng.normal(size=(3, 500)) * 3).round(1)  # many ties
+        x[0, :40], x[1, ::7], x[1, 1::7], x[2, :3] = np.nan, -0.0, 0.0, (np.inf, -np.inf, 5e-324)
+    else:
+        x = rng.integers(0, 50, (3, 500)).astype(dtype)
+        x[0, :4] = np.iinfo(dtype).max, np.iinfo(dtype).min, 0, 1
+        x[1, ::2] <<= dtype(33)
+        x[2, ::2] |= dtype(1) << dtype(62)
+    for axis in (0, 1):
+        assert np.array_equal(o.argsort(ts.tensor(x), axis, descending).numpy(), sorting.order(x, axis, descending))

@@ -242,7 +242,8 @@ def sort(op: Op, machine: Any, name: str) -> Function:
     total = before * n * after
     rows = per_block(n, 8192, before * after)
     program = open_program(op, name, (blocks(before * after, rows),), [(total,) for _ in op.operands])
-    key = key_dtype(dtype, position is not None and dtype.itemsize <= 4)
+    assert position is None or dtype.itemsize <= 4, "a key and its position share 64 bits: ops/sorting.py halves wider keys"
+    key = key_dtype(dtype, position is not None)
 
     def body(*buffers: tile.Buffer) -> None:
         first, last = chunk(0, rows, before * after)
@@ -255,10 +256,8 @@ def sort(op: Op, machine: Any, name: str) -> Function:
             if position is None:
                 assert values is not None
                 _sort_values(buffers[0], Row(buffers[values], base, stride, whole, key), lanes, descending)
-            elif dtype.itemsize <= 4:
-                _sort_positions(buffers[0], Row(buffers[position], base, stride, whole, key), lanes, descending)
             else:
-                _insert_positions(buffers[0], buffers[position], base, stride, whole, descending)
+                _sort_positions(buffers[0], Row(buffers[position], base, stride, whole, key), lanes, descending)
             if position is not None and values is not None:
                 _take(buffers[0], buffers[position], buffers[values], base, stride, whole, lanes)
             return ()
@@ -320,59 +319,3 @@ def _take(x: tile.Buffer, positions: tile.Buffer, values: tile.Buffer, base: Any
     for t in tile.range(0, n, lanes):
         where = _raw(source, t, lanes)
         _put_raw(target, t, tile.gather(x, base + where * stride, mask=source._inside(t, lanes, 1)))
-
-
-@tile.tile_function
-def _insert_positions(x: tile.Buffer, positions: tile.Buffer, base: Any, stride: Any, n: Any, descending: bool) -> None:
-    """Positions of 64-bit keys: a heap of positions, compared through the keys they name (equal keys: by position)."""
-    key_of = _Keys(x, positions, base, stride, descending)
-    for i in tile.range(0, n):
-        tile.store(positions, (base + i * stride,), i)
-    for i in tile.range(0, n // 2):
-        key_of.sift(n // 2 - 1 - i, n)
-    for i in tile.range(0, n - 1):
-        end = n - 1 - i
-        first, last = key_of.position(0), key_of.position(end)
-        tile.store(positions, (base,), last)
-        tile.store(positions, (base + end * stride,), first)
-        key_of.sift(tile.constant(0, int64), end)
-
-
-class _Keys:
-    """A heap of positions (the greatest on top) over a row of 64-bit keys."""
-
-    def __init__(self, x: tile.Buffer, positions: tile.Buffer, base: Any, stride: Any, descending: bool):
-        self.x, self.positions, self.base, self.stride, self.descending = x, positions, base, stride, descending
-
-    def position(self, i: Any) -> tile.TileValue:
-        return tile.load(self.positions, (self.base + i * self.stride,))
-
-    def key(self, position: Any) -> tile.TileValue:
-        k = _order(tile.load(self.x, (self.base + position * self.stride,)), True)
-        return tile.bitwise_not(k) if self.descending else k
-
-    def after(self, a: Any, b: Any) -> tile.TileValue:
-        """Position ``a`` comes after ``b`` in the sorted row."""
-        ka, kb = self.key(a), self.key(b)
-        return tile.logical_or(ka > kb, tile.logical_and(tile.eq(ka, kb), a > b))
-
-    def sift(self, root: Any, end: Any) -> None:
-        """Let the element at ``root`` sink to its place in a heap of ``end`` elements."""
-        def go(state: Any) -> Any:
-            at, busy = state
-            return tile.logical_and(busy, at * 2 + 1 < end)
-
-        def sink(state: Any) -> Any:
-            at, _ = state
-            left = at * 2 + 1
-            right = tile.minimum(left + 1, end - 1)
-            l, r, mine = self.position(left), self.position(right), self.position(at)
-            take_right = self.after(r, l)
-            child, best = tile.where(take_right, right, left), tile.where(take_right, r, l)
-            sinks = self.after(best, mine)
-            tile.store(self.positions, (self.base + at * self.stride,), tile.where(sinks, best, mine))
-            tile.store(self.positions, (self.base + child * self.stride,), tile.where(sinks, mine, best))
-            return child, sinks
-
-        tile.while_loop(go, sink, (root if isinstance(root, tile.TileValue) else tile.constant(root, int64),
-                                   tile.constant(True, bool_)))
