@@ -99,6 +99,24 @@ def test_a_scope_reaches_the_kernel():
         assert f.tile_ir != plain
 
 
+def test_a_scope_reaches_attention():
+    f = ts.jit(lambda q, k, v: ts.attention(q, k, v, causal=True))
+    by_hand = ts.jit(lambda q, k, v: ts.softmax(q @ k.mT * 0.25, -1) @ v)
+    q, k, v = (ts.randn(2, 3, 150, 16) for _ in range(3))
+    expected = [g(q, k, v).numpy() for g in (f, by_hand)]
+    gradient = ts.grad(lambda q: f(q, k, v).sum())(q).numpy()
+    plain = f.tile_ir
+    for fields in (dict(tile_m=16, stages=3), dict(tile_m=1), dict(tile_m=10**6)):
+        with ts.schedule(**fields):
+            for g, want in zip((f, by_hand), expected, strict=True):
+                np.testing.assert_array_equal(g(q, k, v).numpy(), want)
+                assert f"schedule = {ts.Schedule(**fields).items}".replace("'", '"') in g.schedule_ir
+            np.testing.assert_array_equal(ts.attention(q, k, v, causal=True).numpy(), expected[0])
+            np.testing.assert_array_equal(ts.grad(lambda q: f(q, k, v).sum())(q).numpy(), gradient)
+        if fields["tile_m"] == 16:
+            assert f.tile_ir != plain
+
+
 def test_three_operands():
     a, b, c = ts.randn(5, 4), ts.randn(4, 3), ts.zeros(5, 3)
     out = ts.matmul(a, b, c)

@@ -280,8 +280,8 @@ def test_h027_h028_attention_shows_fusion_tiles_and_a_pipeline_which_each_machin
     assert text.count("template(") == 1 and "kernel(" not in text  # product, softmax, product and what follows: one launch
     assert 'blocks = ("epilogue",)' in text and "mul(%" in text and "key_block = 512" in text
     with ts.schedule(tile_m=64, stages=3):
-        f = ts.jit(lambda x, w: ts.relu(x @ w))
-        f(ts.ones(64, 64), ts.ones(64, 64))
+        f = ts.jit(lambda q, k, v: ts.softmax(q @ k.mT * 0.125, -1) @ v * 2)
+        f(*[ts.ones(2, 64, 64)] * 3)
         assert 'schedule = (("tile_m", 64), ("stages", 3))' in f.schedule_ir
 
     ampere = TEMPLATES["attention"](op, NVIDIA_SM80, "attention_sm80")

@@ -123,7 +123,7 @@ def attention(op: Op, machine: Any, name: str) -> Function:
     value = min(register_tile(machine, compute, mr, e if isinstance(e, int) else 64)[1], score * max(1, 28 // max(1, mr)))
     value = fit(value, mr, score, machine)
     together = next(n for n in (2, 3, 1) if mr % n == 0)
-    rows, blocks = _rows(q, mr)
+    rows, blocks = _rows(q, mr, dict(a.get("schedule", ())).get("tile_m"))
     shape = Shape(mr, score, value, rows, keys, together)
     batch = tuple(extent for _, extent in a["batch"])
     heads = product(batch)
@@ -140,8 +140,12 @@ def fit(value: int, mr: int, score: int, machine: Any) -> int:
     return value
 
 
-def _rows(q: DimLike, mr: int) -> tuple[int, DimLike]:
-    """(rows of a block, blocks): about 18 strips, so that the copies of keys and values pay; equal blocks where q is known."""
+def _rows(q: DimLike, mr: int, asked: int | None = None) -> tuple[int, DimLike]:
+    """(rows of a block, blocks): as asked, else about 18 strips, so that the copies of keys and values pay, and equal blocks where q is
+    known."""
+    if asked is not None:
+        rows = min(-(-asked // mr), 128) * mr
+        return rows, ceildiv(q, rows)
     if isinstance(q, int):
         strips = max(1, -(-q // mr))
         blocks = max(1, round(strips / 18))

@@ -78,7 +78,7 @@ def _softmax_product(q: Any, k: Any, v: Any, mask: Any, scale: float, causal: bo
     return convert(pw.div(y, pw.where(pw.eq(total, 0), 1.0, total)), out), top, total
 
 
-def attention_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False) -> Any:
+def attention_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False, schedule: Any = None) -> Any:
     return _softmax_product(q, k, v, mask, scale, causal)[0]
 
 
@@ -118,8 +118,13 @@ def _fewer_heads(t: Any, shape: Any) -> Any:
 
 
 # -- the rules ----------------------------------------------------------------------------------------------------------------
+def _meaning(x: Applied) -> dict[str, Any]:
+    """The attributes that the other kernels of attention share: those of what it computes."""
+    return {k: v for k, v in x.attrs.items() if k != "schedule"}
+
+
 def attention_forward(x: Applied) -> tuple[list[Any], Any]:
-    out, lse = bind("attention_forward", *x.operands, **x.attrs)
+    out, lse = bind("attention_forward", *x.operands, **_meaning(x))
     return [out], lse
 
 
@@ -140,7 +145,7 @@ def _back(x: Applied, out: Any, lse: Any, g: Any, of_sums: Tangent) -> list[Tang
     q, k, v, *mask = x.operands
     made: list[Tangent] = [None] * len(x.operands)
     if any(x.wanted[:3]):
-        parts = bind("attention_backward", q, k, v, g, lse, delta, *mask, **x.attrs)
+        parts = bind("attention_backward", q, k, v, g, lse, delta, *mask, **_meaning(x))
         made[:3] = [convert(d, t.dtype) if w else None for d, t, w in zip(parts, (q, k, v), x.wanted, strict=False)]
     if mask and x.wanted[3]:
         made[3] = _mask_cotangent(x, g, lse, delta)

@@ -458,8 +458,8 @@ def _attention_infer(types: Types, attrs: Attrs) -> Types:
     return (q.with_shape((*q.shape[:-1], v.shape[-1])),)
 
 
-def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False
-                         ) -> Array:
+def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False,
+                         schedule: Any = None) -> Array:
     return at.forward_reference(q, k, v, mask, scale=scale, causal=causal)[0]
 
 
@@ -472,10 +472,10 @@ primitive("attention", family="composite", infer=_attention_infer, reference=_at
           batch=br.attention,
           expand=at.attention_expand, forward=at.attention_forward, vjp=at.attention_back,
           bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal"), "template": "attention", "heads": True},
+          facts={"attrs": ("scale", "causal", "schedule"), "template": "attention", "heads": True},
           doc="softmax(scale * q k^T [+ mask]) v over operands [..., S, D].  A bool mask keeps where it is true.  ``causal``: "
               "query i sees keys up to i + (T - S).  Query heads (axis -3) may be a multiple of key heads.  A row that sees "
-              "no key gives zeros.")
+              "no key gives zeros.  ``schedule`` holds decisions for its kernel.")
 
 
 def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None = None, causal: bool = False) -> Any:

@@ -64,7 +64,7 @@ def attention(bs: BlockScheduler, op: Op) -> None:
     attrs: dict[str, Any] = {
         "template": "attention", "name": bs.program.label("attention"), "outs": (*((3,) if sums else ()), *outs),
         "blocks": ("score", "epilogue") if before else ("epilogue",), **_problem(op, h, maps), "key_block": key_block(h.d[1]),
-        "compute": compute, **({"sums": 3} if sums else {})}
+        "compute": compute, **({"sums": 3} if sums else {}), **({"schedule": op.attrs["schedule"]} if op.attrs.get("schedule") else {})}
     bs.append(Op("template", all_operands, (), attrs, blocks, op.loc), (value, *op.results[1:]), (bs.buffers[value], *sums))
 
 

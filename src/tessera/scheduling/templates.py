@@ -53,6 +53,7 @@ The products
     ``scale``             a number
     ``causal``            bool: position q sees t <= q + causal_offset; ``causal_offset``: a size expression, T - Q
     ``key_block``         numeric parameter: keys an online-softmax step takes
+    ``schedule``          optional, as above; ``tile_m`` is the rows of queries of a block
     ====================  ==========================================================================================
 
     ``compute`` is the dtype of scores and accumulators.  ``sums`` (optional): the position of a written buffer ``[batch…, q]``

@@ -292,7 +292,7 @@ def bind(name: str, *operands: Any, **attrs: Any) -> Any:
     return eager.dispatch(name, operands, attrs)
 
 
-SCHEDULED = frozenset({"dot_general"})
+SCHEDULED = frozenset({"dot_general", "attention"})
 """Ops whose kernels a schedule decides on; it stands in their attribute ``schedule``, which changes no bit of the result."""
 
 

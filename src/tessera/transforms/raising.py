@@ -330,7 +330,8 @@ def _attention(c: Copier, op: Op, xs: list[Value]) -> Value | None:
     if op.results[0].type.dtype is not q.type.dtype or lead[1] != lead[2] or not _grouped(lead[0], lead[1]):
         return None
     masks = [score.mask] if score.mask is not None else []
-    return _make(c, op, "attention", (q, k, v, *masks), op.results[0].type, scale=score.scale, causal=score.causal)
+    asked = {"schedule": op.attrs["schedule"]} if op.attrs.get("schedule") else {}
+    return _make(c, op, "attention", (q, k, v, *masks), op.results[0].type, scale=score.scale, causal=score.causal, **asked)
 
 
 def _grouped(q: tuple[Any, ...], k: tuple[Any, ...]) -> bool:
