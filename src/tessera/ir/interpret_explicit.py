@@ -274,7 +274,10 @@ class Agent(_Machine):
             return
         self.check_written(op, memory, touched, False)
         self.check_read(op, memory, touched)
-        self.mark_write(op, memory, touched, self.me, self.known[self.me], True)
+        if op.attrs.get("async"):
+            self.mark_write(op, memory, touched, self.copier, self.groups[self.copier][1], False)
+        else:
+            self.mark_write(op, memory, touched, self.me, self.known[self.me], True)
 
     # -- what a block has --------------------------------------------------------------------------------------------------
     def op_alloc(self, op: Op, operands: list[Any]) -> _Memory:

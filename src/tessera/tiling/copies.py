@@ -51,17 +51,19 @@ def _at_once(c: Copier, op: Op) -> list[Value] | None:
 
 
 # -- copies of loads -----------------------------------------------------------------------------------------------------------
-def by_copy_engine(fn: Function) -> Function:
+def by_copy_engine(fn: Function, machine: Any) -> Function:
     """``fn`` with ``copy_async`` in place of loads that are only stored in shared memory, by stores marked ``async``.
 
-    What no copy of whole chunks of 16 bytes does (masks, other fills, odd rows) stays a load and a store.
+    What no copy of whole chunks of 16 bytes does (masks, other fills, odd rows) stays a load and a store.  Shared memory that copies
+    fill or that the matrix unit's operands come from is swizzled.
     """
-    if not any(op.attrs.get("async") for op in fn.walk()):
+    if not any(op.name == "alloc" and op.result.type.space == "shared" for op in fn.walk()):
         return fn
     users, loops = _users(fn), _loops(fn)
     taken = {op for b in _blocks(fn.body) for op in b.ops if op.name == "store" and op.attrs.get("async") and _is_copy(op, b, users, loops)}
     loads = {_stored(op).op for op in taken}
     memories = {root(op.operands[0]).op for op in taken}
+    memories |= {root(op.operands[0]).op for op in fn.walk() if op.name == "load" and _multiplied(op, users, machine)}
 
     def rule(c: Copier, op: Op) -> list[Value] | None:
         if op in loads:
@@ -90,6 +92,16 @@ def _users(fn: Function) -> dict[Value, list[Op]]:
 def _stored(op: Op) -> Value:
     value: Value = op.operands[1 + op.operands[0].type.rank]
     return value
+
+
+def _multiplied(load: Op, users: Mapping[Value, Sequence[Op]], machine: Any) -> bool:
+    """Whether the matrix unit takes what is loaded from shared memory."""
+    following = list(users.get(load.result, ()))
+    following += [u for t in following if t.name == "transpose" for u in users.get(t.result, ())]
+    where = load.operands[0]
+    return (where.type.space == "shared" and where.type.rank >= 2 and root(where) is where
+            and int(where.type.shape[-1]) * where.type.dtype.itemsize % CHUNK == 0
+            and any(u.name == "dot" and unit_of(u, machine) is not None for u in following))
 
 
 def _blocks(block: Block) -> Iterable[Block]:

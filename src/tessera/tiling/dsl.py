@@ -219,8 +219,11 @@ def load(buffer: Buffer, offsets: Any = None, shape: Any = (), *, axes: Sequence
 
 
 def store(buffer: Buffer, offsets: Any, value: Any, *, axes: Sequence[int] | None = None,
-          check: Iterable[int] | bool = (), mask: Any = None) -> None:
+          check: Iterable[int] | bool = (), mask: Any = None, pending: bool = False) -> None:
     """Write a tile or scalar (converted to the buffer's dtype) at ``offsets``; keywords as in :func:`load`.
+
+    Args:
+        pending: it is written after the next ``copy_wait`` for its group alone (shared memory).
 
     Raises:
         KernelError: ranks, dtypes or axes do not fit.
@@ -232,6 +235,8 @@ def store(buffer: Buffer, offsets: Any, value: Any, *, axes: Sequence[int] | Non
     if mask is not None:
         operands.append(_mask(mask, v.shape))
         attrs["masked"] = True
+    if pending:
+        attrs["async"] = True
     current().written.add(root(buffer.value))
     current().emit("store", operands, None, attrs)
 

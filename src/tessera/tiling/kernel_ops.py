@@ -17,7 +17,7 @@ from . import dsl
 from .control import TileRange
 from .dsl import where
 from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, masked, plain, program
-from .values import _HOOKS, Edge, Meta, TileValue, as_value, fail, internal, static_shape
+from .values import _HOOKS, Edge, Meta, TileValue, as_value, current, fail, internal, static_shape
 
 internal(__file__)
 
@@ -274,9 +274,16 @@ def fill(x: Any, value: Any) -> None:
 
 def copy(src: Any, dst: Any) -> None:
     """Copy a window, shared memory or a tile to another place; a smaller source leaves zeros around it."""
+    _copy(src, dst, False)
+
+
+def _copy(src: Any, dst: Any, pending: bool) -> None:
+    """``pending``: what goes to shared memory is there after a wait, and forms a group."""
     if isinstance(dst, Shared):
         value = _window(src, "copy").load(dst.shape) if isinstance(src, Param | Window) else as_value(src)
-        dst.write(value.to(dst.dtype))
+        dst.write(value.to(dst.dtype), pending)
+        if pending:
+            current().emit("copy_commit", (), None, {})
     elif isinstance(dst, Register):
         dst.write(src)
     else:
@@ -285,22 +292,30 @@ def copy(src: Any, dst: Any) -> None:
 
 def load_async(dst: Any, src: Any) -> None:
     """Start a copy into shared memory or a register; complete after :func:`barrier`."""
-    copy(src, dst)
+    _copy(src, dst, True)
 
 
 def async_copy(src: Any, dst: Any, size: Any = None, stage: int = 0) -> None:
-    """Start a copy in either direction; complete after :func:`wait_async` or :func:`barrier`."""
+    """Start a copy in either direction; complete after :func:`wait_async` or :func:`barrier`.
+
+    Each copy into shared memory is a group of its own.  Reading the memory before its group was waited for is a race, which the
+    interpreter reports.
+    """
     if size is not None and isinstance(src, Param | Window):
         src = load(src, shape=size)
-    copy(src, dst)
+    _copy(src, dst, True)
 
 
 def wait_async(stage: int = 0) -> None:
-    """Wait until at most ``stage`` groups of copies are pending.  Copies are sequential here: nothing is."""
+    """Wait until at most ``stage`` groups of copies into shared memory, the latest, are pending."""
+    if not isinstance(stage, int) or isinstance(stage, bool) or stage < 0:
+        fail(f"wait_async: stage is a number of copies that may pend, not {stage!r}", expected="0, 1, 2, …")
+    current().emit("copy_wait", (), None, {"pending": stage})
 
 
 def barrier() -> None:
-    """Wait for all copies and for every part of the program.  A program is sequential here: nothing pends."""
+    """Wait for all copies and for every part of the program."""
+    current().emit("copy_wait", (), None, {"pending": 0})
 
 
 def load_shared(x: Shared) -> TileValue:
@@ -400,6 +415,8 @@ def mma(*args: Any) -> TileValue:
         d, a, b, c = args
         if not isinstance(d, Register | Shared):
             fail(f"mma(d, a, b, c) writes a register, not {d!r}")
+        from .fragments import check_sides
+        check_sides(d, a, b, c)
         out = dot(a, b, c)
         d.write(out)
         return out

@@ -451,8 +451,12 @@ class Shared(Operators):
     def fill(self, value: Any) -> None:
         self.write(dsl.full(self.shape, value, self.dtype))
 
-    def write(self, value: TileValue) -> None:
-        """Replace the contents; a smaller tile goes to the corner, the rest becomes 0."""
+    def write(self, value: TileValue, pending: bool = False) -> None:
+        """Replace the contents; a smaller tile goes to the corner, the rest becomes 0.
+
+        Args:
+            pending: the tile is there after a wait alone.
+        """
         value = as_value(value)
         if value.rank != len(self.shape) or any(a > b for a, b in zip(value.shape, self.shape, strict=True)):
             fail(f"a tile of shape {list(value.shape)} does not fit shared memory of shape {list(self.shape)}",
@@ -463,7 +467,7 @@ class Shared(Operators):
         beyond = tuple(a for a, e in edges.items() if not e.zero)
         if beyond:
             value = masked(value, 0, beyond)
-        dsl.store(self.buffer, None, value)
+        dsl.store(self.buffer, None, value, pending=pending)
         for axis, (n, whole) in enumerate(zip(value.shape, self.shape, strict=True)):
             if n != whole:
                 edges.setdefault(axis, Edge(n))

@@ -156,3 +156,23 @@ def test_the_layouts_of_a_product_agree(shape, warps):
                     for j in range(16):
                         got[held[2][lane][(row + down * column) * 16 + j]] = total[frag_c[lane * 16 + j]]
     np.testing.assert_array_equal(got, a @ b)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=IDS)
+def test_fragments_become_mfma(machine):
+    @ts.kernel
+    def fragments(A: ts.Tile["M", "K", ts.bf16], B: ts.Tile["K", "N", ts.bf16], C: ts.Tile["M", "N", ts.f32]):
+        a, b, c = tile.fragment.a((16, 32), ts.bf16), tile.fragment.b((32, 16), ts.bf16), tile.fragment.c((16, 16), ts.f32)
+        held = tile.alloc_shared(16, 32, dtype=ts.bf16)
+        tile.load_async(held, A[0:16, 0:32])
+        tile.barrier()
+        tile.load_matrix(a, held)
+        tile.load_matrix(b, B[0:32, 0:16])
+        tile.mma(c, a, b, c)
+        tile.store_matrix(C[0:16, 0:16], c)
+
+    fn = function(fragments, ts.zeros(16, 32, dtype=ts.bf16), ts.zeros(32, 16, dtype=ts.bf16), ts.zeros(16, 16))
+    binary, module = build(fn, machine, compiled)
+    asm = compiled(module, machine, "asm").decode()
+    assert asm.count("v_mfma_f32_16x16x16_bf16") == 2 or asm.count("v_mfma_f32_16x16x32_bf16") == 1
+    assert "ds_read" in asm and code_object.kernels(binary)[0].private_bytes == 0

@@ -214,6 +214,8 @@ class Thread:
             return (yield ("ldmatrix", ".trans" in name, self.typed(args[0])))
         elif "shfl.sync.bfly" in name:
             return (yield ("shuffle", self.typed(args[1]), (self.number & 31) ^ self.typed(args[2])))
+        elif "shfl.sync.idx" in name:
+            return (yield ("shuffle", self.typed(args[1]), self.typed(args[2]) & 31))
         else:
             raise AssertionError(f"the emulated machine has no {name}")
         return None

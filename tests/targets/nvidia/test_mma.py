@@ -137,3 +137,57 @@ def test_sums_of_f32_keep_their_order():
     arrays = operands(ts.f32, ts.f32, ts.f32, (16, 16), (16, 16), (16, 16))
     fn, _ = built(product(ts.f32, m=16, n=16, k=16), arrays)
     assert "mma.sync" not in kernels.lower(fn, NVIDIA_SM80).text
+
+
+# -- what kernels say themselves ---------------------------------------------------------------------------------------------
+@ts.kernel
+def fragments(A: ts.Tile["M", "K", ts.bf16], B: ts.Tile["K", "N", ts.bf16], C: ts.Tile["M", "N", ts.f32]):
+    a, b, c = tile.fragment.a((16, 16), ts.bf16), tile.fragment.b((16, 16), ts.bf16), tile.fragment.c((16, 16), ts.f32)
+    left, right = tile.alloc_shared(16, 16, dtype=ts.bf16), tile.alloc_shared(16, 16, dtype=ts.bf16)
+    for k in tile.range(0, 40, step=16, parallel=False):
+        tile.async_copy(A[0:16, k:k + 16], left)
+        tile.async_copy(B[k:k + 16, 0:16], right)
+        tile.wait_async(0)
+        tile.load_matrix(a, left, stride=16)
+        tile.load_matrix(b, right)
+        tile.mma(c, a, b, c)
+    tile.store_matrix(C[0:16, 0:16], c)
+
+
+def test_fragments_become_ldmatrix_and_mma():
+    arrays = operands(ts.bf16, ts.bf16, ts.f32, (13, 40), (40, 15), (13, 15))
+    fn, env = built(fragments, arrays)
+    fn.attrs["threads"] = 32
+    module = kernels.lower(fn, NVIDIA_SM80)
+    assert module.text.count("cp.async.cg") >= 2 and module.text.count(".ldmatrix.") >= 2
+    assert ".ldmatrix.sync.aligned.m8n8.x4.trans" in module.text
+    assert module.text.count("mma.sync.aligned.m16n8k16") == 2
+    Emulated(module, arrays, [env[s] for s in fn.attrs["sizes"]]).run(1)
+    np.testing.assert_array_equal(arrays[2], arrays[0].astype(np.float32) @ arrays[1].astype(np.float32))
+
+
+def test_copies_that_kernels_start(tmp_path):
+    """Boxes of whole chunks go by cp.async, the rest by loads; ragged ends are zeros; a wait for all but one group leaves one pending."""
+    @ts.kernel
+    def double(X: ts.Tile["M", "N", ts.f32], Y: ts.Tile["M", "N", ts.f32], Z: ts.Tile["K", ts.f32]):
+        one, two, odd = (tile.alloc_shared(*s, dtype=ts.f32) for s in ((16, 8), (16, 8), (6,)))
+        tile.async_copy(X[0:16, 0:8], one, stage=2)
+        tile.load_async(odd, Z[0:6])
+        tile.async_copy(X[0:16, 8:16], two)
+        tile.wait_async(1)
+        tile.store(Y[0:16, 0:8], tile.load_shared(one) + tile.sum(tile.load_shared(odd)))
+        tile.barrier()
+        tile.store_shared(one, tile.load_shared(two) * 2)
+        tile.async_copy(one, Y[0:16, 8:16])
+
+    for shape in ((16, 16), (13, 11)):
+        x, z = np.arange(np.prod(shape), dtype=np.float32).reshape(shape), np.arange(5, dtype=np.float32)
+        arrays = [x, np.zeros(shape, np.float32), z]
+        fn, env = built(double, arrays)
+        fn.attrs["threads"] = 32
+        module = kernels.lower(fn, NVIDIA_SM80)
+        assert "cp.async.wait.group(i32 1)" in module.text and module.text.count("cp.async.commit.group(") == 3
+        Emulated(module, arrays, [env[s] for s in fn.attrs["sizes"]]).run(1)
+        np.testing.assert_array_equal(arrays[1], np.concatenate([x[:, :8] + 10, x[:, 8:] * 2], 1))
+    _, text = ptx(fn, NVIDIA_SM80)
+    assert "cp.async.cg.shared.global" in text and not kernels.complaints(assemble(text, tmp_path, "sm_80"))

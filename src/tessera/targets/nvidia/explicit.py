@@ -398,7 +398,7 @@ HANDLERS: dict[str, Handler] = {
     "barrier_arrive": _named, "fence_async": _fence, "tma_load": _tma_load, "tma_store": _tma_store, "tma_commit": _tma_commit,
     "tma_wait": _tma_wait,
     "uninitialized": _uninitialized, "mma_async": _mma_async, "mma_commit": _mma_commit, "mma_wait": _mma_wait,
-    "reduce": _reduce, **STAGING,
+    "reduce": _reduce, **STAGING, **MMA,
 }
 
 BLOCK_HANDLERS: dict[str, Handler] = {**TILE_HANDLERS, **STAGING, **MMA}

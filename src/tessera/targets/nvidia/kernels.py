@@ -27,7 +27,7 @@ def lower(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
         CompileError: the function does not fit the machine.
     """
     if not is_explicit_program(fn):
-        fn = pipelined(by_copy_engine(fn), machine)
+        fn = pipelined(by_copy_engine(fn, machine), machine)
     return emit_explicit(assign_layouts(expand(fn, APPROXIMATE), machine), machine, aligned)
 
 
