@@ -97,13 +97,14 @@ LAZY_MODULES = {
     "transforms": "transforms",
     "compiler": "compiler", "codegen": "codegen", "checkpoint": "checkpoint", "remat": "checkpoint", "graph": "graph",
     "types": "types", "tracing": "tracing", "ir": "ir", "scheduling": "scheduling", "tiling": "tiling", "cli": "cli",
-    "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml", "textual": "textual",
+    "targets": "targets", "schedule": "schedule", "autotune": "autotune", "ml": "ml", "textual": "textual", "hf": "hf",
 }
 # Names that live in rooms which need not be loaded for everything: name -> (module, attribute).
 LAZY_NAMES = {
     "CodeGenerator": ("codegen", "CodeGenerator"), "Target": ("codegen", "Target"), "Binary": ("codegen", "Binary"),
     "TileIR": ("codegen", "TileIR"), "GraphIR": ("compiler", "GraphIR"),
-    "current_device": ("device", "current_device"), "get_devices": ("device", "get_devices"), "Device": ("device", "Device"),
+    "current_device": ("device", "current_device"), "get_devices": ("device", "get_devices"),
+    "backend": ("device", "backend"), "Device": ("device", "Device"),
     "specialize_for": ("device", "specialize_for"), "prefetch": ("memory", "prefetch"), "custom": ("tracing.function", "custom"),
     "log": ("messages", "log"), "explain": ("reports", "explain"),
     "randn": ("random", "randn"), "rand": ("random", "rand"), "randint": ("random", "randint"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -17,12 +18,14 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from .errors import ArgumentError, DeviceError, suggest
+from .machine import host_cpu
 from .settings import SIM_DEVICES
 from .tracing.function import TracedFunction
 from .tracing.placed import MOVE, DeviceArray, spoken
 from .tracing.recorder import STATE
 from .tracing.tensor import Tensor, make
 
+LOGGER = logging.getLogger("tessera")
 _KINDS = {"cuda": "gpu", "nvidia": "gpu"}
 
 
@@ -118,6 +121,24 @@ def get_devices() -> list[Device]:
     if not SIM_DEVICES.get():
         return [CPU, *_real()]
     return [CPU, *(Device(f"gpu:{i}", m, simulated=True) for i, m in enumerate(SIM_DEVICES.get()))]
+
+
+@functools.cache
+def backend() -> str:
+    """What programs compile for without being told: ``cuda sm_90a`` where there is an NVIDIA device, else the CPU and its level.
+
+    Says so once, in one line, to Python's logger ``tessera``.
+    """
+    there = _real()
+    if there:
+        from .targets.nvidia import driver
+        major, minor = driver.gpu(0).capability
+        found = f"cuda sm_{major}{minor}{'a' if major >= 9 else ''}"
+        LOGGER.info("backend: %s (%s)", found, there[0].model)
+        return found
+    m = host_cpu()
+    LOGGER.info("backend: cpu %s; no GPU was found, programs run on the CPU", m.cpu)
+    return f"cpu {m.cpu}"
 
 
 def _intel(name: str) -> Device:
@@ -282,4 +303,4 @@ class _Callable(ModuleType):
 
 sys.modules[__name__].__class__ = _Callable
 
-__all__ = ["CPU", "Device", "Specialized", "current_device", "device_of", "find", "get_devices", "specialize_for"]
+__all__ = ["CPU", "Device", "Specialized", "backend", "current_device", "device_of", "find", "get_devices", "specialize_for"]

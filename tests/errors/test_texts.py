@@ -91,6 +91,23 @@ def test_type_error_names_both_dtypes_and_suggests_a_cast():
     assert re.search(r"\| +~{17}\n", text), text  # under compute_in_fp8(x)
 
 
+def test_the_suggested_casts_work():
+    @ts.function
+    def compute_in_fp8(x: ts.Tensor["N", ts.fp8_e4m3]):
+        return x
+
+    x = ts.ones(3, dtype=ts.bf16)
+    text = text_of(lambda: compute_in_fp8(x), errors.DTypeError)
+    suggested = [line.partition(". ")[2] for line in text.splitlines() if re.match(r"\d\. ", line)]
+    codes = [re.sub(r"^[^:]*: (?=compute|with)", "", s) for s in suggested if "compute_in_fp8(" in s]
+    assert len(codes) == 2, suggested
+    for code in codes:
+        head, colon, call = code.partition("): ")
+        scope = {"tessera": ts, "compute_in_fp8": compute_in_fp8, "x": x, "fp8_e4m3": ts.fp8_e4m3}
+        exec(f"{head}):\n    out = {call}" if colon else f"out = {code}", scope)
+        assert scope["out"].shape == (3,) and scope["out"].dtype is ts.fp8_e4m3
+
+
 def test_broadcast_error_names_the_dimension_and_both_symbols():
     @ts.function
     def invalid_broadcast(x: ts.Tensor["B", "S"], y: ts.Tensor["B", "K"]):

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from templates import build, run, template_op
 
+import tessera as ts
 from tessera.errors import UnsupportedError
 from tessera.ir.core import TensorType
 from tessera.kernels import fft as kernels
@@ -93,3 +94,17 @@ def test_symbolic_length_is_refused() -> None:
     n = sym("N")
     with pytest.raises(UnsupportedError, match="symbolic size N"):
         build(template_op("fft", [("complex64", (2, n)), ("complex64", (2, n))], op="fft"))
+
+
+@pytest.mark.parametrize("name", ["result", "side", "explicit"])
+def test_a_product_s_epilogue_stays_real(name: str) -> None:
+    """Complex numbers beside a product (it feeds a transform, or one is added to it) are computed outside its template."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((5, 16)).astype(np.float32), rng.standard_normal((16, 16)).astype(np.float32)
+    product = x.astype(np.float64) @ w
+    fn, want = {
+        "result": (lambda x, w: ts.real(ts.fft.fft(ts.relu(x @ w))), np.fft.fft(np.maximum(product, 0)).real),
+        "side": (lambda x, w: (x @ w) * ts.real(ts.fft.fft(x)), product * np.fft.fft(x.astype(np.float64)).real),
+        "explicit": (lambda x, w: ts.abs((x @ w).to(ts.complex64) * 1j), np.abs(product)),
+    }[name]
+    np.testing.assert_allclose(ts.jit(fn)(ts.tensor(x), ts.tensor(w)), want, rtol=1e-4, atol=1e-4)

@@ -314,6 +314,17 @@ def test_second_call_traces_nothing():
     assert len(count) == 2
 
 
+def test_a_number_by_default_is_an_input_of_every_call():
+    def f(x, p: float = 0.5, n=2, flag=True):
+        return x * p + n if flag else x
+
+    for g in (ts.jit(f), ts.function(f)):
+        for _ in range(3):
+            assert g(ts.ones(2)).tolist() == [2.5, 2.5]
+        assert g(ts.ones(2), 1.0).tolist() == [3, 3] and g(ts.ones(2), flag=False).tolist() == [1, 1]
+        assert g(ts.ones(2)).tolist() == [2.5, 2.5]
+
+
 def test_wrong_arguments():
     @ts.jit
     def f(x, keepdim=False):

@@ -31,6 +31,7 @@ def owner_warning(owners: list[str]) -> str | None:
 def collect() -> dict[str, Any]:
     """Everything that the command prints, as plain data."""
     from .. import __version__
+    from ..device import backend
     from ..machine import host_cpu
     from ..runtime import get_num_threads
     from ..runtime.cache import open_cache
@@ -42,6 +43,7 @@ def collect() -> dict[str, Any]:
         "tessera": __version__, "path": str(Path(__file__).parents[1]), "python": sys.version.split()[0],
         "packages": {p: _version(p) for p in _PACKAGES},
         "owners": sorted(set(owners)), "warning": owner_warning(owners),
+        "backend": backend(),
         "devices": [{
             "kind": "cpu", "name": m.name, "target": f"{m.triple} {m.cpu}", "features": list(m.features),
             "vector_bits": m.vector_bits, "threads": m.threads, "threads_used": get_num_threads(),
@@ -88,6 +90,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("tessera", f"{facts['tessera']} from {facts['path']}"),
         ("python", facts["python"]),
         ("packages", packages),
+        ("backend", facts["backend"]),
         ("cpu", cpu["name"]),
         ("target", f"{cpu['target']}, {cpu['vector_bits']}-bit vectors"),
         ("features", " ".join(cpu["features"])),

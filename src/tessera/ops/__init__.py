@@ -498,3 +498,5 @@ for _module in (fft, linalg):
     guard_names(vars(_module), [n for n, f in vars(_module).items()
                                 if n[0] != "_" and getattr(f, "__module__", None) == _module.__name__],
                 _module.__name__.rpartition(".")[2] + ".")
+
+ifft, rfft, irfft = fft.ifft, fft.rfft, fft.irfft  # guarded by now; ``op.fft`` is the module, which is called as the transform

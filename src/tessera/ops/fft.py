@@ -8,8 +8,10 @@ transform divides).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -278,3 +280,12 @@ def _shift(x: Any, axes: Any, by: Callable[[Any], Any]) -> Any:
     for a in range(len(x.type.shape)) if axes is None else [axes] if isinstance(axes, int) else axes:
         x = sh.roll(x, by(x.type.shape[a]), a)
     return x
+
+
+class _Callable(ModuleType):
+    def __call__(self, x: Any, n: int | None = None, axis: int = -1, norm: str | None = None) -> Any:
+        """``op.fft(x)``: the transform that gives the module its name."""
+        return vars(self)["fft"](x, n, axis, norm)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -114,7 +114,7 @@ class Epilogue:
             return False
         s = self.bs.program.summaries[user]
         result = user.results[0]
-        if s.reduces or result.type.size != value.type.size:
+        if s.reduces or result.type.size != value.type.size or result.type.dtype.is_complex:  # templates hold real numbers
             return False
         if any((a.guarded or a.dynamic) and user.operands[a.operand] is value for a in s.accesses):
             return False
@@ -136,7 +136,7 @@ class Epilogue:
             if not bs.fusion.fusable(user) or len(user.results) != 1 or bs.program.summaries[user].reduces:
                 return False
             result = user.results[0]
-            if result.type.shape != value.type.shape or not OPS[user.name].pointwise:
+            if result.type.shape != value.type.shape or not OPS[user.name].pointwise or result.type.dtype.is_complex:
                 return False
             members.add(user)
             live.add(result)
@@ -161,7 +161,7 @@ class Epilogue:
                 if plan.rows:
                     return False
                 if not plan.side:
-                    return len(plan.leaves) <= 8
+                    return len(plan.leaves) <= 8 and not any(v.type.dtype.is_complex for v in plan.leaves)
                 wanted = plan.side[0]
             finally:
                 bs.pretended.discard(self.v)

@@ -206,7 +206,8 @@ class TracedFunction:
                 self._kinds.clear()
                 self._fast.clear()
             self._kinds[key] = run, program
-            if self._simple and not kwargs and STATE.policy is None and STATE.schedule is None and all(type(a) is Tensor for a in args):
+            plain = not kwargs and len(call.arrays) == len(args) and all(type(a) is Tensor for a in args)  # no number by default
+            if self._simple and plain and STATE.policy is None and STATE.schedule is None:
                 self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = run
         if not self.donated:
             return run([_array(x, t) for x, t in zip(call.arrays, call.types, strict=True)])
