@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tessera as ts
+from tessera.machine import host_cpu
 from tessera.runtime.executable import Executable
 from tessera.tracing import recorder
 
@@ -389,6 +390,19 @@ def test_a028_a_divisibility_is_checked_once_before_a_launch(launches: list[str]
     with pytest.raises(ts.ConstraintError, match="D%8 == 0"):
         f(ts.ones(3, 12))
     assert not launches and f(ts.ones(3, 16)).shape == (3, 16) and len(launches) >= 1
+    lanes = min(8, host_cpu().vector_lanes(ts.f32))
+    assert f"tile<f32[{lanes}]>" in f.tile_ir and "masked" not in f.tile_ir and 'multiples = (("D", 8),)' in f.schedule_ir
+    for shape in [(1, 8), (3, 24), (7, 1000), (300, 136)]:
+        a = f32(*shape)
+        assert np.array_equal(f(ts.tensor(a)), a * 2)
+    assert len(f.programs) == 1
+
+    @ts.function
+    def anything(x: ts.Tensor["?", D]) -> Any:
+        return x * 2
+
+    anything(ts.ones(3, 5))
+    assert "masked" in anything.tile_ir
 
 
 def test_a030_a031_any_number_of_axes() -> None:

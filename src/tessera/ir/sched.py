@@ -26,7 +26,8 @@ names in the algebra of sizes, so an index is a size expression: ``load(%x) {ind
 =============  =====================================================================================================
 attributes     ``name``; ``grid = (("i", <B>), ("j", 768), …)``: the parallel loops, outermost first;
                ``outs = (1, …)``: which operands are written; decisions on top: ``lane`` (the vectorised loop's name),
-               ``tile`` (elements of each parallel loop one block covers), ``unroll`` …
+               ``tile`` (elements of each parallel loop one block covers), ``unroll`` …;
+               ``multiples = (("D", 8),)``: sizes known to be multiples of a number, so that vectors of it need no masks
 ``load``       ``(%buf, dyn…) {index = (…), dyn = ("g0", …)}`` -> scalar.  ``dyn`` names int64 operands used in ``index``
                (gathers).  A load never leaves its buffer, whatever its index: guards are explicit
 ``store``      ``(%buf, %value, dyn…) {index = (…), dyn = (…)}``

@@ -7,6 +7,7 @@ needs them in memory and then become kernels (``fusion``); every other op is a l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -374,10 +375,22 @@ def schedule(fn: Function, machine: Any) -> Function:
     out = _schedule(fn, machine, sites)
     if sites:
         out.attrs["sites"] = tuple(message for _, message in sites)
+    _note_multiples(out, fn.attrs.get("constraints", ()))
     for p in USER_PASSES:
         if p.decide is not None:
             _decide(out, p.decide)
     return out
+
+
+def _note_multiples(fn: Function, constraints: Sequence[str]) -> None:
+    """Give kernels the sizes that are known to be multiples (``D%8 == 0``), so that their vectors need no masks."""
+    found = [m for m in map(re.compile(r"(\w+)%(\d+) == 0").fullmatch, constraints) if m is not None]
+    for op in fn.walk() if found else ():
+        if op.name == "kernel":
+            named = {n for _, extent in op.attrs["grid"] if isinstance(extent, Dim) for n in extent.names}
+            own = tuple((m[1], int(m[2])) for m in found if m[1] in named)
+            if own:
+                op.attrs["multiples"] = own
 
 
 def _decide(fn: Function, decide: Callable[[Op], None]) -> None:

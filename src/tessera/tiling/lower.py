@@ -254,7 +254,7 @@ class Lowering(Loops):
         if not outer:
             self.grid(ceildiv(lane.extent, cut))
             lo, hi = self.chunk(0, e.size(cut), lane.extent)
-            self.lanes(lane, lo, hi, width, tail, ops, Context({}), (), self._run_body)
+            self.lanes(lane, lo, hi, width, tail, ops, Context({}), (), self._run_body, unit=self.unit(lane.extent, tail))
             return
         per_block = at_least_one(points, lane.extent)
         if isinstance(per_block, int) and isinstance(rows, int):
@@ -263,7 +263,7 @@ class Lowering(Loops):
         row_lo, row_hi = self.chunk(0, e.size(per_block), rows)
         lo, hi = self.chunk(1, e.size(cut), lane.extent)
         self.points(outer, row_lo, row_hi, lambda ctx: self.lanes(
-            lane, lo, hi, width, tail, ops, ctx, (), self._run_body))
+            lane, lo, hi, width, tail, ops, ctx, (), self._run_body, unit=self.unit(lane.extent, tail)))
 
     def _run_body(self, ctx: Context, _: list[Value]) -> Sequence[Value]:
         self.run(self.k.body.ops, ctx)

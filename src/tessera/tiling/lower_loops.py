@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..ir.core import INDEX, BufferType, Op, ScalarType, TileType, Value
-from ..types.dims import mod, product, substitute
+from ..types.dims import DimLike, mod, product, substitute
 from ..types.dims import name as named
 from ..types.dtypes import DType, bool_, int64
 from .lower_analysis import Loop, linearise
@@ -101,8 +101,9 @@ class Loops(Body):
 
     def lanes(self, loop: Loop, lo: Int, hi: Int, width: int, tail: int, ops: Sequence[Op], ctx: Context,
               carried: Sequence[Value], body: Callable[[Context, list[Value]], Sequence[Value]],
-              stream: bool = False) -> list[Value]:
-        """``loop`` from lo to hi on lanes: whole tiles of ``width``, then the rest in masked tiles of ``tail`` lanes.
+              stream: bool = False, unit: int = 0) -> list[Value]:
+        """``loop`` from lo to hi on lanes: whole tiles of ``width``, then the rest in masked tiles of ``tail`` lanes, or where lo and
+        hi are multiples of ``unit``, in whole tiles of that many.
 
         ``stream``: a pass over much memory that writes little, which gains from asking for lines ahead.
         """
@@ -124,10 +125,20 @@ class Loops(Body):
 
         with self.stream(stream):
             carried = e.loop(lo, whole, width, carried, step(width, False))
+        if unit:
+            return e.loop(whole, hi, unit, carried, step(unit, False))
         rest = hi - whole if isinstance(hi, int) and isinstance(whole, int) else None
         if rest is not None and rest % tail == 0:
             return e.loop(whole, hi, tail, carried, step(tail, False))
         return e.loop(whole, hi, tail, carried, step(tail, True))
+
+    def unit(self, extent: DimLike, tail: int) -> int:
+        """The most lanes up to ``tail``, and at least half of them, that divide a loop whose extent is symbolic; 0: none are known to."""
+        known = self.k.op.attrs.get("multiples", ())
+        if isinstance(extent, int) or not known:
+            return 0
+        extent = substitute(extent, {n: m * named(n) for n, m in known})
+        return next((n for n in (tail, tail // 2) if n > 1 and mod(extent, n) == 0), 0)
 
     def _for(self, op: Op, ctx: Context) -> list[Value]:
         ops = op.blocks[0].ops

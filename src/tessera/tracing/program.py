@@ -178,6 +178,7 @@ def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[Tenso
             leaves = check_results(declared.result, leaves, name, dict(bindings))
             assigned = [*(_assigned(trace) if trace.state else []), *trace.messages]
             graph = trace.finish([*leaves, *[a.value for a in assigned]])
+            graph.attrs["constraints"] = (*map(str, declared.where), *graph.attrs["constraints"])
     except ShapeError:
         if sizes is None and divided and SCOPE.quotient is not None:
             size, of = SCOPE.quotient
