@@ -130,8 +130,12 @@ def test_c008_shared_memory_beyond_the_target_s_limit_is_refused() -> None:
         tile.store(Y, tile.load_shared(buffer))
 
     types = "f32[232, 256], f32[232, 256]"
-    with pytest.raises(ts.CompileError, match=f"bytes of shared memory; a block of .*sm_90a.* has {227 * 1024}"):
+    with pytest.raises(ts.CompileError, match=f"bytes of shared memory; a block of .*sm_90a.* has {227 * 1024}") as e:
         stage_text(large, "ll", NVIDIA_SM90, types)
+    said = str(e.value).partition("Stack trace:")[0]
+    (line,) = [row for row in said.splitlines() if "← Error here" in row]
+    assert "buffer = tile.alloc_shared(232, 256, dtype=ts.f32)" in line
+    assert f"Expected: at most {227 * 1024} bytes" in said and "1. use smaller tiles\n2. use fewer stages" in said
 
 
 def test_c009_the_default_space_is_global_memory() -> None:

@@ -235,3 +235,114 @@ def test_user_kernels_reach_the_level():
     built = twice.build({"A": ts.Tensor(a).type, "C": ts.Tensor(c).type})
     interpret_tile.interpret(built.function, [a, c])
     assert np.array_equal(c.astype(np.float32), 2 * a.astype(np.float32))
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------------
+def told(body, dtype=bf16):
+    """What building or interpreting a program says, up to the stack trace."""
+    with pytest.raises((KernelError, TileError)) as e:
+        run(program(body, dtype=dtype))
+    return str(e.value).partition("\n\nStack trace:")[0]
+
+
+def marked(text_):
+    """The line of the kernel that an error marks."""
+    (line,) = [row for row in text_.splitlines() if "← Error here" in row]
+    return line.partition("|")[2].partition("#")[0].strip()
+
+
+def test_text_of_a_race():
+    def body(a, c):
+        s = x.alloc_tiles(ROWS, 64, dtype=bf16)
+        x.copy_async(s, a, (0, 0))
+        x.copy_commit()
+        dsl.store(c, (0, 0), s.load().to(f32))
+
+    said = told(body)
+    assert said.startswith("Error: Tile program error in function 'body' at line ")
+    assert "p: load: race: accesses memory that copy_async may still be writing, in %alloc (at " in said
+    assert marked(said) == "dsl.store(c, (0, 0), s.load().to(f32))" and "~~~" in said
+    assert said.endswith("Possible fixes:\n1. wait for the copy: tile.wait_async(), tile.copy_wait() or tile.barrier()")
+
+
+@pytest.mark.parametrize("how", ["threads", "copies"])
+def test_text_of_a_missing_fence_before_the_matrix_unit(how):
+    """Neither what threads store nor what their copies bring is the matrix unit's to read before a fence; with one it is."""
+    def body(a, c, fenced=False):
+        s = x.alloc_tiles(ROWS, 64, dtype=bf16)
+        with x.role():
+            if how == "threads":
+                s.store(dsl.load(a, (0, 0), (64, 64)))
+            else:
+                x.copy_async(s, a, (0, 0))
+                x.copy_commit()
+                x.copy_wait()
+            if fenced:
+                x.fence_async()
+            x.barrier_sync(1, 128)
+            acc = x.wgmma(x.uninitialized((64, 64)), s, s.T, accumulate=False)
+            x.wgmma_commit()
+            dsl.store(c, (0, 0), x.wgmma_wait(acc))
+
+    said = told(body)
+    assert "p: mma_async: race: mma_async takes what threads wrote without fence_async, in %alloc (at " in said
+    assert marked(said) == "acc = x.wgmma(x.uninitialized((64, 64)), s, s.T, accumulate=False)"
+    assert said.endswith("Possible fixes:\n1. tile.fence_async() after the writes, before others are told of them")
+
+    def safe(a, c):
+        body(a, c, True)
+
+    a, c = run(program(safe))
+    wide = a.astype(np.float64)
+    assert np.abs(c - wide @ wide.T).max() < 1e-3
+
+
+@pytest.mark.parametrize("misuse, message, fix", [
+    (lambda b: b.wait(2, 0), "wait: there is no barrier 2; there are 2", "Expected: 0 … 1"),
+    (lambda b: b.wait(0, 2), "wait: a phase has parity 0 or 1, not 2", "1. of the k-th phase: k & 1"),
+    (lambda b: b.expect(0, 0), "expect announces a number of bytes, not 0", "1. the size of what is copied: x[stage].nbytes"),
+    (lambda b: b.wait(0, 0), "p: nobody can go on; waiting are: mbarrier_wait", "every phase needs its arrivals and bytes"),
+    (lambda b: x.barrier_sync(1, 100), "barrier_sync: whole warps come to a barrier, not 100 threads", "Expected: a multiple of 32"),
+    (lambda b: x.barrier_sync(16, 128), "barrier_sync: there is no named barrier 16", "Expected: 0 … 15"),
+    (lambda b: x.mbarriers(0), "mbarriers: n is a positive number, not 0", "")])
+def test_texts_of_barriers_misused(misuse, message, fix):
+    def body(a, c):
+        b = x.mbarriers(2)
+        with x.role():
+            misuse(b)
+
+    said = told(body)
+    assert message in said and fix in said and "(lambda b: " in marked(said)
+
+
+def test_text_of_more_arrivals_than_a_phase_takes():
+    def body(a, c):
+        b = x.mbarriers(1, arrivals=2)
+        with x.role():
+            b.expect(0, 64)
+            b.arrive(0)
+            b.arrive(0)
+
+    said = told(body)
+    assert "p: mbarrier_arrive: more than 2 arrivals in one phase, in block (0,)" in said and marked(said) == "b.arrive(0)"
+    assert "1. make the barrier for as many: tile.mbarriers(n, arrivals=…)\n2. wait for the phase before the next arrival" in said
+
+
+def test_text_of_shapes_that_do_not_divide():
+    def body(a, c):
+        x.alloc_tiles(64, 48, dtype=bf16)
+
+    said = told(body)
+    assert "a swizzle of 128 bytes takes matrices whose rows are multiples of it\n    Received: bf16[64, 48]" in said
+    assert marked(said) == "x.alloc_tiles(64, 48, dtype=bf16)"
+    assert said.endswith("Possible fixes:\n1. make the columns a multiple of 64\n2. swizzle=0")
+
+
+def test_text_of_a_dtype_that_the_matrix_unit_lacks():
+    def body(a, c):
+        t = x.alloc_tiles(64, 64, dtype=f32)
+        x.wgmma(x.uninitialized((64, 64)), t, t)
+
+    said = told(body)
+    assert "wgmma: the matrix unit multiplies bf16 or f16 into f32, not f32 by f32 into f32" in said
+    assert marked(said) == "x.wgmma(x.uninitialized((64, 64)), t, t)"

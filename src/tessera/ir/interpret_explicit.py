@@ -118,7 +118,8 @@ class Agent(_Machine):
     def __init__(self, state: _Run, limit: int, world: World, block: BlockState, group: int = 0, threads: int = GROUP):
         super().__init__(state, limit)
         self.world, self.shared, self.group, self.threads = world, block, group, threads
-        self.me, self.fence, self.unit, self.engine, self.copier = (world.agent() for _ in range(5))
+        # what an agent writes is fenced by the one that follows it
+        self.me, self.fence, self.copier, self.copies_fence, self.unit, self.engine = (world.agent() for _ in range(6))
         self.known: Knowledge = {self.me: 1}
         self.groups = {self.unit: [0, 1], self.engine: [0, 1], self.copier: [0, 1]}  # engine -> [groups committed, the next's number]
         self.children: list[Agent] = []
@@ -224,9 +225,9 @@ class Agent(_Machine):
         at = self.groups[engine]
         at[0], at[1] = at[1], at[1] + 1
 
-    def race(self, op: Op, memory: _Memory, what: str, other: Op | None) -> TileError:
+    def race(self, op: Op, memory: _Memory, what: str, other: Op | None, hints: Sequence[str]) -> TileError:
         where = f" (at {other.loc})" if other is not None and other.loc else ""
-        return self.fail(op, f"race: {what} {memory.name}{where}")
+        return self.fail(op, f"race: {what} {memory.name}{where}", hints)
 
     def check_written(self, op: Op, memory: _Memory, touched: Array, engine: bool) -> None:
         """Every element's last write must be known; an engine must also know of a fence after threads' writes."""
@@ -236,16 +237,17 @@ class Agent(_Machine):
                 continue
             if self.known.get(event.agent, 0) < event.time:
                 verb = f"{op.name} touches" if engine else "accesses"
-                raise self.race(op, memory, f"{verb} memory that {event.op.name} may still be writing, in", event.op)
+                raise self.race(op, memory, f"{verb} memory that {event.op.name} may still be writing, in", event.op, _remedies(event.op))
             if engine and event.generic and self.known.get(event.agent + 1, 0) < event.time:
-                raise self.race(op, memory, f"{op.name} takes what threads wrote without fence_async, in", event.op)
+                raise self.race(op, memory, f"{op.name} takes what threads wrote without fence_async, in", event.op,
+                                ["tile.fence_async() after the writes, before others are told of them"])
 
     def check_read(self, op: Op, memory: _Memory, touched: Array) -> None:
         for agent, times in memory.track.reads.items():
             latest = int(times[touched].max(initial=0))
             if latest and agent != self.me and self.known.get(agent, 0) < latest:
                 raise self.race(op, memory, f"overwrites memory that {memory.track.reader_op[agent].name} may still be reading, in",
-                                memory.track.reader_op[agent])
+                                memory.track.reader_op[agent], _remedies(memory.track.reader_op[agent]))
 
     def mark_read(self, op: Op, memory: _Memory, touched: Array, agent: int, time: int) -> None:
         track = memory.track
@@ -275,7 +277,7 @@ class Agent(_Machine):
         self.check_written(op, memory, touched, False)
         self.check_read(op, memory, touched)
         if op.attrs.get("async"):
-            self.mark_write(op, memory, touched, self.copier, self.groups[self.copier][1], False)
+            self.mark_write(op, memory, touched, self.copier, self.groups[self.copier][1], True)
         else:
             self.mark_write(op, memory, touched, self.me, self.known[self.me], True)
 
@@ -311,7 +313,8 @@ class Agent(_Machine):
 
     def arrive(self, op: Op, phase: Phase) -> None:
         if phase.left == 0:
-            raise self.fail(op, f"more than {phase.arrivals} arrivals in one phase")
+            raise self.fail(op, f"more than {phase.arrivals} arrivals in one phase",
+                            ["make the barrier for as many: tile.mbarriers(n, arrivals=…)", "wait for the phase before the next arrival"])
         phase.left -= 1
         merge(phase.known, self.told())
 
@@ -340,7 +343,8 @@ class Agent(_Machine):
         meeting.threads += self.threads
         merge(meeting.known, self.told())
         if meeting.threads > op.attrs["threads"]:
-            raise self.fail(op, f"{meeting.threads} threads come to a barrier of {op.attrs['threads']}")
+            raise self.fail(op, f"{meeting.threads} threads come to a barrier of {op.attrs['threads']}",
+                            ["count 128 threads for each warp group that comes"])
         if meeting.threads == op.attrs["threads"]:
             meeting.round += 1
             meeting.threads, meeting.last, meeting.known = 0, meeting.known, {}
@@ -370,6 +374,7 @@ class Agent(_Machine):
 
     def op_fence_async(self, _op: Op, _: list[Any]) -> None:
         self.known[self.fence] = self.known[self.me]
+        self.known[self.copies_fence] = self.known.get(self.copier, 0)
 
     # -- copies ------------------------------------------------------------------------------------------------------------
     def region(self, op: Op, memory: _Memory, places: Sequence[Any], box: Sequence[int]) -> Array:
@@ -431,7 +436,7 @@ class Agent(_Machine):
         self.check_written(op, memory, touched, False)
         self.check_read(op, memory, touched)
         memory.data.reshape(-1)[touched] = values
-        self.mark_write(op, memory, touched, self.copier, self.groups[self.copier][1], False)
+        self.mark_write(op, memory, touched, self.copier, self.groups[self.copier][1], True)  # threads' copies are no engine's
 
     def op_copy_commit(self, _op: Op, _: list[Any]) -> None:
         self.commit(self.copier)
@@ -487,6 +492,16 @@ class Agent(_Machine):
 
     def op_mma_commit(self, _op: Op, _: list[Any]) -> None:
         self.commit(self.unit)
+
+
+def _remedies(op: Op) -> list[str]:
+    """What lets others know that an op is over."""
+    if op.name in ("copy_async", "store") and (op.name == "copy_async" or op.attrs.get("async")):
+        return ["wait for the copy: tile.wait_async(), tile.copy_wait() or tile.barrier()"]
+    return {"tma_load": ["wait for the barrier that the copy fills: full.wait(stage, phase)"],
+            "tma_store": ["tile.tma_wait() before the memory is written again"],
+            "mma_async": ["tile.wgmma_wait() before the memory is released or written"]}.get(
+                op.name, ["meet at a barrier in between: an mbarrier, tile.barrier_sync or tile.cluster_sync"])
 
 
 _WAITS = {"mbarrier_wait", "barrier_sync", "cluster_sync"}
@@ -552,7 +567,9 @@ def _deadlock(waiting: dict[Agent, Op]) -> TileError:
         for who, at in inner.items():
             stuck[f"{at.name}{f' ({at.loc})' if at.loc else ''}, warp group {who.group} in block {who.s.at}"] = None
     agent = next(iter(waiting))
-    return TileError(f"{agent.s.fn.name}: nobody can go on; waiting are: " + "; ".join(stuck))
+    first = next(iter(getattr(agent, "waiting", {}).values()), waiting[agent])
+    return TileError(f"{agent.s.fn.name}: nobody can go on; waiting are: " + "; ".join(stuck), loc=first.loc,
+                     hints=["every phase needs its arrivals and bytes; waiting for parity 1 passes on a fresh barrier"])
 
 
 __all__ = ["run_clusters"]

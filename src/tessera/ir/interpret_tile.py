@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import ir as registry
+from ..errors import TesseraError
 from ..types.dims import evaluate
 from ..types.dtypes import DType, f32
 from ..types.shapes import unify
@@ -27,8 +28,10 @@ from .tile_explicit import is_explicit
 Array = np.ndarray[Any, np.dtype[Any]]
 Watch = Callable[[Op, str, Array, Array], None]
 
-class TileError(RuntimeError):
+class TileError(TesseraError, RuntimeError):
     """A program did what Tile IR forbids at run time; the message names the op and its line."""
+
+    title, code = "Tile program error", "E_TILE"
 
 
 @dataclass
@@ -164,9 +167,9 @@ class _Machine:
         self.rules: dict[str, Callable[[Op, list[Any]], Any]] = {
             n[3:]: getattr(self, n) for n in dir(self) if n.startswith("op_")}
 
-    def fail(self, op: Op, message: str) -> TileError:
+    def fail(self, op: Op, message: str, hints: Sequence[str] = ()) -> TileError:
         where = f" ({op.loc})" if op.loc else ""
-        return TileError(f"{self.s.fn.name}: {op.name}: {message}, in block {self.s.at}{where}")
+        return TileError(f"{self.s.fn.name}: {op.name}: {message}, in block {self.s.at}{where}", loc=op.loc, hints=hints)
 
     def block(self, b: Block) -> list[Any]:
         """Run a block; the operands of its terminator."""

@@ -193,12 +193,21 @@ class Barriers:
     def __getitem__(self, i: Any) -> tuple[Barriers, Any]:
         return self, i
 
+    def _check(self, i: Any, what: str) -> None:
+        (n,) = self.buffer.value.type.shape
+        if isinstance(i, int) and not 0 <= i < n:
+            fail(f"{what}: there is no barrier {i}; there are {n}", expected=f"0 … {int(n) - 1}", received=str(i))
+
     def expect(self, i: Any, nbytes: int) -> None:
         """Arrive, and announce bytes that copies will bring: the phase also waits for them."""
+        self._check(i, "expect")
+        if isinstance(nbytes, bool) or not isinstance(nbytes, int) or nbytes < 1:
+            fail(f"expect announces a number of bytes, not {nbytes!r}", hints=["the size of what is copied: x[stage].nbytes"])
         _emit("mbarrier_expect", (self.buffer, index_value(i)), (), {"bytes": int(nbytes)})
 
     def arrive(self, i: Any, when: Any = None, cluster: bool = False) -> None:
         """One arrival of the running warp group: here, or at this barrier of every block of the cluster."""
+        self._check(i, "arrive")
         operands = [self.buffer, index_value(i)]
         if when is not None:
             operands.append(_condition(when))
@@ -206,6 +215,10 @@ class Barriers:
 
     def wait(self, i: Any, phase: Any) -> None:
         """Until the phase of this parity (0, 1, 0 …) is complete; parity 1 is complete on a fresh barrier."""
+        self._check(i, "wait")
+        if isinstance(phase, int) and phase not in (0, 1):
+            fail(f"wait: a phase has parity 0 or 1, not {phase}", expected="0 or 1", received=str(phase),
+                 hints=["of the k-th phase: k & 1"])
         _emit("mbarrier_wait", (self.buffer, index_value(i), index_value(phase)))
 
 
@@ -218,17 +231,29 @@ def _condition(x: Any) -> TileValue:
 
 def mbarriers(n: int, arrivals: int = 1) -> Barriers:
     """``n`` barriers in shared memory, each of whose phases takes ``arrivals`` arrivals (and the bytes announced)."""
+    for what, value in (("n", n), ("arrivals", arrivals)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            fail(f"mbarriers: {what} is a positive number, not {value!r}")
     op = _emit("mbarriers", (), (BufferType(int64, (n,), "barrier"),), {"arrivals": arrivals})
     return Barriers(Buffer(op.result))
 
 
+def _check_named(i: Any, threads: Any, what: str) -> None:
+    if isinstance(i, int) and not 0 <= i < 16:
+        fail(f"{what}: there is no named barrier {i}", expected="0 … 15", received=str(i))
+    if not isinstance(threads, int) or threads < 32 or threads % 32:
+        fail(f"{what}: whole warps come to a barrier, not {threads!r} threads", expected="a multiple of 32", received=repr(threads))
+
+
 def barrier_sync(i: Any, threads: int) -> None:
     """Named barrier ``i`` (0 to 15): wait until ``threads`` threads have come."""
+    _check_named(i, threads, "barrier_sync")
     _emit("barrier_sync", (index_value(i),), (), {"threads": threads})
 
 
 def barrier_arrive(i: Any, threads: int) -> None:
     """Come to named barrier ``i`` without waiting."""
+    _check_named(i, threads, "barrier_arrive")
     _emit("barrier_arrive", (index_value(i),), (), {"threads": threads})
 
 

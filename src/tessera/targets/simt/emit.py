@@ -107,8 +107,12 @@ class Emitter:
         w.body[head:head] = w.entry
         shared = self.alloc_bytes + self.exchange_bytes
         if shared > self.machine.shared_bytes:
+            allocs = [op for op in fn.walk() if op.name == "alloc"]
+            largest = max(allocs, key=lambda op: int(op.result.type.nbytes)).loc if allocs else None
             raise CompileError(f"{fn.name} needs {shared} bytes of shared memory; a block of {self.machine.name} has "
-                               f"{self.machine.shared_bytes}", hints=("use smaller tiles",))
+                               f"{self.machine.shared_bytes}", loc=largest,
+                               expected=f"at most {self.machine.shared_bytes} bytes", received=f"{shared} bytes",
+                               hints=("use smaller tiles", "use fewer stages"))
         facts = Kernel(self.threads, self.machine.lanes, shared)
         lines = [self.vendor.shared_memory(max(16, shared)), *sorted(w.declarations)]
         define = (f"define {self.vendor.convention} void @{fn.name}({', '.join(self.parameters)})"
