@@ -108,7 +108,7 @@ class Emitter:
         shared = self.alloc_bytes + self.exchange_bytes
         if shared > self.machine.shared_bytes:
             allocs = [op for op in fn.walk() if op.name == "alloc"]
-            largest = max(allocs, key=lambda op: int(op.result.type.nbytes)).loc if allocs else None
+            largest = max(allocs, key=lambda op: (op.result.type.space == "shared", int(op.result.type.nbytes))).loc if allocs else None
             raise CompileError(f"{fn.name} needs {shared} bytes of shared memory; a block of {self.machine.name} has "
                                f"{self.machine.shared_bytes}", loc=largest,
                                expected=f"at most {self.machine.shared_bytes} bytes", received=f"{shared} bytes",
