@@ -88,7 +88,8 @@ from .types.policy import NumericalPolicy, Policy, RoundingMode, accum
 
 # Submodules that are loaded when they are first named; several are callable.
 LAZY_MODULES = {
-    "nn": "nn", "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory", "cache": "cache",
+    "nn": "nn", "optim": "optim",
+    "dims": "dims", "models": "models", "importers": "importers", "random": "random", "memory": "memory", "cache": "cache",
     "effects": "effects", "device": "device", "numerics": "numerics", "stable": "stable", "summation": "summation", "rounding": "rounding",
     "deterministic": "deterministic", "debug": "debug", "amp": "amp",
     "quantization": "quantization",
@@ -116,6 +117,7 @@ LAZY_NAMES = {
     "PageTable": ("cache", "PageTable"), "EvictionPolicy": ("cache", "EvictionPolicy"), "PageFault": ("cache", "PageFault"),
     "persistent_cache": ("persistent", "persistent_cache"),
     "Stateful": ("tracing.state", "Stateful"), "stateful": ("tracing.state", "stateful"), "with_state": ("tracing.state", "with_state"),
+    "assign": ("tracing.state", "assign"),
     "compile": ("tracing.function", "jit"), "precision": ("numerics", "precision"), "TrainingPolicy": ("numerics", "TrainingPolicy"),
     "InferencePolicy": ("numerics", "InferencePolicy"), "kahan_sum": ("summation", "kahan_sum"),
     "verify_determinism": ("deterministic", "verify_determinism"),

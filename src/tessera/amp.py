@@ -99,9 +99,15 @@ class GradScaler:
         self.value._p = np.asarray(scale, np.float32)  # the tensor stays the one that programs have captured
         self.good_steps = 0
 
-    def step(self, optimizer: Any, grads: Any) -> bool:
-        """Unscale, and ``optimizer.step(grads)`` where all are finite; whether the step was taken."""
+    def step(self, optimizer: Any, grads: Any) -> Any:
+        """Unscale, and ``optimizer.step(grads)`` where all are finite; whether the step was taken.
+
+        In a traced function that is ``optimizer.step(grads, where=flag)``; return the flag and call :meth:`update` with it outside.
+        """
         out, finite = self.unscaled(grads)
+        if finite.is_traced:
+            optimizer.step(out, where=finite)
+            return finite
         self.update(finite)
         if not self.overflowed:
             optimizer.step(out)
@@ -110,6 +116,7 @@ class GradScaler:
 
 class _State(threading.local):
     scaler: GradScaler | None = None
+    finite: Any = None
     compute: DType = dt.bf16
     accumulate: DType = dt.f32
 
@@ -124,7 +131,7 @@ def grad_scale() -> Any:
 
 def unscale_grads(grads: Any, scaler: GradScaler | None = None) -> Any:
     """Gradients divided by the scale, in f32.  Where one of them has overflowed all become 0, so that a plain update changes nothing,
-    and ``ts.amp.last_overflowed()`` says so; a dynamic scale is halved.
+    ``ts.amp.last_overflowed()`` says so, and the optimisers of ``ts.optim`` leave their step out; a dynamic scale is halved.
 
     In a traced function the gradients are zeroed in the same way, and the scale stays as it is: return the flag of
     :meth:`GradScaler.unscaled` and update outside.
@@ -134,9 +141,17 @@ def unscale_grads(grads: Any, scaler: GradScaler | None = None) -> Any:
         return grads
     out, finite = s.unscaled(grads)
     kept = optree.tree_map(lambda g: pw.where(finite, g, 0.0), out)
+    if s is _state.scaler:
+        _state.finite = finite
     if not finite.is_traced:
         s.update(finite)
     return kept
+
+
+def finite() -> Any:
+    """Whether the gradients that the surrounding ``mixed_precision`` function unscaled last were finite, as a boolean tensor; None where
+    it unscaled none yet."""
+    return _state.finite
 
 
 def last_overflowed(scaler: GradScaler | None = None) -> bool:
@@ -199,12 +214,12 @@ def mixed_precision(fn: Callable[..., Any] | None = None, *, compute: Any = dt.b
     def decorate(f: Callable[..., Any]) -> Any:
         @contextmanager
         def scope() -> Iterator[None]:
-            saved = _state.scaler, _state.compute, _state.accumulate
-            _state.scaler, (_state.compute, _state.accumulate) = scaler, formats
+            saved = _state.scaler, _state.compute, _state.accumulate, _state.finite
+            _state.scaler, (_state.compute, _state.accumulate), _state.finite = scaler, formats, None
             try:
                 yield
             finally:
-                _state.scaler, _state.compute, _state.accumulate = saved
+                _state.scaler, _state.compute, _state.accumulate, _state.finite = saved
 
         made = Scoped(f, scope)
         made.scaler = scaler  # type: ignore[attr-defined]
@@ -295,5 +310,5 @@ def adaptive_precision(policy: Any, *, grad_scale: float = float("inf")) -> Call
     return lambda fn: AdaptiveFunction(fn, made, grad_scale)
 
 
-__all__ = ["AdaptiveFunction", "Choice", "GradScaler", "PrecisionPolicy", "adaptive_precision", "autocast", "grad_scale", "last_overflowed",
-           "mixed_precision", "unscale_grads"]
+__all__ = ["AdaptiveFunction", "Choice", "GradScaler", "PrecisionPolicy", "adaptive_precision", "autocast", "finite", "grad_scale",
+           "last_overflowed", "mixed_precision", "unscale_grads"]

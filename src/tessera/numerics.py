@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from types import ModuleType, TracebackType
@@ -24,15 +25,18 @@ from .types.policy import NumericalPolicy, RoundingMode
 _FIELDS = ("storage", "compute", "accumulate", "rounding", "saturate", "denorm_mode")
 _KNOWN = (*_FIELDS, "store", "round", "fast_math_functions")
 _NAMED: dict[str, NumericalPolicy] = {}
+LOG = logging.getLogger("tessera.numerics")
 
 PRESETS = {
-    "mixed": NumericalPolicy(compute=f16, accumulate=f32),
+    "mixed": NumericalPolicy(compute=bf16, accumulate=f32),
+    "mixed_fp16": NumericalPolicy(compute=f16, accumulate=f32),
     "bf16": NumericalPolicy(compute=bf16, accumulate=f32),
     "tf32": NumericalPolicy(compute=tf32, accumulate=f32),
     "full": NumericalPolicy(compute=f32, accumulate=f32),
     "double": NumericalPolicy(compute=f64, accumulate=f64),
 }
-"""``ts.precision(name)``: mixed computes in f16 and sums in f32; bf16 and tf32 likewise; full and double keep one format.
+"""``ts.precision(name)``: mixed computes in bf16, which every target has, and sums in f32; mixed_fp16 in f16 (whose gradients want a
+loss scale: ``ts.GradScaler``), tf32 likewise; full and double keep one format.
 
 None names a storage format, so results keep the dtypes that they have without a policy."""
 
@@ -145,6 +149,8 @@ def scope(chosen: Any = None, *, fast_math_functions: bool | None = None, **fiel
         if chosen is None and not fields:
             return Scope(**(changes or _in_force(NumericalPolicy())))
         p = NumericalPolicy(**fields) if chosen is None else as_policy(chosen).replace(**fields) if fields else as_policy(chosen)
+        if p.accumulate is tf32:
+            LOG.info("accumulate=tf32: no machine sums in tf32; products read their operands in tf32 and sum in f32")
         return Scope(**changes, **_in_force(p))
     except TypeError as e:
         if isinstance(e, ArgumentError):

@@ -142,7 +142,7 @@ def test_effects():
 
     allowed(inputs(1)[0])
     assert len(cell.history()) == 1
-    with pytest.raises(errors.EffectError, match="each example would leave a state of its own"):
+    with pytest.raises(errors.EffectError, match="would be lost, or done more than once"):
         ts.vmap(lambda x: cell(x))(ts.ones(3, 2))
     assert len(cell.history()) == 1
 

@@ -224,11 +224,13 @@ def _sums_of(d: DType) -> DType:
 
 
 def _accumulator(policy: NumericalPolicy) -> DType:
-    """Sums in tf32 are sums in f32: that is what the hardware does."""
+    """Sums in tf32 are sums in f32: that is what the hardware does (and products read operands in tf32: :func:`_product`)."""
     return dt.f32 if policy.accumulate is dt.tf32 else policy.accumulate
 
 
 def _product(policy: NumericalPolicy, name: str, tensors: list[Tensor], attrs: dict[str, Any], store: DType) -> Any:
+    if policy.accumulate is dt.tf32 and policy.compute is dt.f32:
+        policy = policy.replace(compute=dt.tf32)
     inputs = [_computed(policy, t) for t in tensors]
     total = _accumulator(policy)
     if name != "dot_general":

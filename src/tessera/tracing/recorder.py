@@ -149,6 +149,11 @@ class Trace:
             self.captured.append(source)
         return got
 
+    def rebind(self, source: Tensor, new: Tensor) -> None:
+        """From here on the captured tensor ``source`` stands for ``new``."""
+        self.capture(source)
+        self._captured_values[id(source)] = self.lower(new)
+
     def lower(self, t: Any) -> Value:
         """The value of an operand in this trace."""
         p = t._p

@@ -3,7 +3,8 @@
 A :class:`Stateful` object holds state in plain attributes.  Methods marked :func:`stateful` may assign them.  Run eagerly, an
 assignment is recorded in the object's history.  In a traced function the state is a hidden input of the program, read anew at
 each call, and what was assigned is a hidden result that is written back when the call is over: the program has the effect
-``state``, and a compiled function leaves the object as an eager one would.
+``state``, and a compiled function leaves the object as an eager one would.  :func:`assign` does the same for one tensor, wherever it
+is kept: parameters are trained so.
 """
 
 from __future__ import annotations
@@ -217,6 +218,10 @@ class Assigned:
     def changed(self) -> bool:
         return self.value._p is not self.first
 
+    @property
+    def what(self) -> str:
+        return f"the state {self.name!r} of a {type(self.owner).__name__}"
+
     def commit(self, array: Any) -> None:
         _store(self.owner, self.name, make(array), self.where)
 
@@ -228,7 +233,83 @@ def _own(trace: Trace, outer: Assigned) -> Tensor:
     return t
 
 
-def written(trace: Trace) -> list[Assigned]:
+# -- tensors ---------------------------------------------------------------------------------------------------------------
+class AssignedTensor:
+    """A tensor from outside a traced function that the function gives a new value."""
+
+    changed = True
+
+    def __init__(self, target: Tensor, value: Tensor, where: str):
+        self.target, self.value, self.where = target, value, where
+
+    @property
+    def what(self) -> str:
+        return f"a tensor {self.target.type}"
+
+    def commit(self, array: Any) -> None:
+        self.target._p = array
+
+
+def assign(target: Tensor, value: Any) -> None:
+    """Give a tensor a new value of its own shape and dtype: it stays the tensor that modules hold and programs have captured.
+
+    Tensors that shared its memory keep the old value.  In a traced function a tensor from outside is written when the call is over
+    (effect ``state``); what the function reads from it after the assignment is the new value.
+
+    Raises:
+        ArgumentError: ``target`` is no tensor.
+        ShapeError, DTypeError: the value has another type.
+        EffectError: the surrounding function may not write state.
+        TracingError: ``target`` belongs to an enclosing traced function.
+    """
+    if not isinstance(target, Tensor):
+        raise ArgumentError(f"assign() gives a tensor a new value, and this is a {type(target).__name__}", received=repr(target)[:80],
+                            expected="assign(tensor, value)")
+    new = lift(value)
+    if not isinstance(value, Tensor):
+        new = new.to(target.dtype)
+    if new.type != target.type:
+        kind: type[TesseraError] = DTypeError if new.type.shape == target.type.shape else ShapeError
+        raise kind(f"assign() changes {target.type} to {new.type}", expected=str(target.type), received=str(new.type),
+                   sentence="A tensor keeps its type, because programs that captured it were compiled for it.",
+                   hints=[f"Convert it: value.to({target.dtype})"] if kind is DTypeError else [])
+    trace = STATE.trace
+    if trace is None:
+        check_effects(_STATE, "assign")
+        target._p = new._concrete("assign()")
+    elif type(target._p) is Traced and target._p.trace is trace:
+        target._p = new._p
+    elif type(target._p) is Traced:
+        raise TracingError("assign() to a tensor of the traced function around this one", received=str(target.type),
+                           hints=["Return the new value, and assign it outside"])
+    else:
+        check_effects(_STATE, "assign")
+        target._concrete("assign()")
+        if trace.transformed:
+            raise _lost(f"a tensor {target.type}")
+        trace.rebind(target, new)
+        trace.state[id(target), ""] = AssignedTensor(target, make(new._p), str(user_loc(2)))
+
+
+def refuse_state(trace: Trace) -> None:
+    """State that was assigned in the trace of a function that a transformation works on would be lost.
+
+    Raises:
+        EffectError: there is some.
+    """
+    for a in trace.state.values():
+        if a.changed:
+            raise _lost(a.what, f"at {a.where}")
+
+
+def _lost(what: str, received: str | None = None) -> EffectError:
+    return EffectError(f"a function that grad, vmap, checkpoint or another transformation works on assigns {what}", received=received,
+                       sentence="The transformation makes another function of it, in which the assignment would be lost, or done more "
+                       "than once.", hints=["Return the new value beside the result (has_aux=True) and assign it outside",
+                                            "Carry the state explicitly: see ts.with_state"])
+
+
+def written(trace: Trace) -> list[Any]:
     """What a finished body leaves to be written back.
 
     Raises:
@@ -241,9 +322,9 @@ def written(trace: Trace) -> list[Assigned]:
         op = trace.lower(a.value).op
         if op is not None and op not in body:
             raise TracingError(
-                f"the state {a.name!r} is assigned inside cond(), while_loop() or scan()", sentence="What a branch or a loop computes "
+                f"{a.what} is assigned inside cond(), while_loop() or scan()", sentence="What a branch or a loop computes "
                 "leaves it as a result.", hints=["Make the state part of the carry, and assign it after the loop"])
-        check_effects(_STATE, f"{type(a.owner).__name__}.{a.name} = …")
+        check_effects(_STATE, a.what)
     if out:
         trace.effects |= _STATE
     return out
@@ -279,6 +360,8 @@ def _write(owner: Stateful, name: str, value: Any) -> None:
             sentence="A compiled program writes tensors back after each call; other Python values change only while it is traced.",
             hints=[f"Start with a tensor: self.{name} = ts.tensor(…) in __init__"])
     check_effects(_STATE, what)
+    if trace.transformed:
+        raise _lost(f"the state {name!r} of a {type(owner).__name__}")
     new = lift(value)
     if not isinstance(value, Tensor):
         new = new.to(old.dtype)
@@ -372,4 +455,4 @@ def with_state(fn: Callable[..., Any]) -> TracedFunction:
     return TracedFunction(checked, effects=frozenset(EFFECTS) - _STATE)
 
 
-__all__ = ["Stateful", "Write", "stateful", "with_state"]
+__all__ = ["Stateful", "Write", "assign", "refuse_state", "stateful", "with_state"]

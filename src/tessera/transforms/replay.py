@@ -16,6 +16,7 @@ from ..errors import TracingError
 from ..ir.core import Block, Function, Loc, Op, TensorType, Value
 from ..tracing.program import flatten_results
 from ..tracing.recorder import STATE, Hidden, Trace, bind, tracing
+from ..tracing.state import refuse_state
 from ..tracing.tensor import Tensor, Traced, make
 from .raising import raise_composites
 
@@ -67,6 +68,7 @@ def record_body(name: str, call: Callable[[list[Tensor]], Any], inputs: Sequence
     with tracing(inner):
         STATE.unchecked = unchecked
         leaves, tree, statics = flatten_results(call(params))
+        refuse_state(inner)
         graph = inner.finish(leaves)
     outer.sites = inner.sites
     outer.effects |= inner.effects

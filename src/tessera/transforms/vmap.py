@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import optree
 
-from ..errors import ArgumentError, EffectError, IndexOutOfRangeError, ShapeError, TracingError
+from ..errors import ArgumentError, IndexOutOfRangeError, ShapeError, TracingError
 from ..ir.core import Function
 from ..ops import batch_rules as br
 from ..ops.collectives import binding
 from ..tracing.function import TracedFunction
 from ..tracing.recorder import STATE, Hidden, Trace, lift, tracing
+from ..tracing.state import refuse_state
 from ..tracing.tensor import Tensor, Traced, make
 from ..types.constraints import Size, plain
 from ..types.dims import DimLike, as_dim, format_dim
@@ -137,12 +138,7 @@ class _Mapped:
             statics: list[Any] = [None if isinstance(x, (*_ARRAYS, *_NUMBERS, Size)) else (x,) for x in out]
             tensors = [lift(x) for x, s in zip(out, statics, strict=True) if s is None]
             graph = inner.finish(tensors)
-        for a in inner.state.values():
-            if a.changed:
-                raise EffectError(
-                    f"the function that vmap maps assigns the state {a.name!r} of a {type(a.owner).__name__}", received=f"at {a.where}",
-                    sentence="There is one object, and each example would leave a state of its own.",
-                    hints=["Return the new state as a result: see ts.with_state"])
+            refuse_state(inner)
         outer.sites = inner.sites
         outer.effects |= inner.effects
         outer.constraints += [c for c in inner.constraints if c not in outer.constraints]
