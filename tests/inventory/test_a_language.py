@@ -246,6 +246,7 @@ def test_a014_three_tiers_of_one_model() -> None:
 
     want = beginner(ids).numpy()
     size = np.abs(want).max()
+    assert intermediate.generate([1, 2], 3)[:2] == [1, 2] and len(beginner.generate([1], 4)) == 5
     assert want.shape == (2, 8, 50) and np.abs(older(ids) - want).max() < 1e-5 * size
     assert 0 < np.abs(intermediate(ids) - want).max() < 2.0 ** -6 * size
     assert 0 < np.abs(expert(ids) - want).max() < 2.0 ** -8 * size
@@ -374,9 +375,18 @@ def test_a027_a_constraint_by_each_spelling() -> None:
         ts.require(D % 8 == 0)
         return x * 2
 
-    for f in (by_where, by_text, by_require):
+    @ts.function
+    def outer(y: ts.Tensor["N", "M"]) -> Any:
+        return by_where(y)
+
+    with pytest.raises(ts.ConstraintError, match="D%8 == 0 does not hold") as e:
+        ts.jit(lambda y: by_where(y))(ts.ones(3, 12))
+    assert "Received: D = 12" in str(e.value) and "D = 12 from the argument 'x'" in str(e.value)
+    with pytest.raises(ts.ConstraintError, match="M%8 == 0 does not hold"):
+        outer(ts.ones(3, 12))
+    for f in (by_where, by_text, by_require, outer):
         assert f(ts.ones(3, 16)).shape == (3, 16)
-        with pytest.raises(ts.ConstraintError, match="D%8 == 0 does not hold"):
+        with pytest.raises(ts.ConstraintError, match="%8 == 0 does not hold"):
             f(ts.ones(3, 12))
 
 

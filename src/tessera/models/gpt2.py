@@ -6,6 +6,7 @@ Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,10 +190,19 @@ class GPT2(GPT2Model):
         self._forward = ts.jit(super().forward) if compile_mode == "optimize" else super().forward
 
     def forward(self, ids: ts.Tensor) -> ts.Tensor:
+        with self._policy():
+            return self._forward(ids)
+
+    def generate(self, prompt: Sequence[int] | np.ndarray, max_new_tokens: int) -> list[int]:
+        with self._policy():
+            return super().generate(prompt, max_new_tokens)
+
+    def _policy(self) -> AbstractContextManager[Any]:
         if self.precision is None:
-            return self._forward(ids)
-        with ts.numerics(self.precision) if not isinstance(self.precision, str) else ts.precision(self.precision):
-            return self._forward(ids)
+            return nullcontext()
+        enter = ts.precision if isinstance(self.precision, str) else ts.numerics
+        scope: AbstractContextManager[Any] = enter(self.precision)
+        return scope
 
 
 _ATTENTIONS: dict[str, Callable[..., ts.Tensor] | None] = {

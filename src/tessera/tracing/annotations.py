@@ -384,7 +384,7 @@ def flat_specs(annotation: Any, count: int) -> list[TensorSpec | None]:
     return [None] * count
 
 
-def check_sizes(where: Sequence[Constraint], env: Mapping[str, int], function: str, origins: Mapping[str, str]) -> None:
+def check_sizes(where: Sequence[Constraint], env: Mapping[str, DimLike], function: str, origins: Mapping[str, str]) -> None:
     """Refuse sizes that break a declared constraint.
 
     Raises:

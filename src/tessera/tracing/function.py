@@ -399,6 +399,7 @@ class TracedFunction:
                 policies.attach(bound.arguments[n], spec.policy)
             elif v is not None and _leaf_type(v)[0] is None:
                 raise not_a_tensor(v, spec, n, self.__name__)
+        check_sizes(self.declared.where, env, self.__name__, origins)
         for c in self.declared.where:
             require(SizeConstraint(substitute(c.lhs, env), c.op, substitute(c.rhs, env)))
         from ..types.constraints import SCOPE

@@ -135,7 +135,7 @@ def _unpickle(text: str, declared: bool) -> DimLike:
 class SizeConstraint(Constraint):
     """A comparison of sizes: a fact to require (``where=[…]``, ``ts.require``) or a condition (``if``)."""
 
-    def decide(self, env: Mapping[str, int] | None = None) -> bool | None:
+    def decide(self, env: Mapping[str, DimLike] | None = None) -> bool | None:
         """True or False where that is certain under ``env``, given that sizes are at least 1; else None."""
         certain = super().decide(env)
         if certain is not None:

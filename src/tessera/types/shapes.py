@@ -137,7 +137,7 @@ class Constraint:
     op: str
     rhs: DimLike
 
-    def decide(self, env: Mapping[str, int] | None = None) -> bool | None:
+    def decide(self, env: Mapping[str, DimLike] | None = None) -> bool | None:
         """True or False where that is certain under ``env``, else None."""
         lhs, rhs = substitute(self.lhs, env or {}), substitute(self.rhs, env or {})
         if isinstance(lhs, int) and isinstance(rhs, int):
