@@ -293,8 +293,22 @@ def number_checks(fn: Function) -> None:
                 if op.name == "check":
                     op.attrs["site"] = op.attrs["site"] + base
         messages += own
+        for name, tile in list(f.functions.items()):
+            own = tuple(tile.attrs.get("sites", ()))
+            if tile.level == "tile" and own:
+                f.functions[name] = _shifted(tile, len(messages))
+                messages += own
     if messages:
         fn.attrs["sites"] = tuple(messages)
+
+
+def _shifted(tile: Function, base: int) -> Function:
+    """A user's kernel whose checks have other numbers in this program."""
+    new = rewrite(tile)
+    for op in new.walk():
+        if op.name == "check":
+            op.attrs["site"] = op.attrs["site"] + base
+    return new
 
 
 def describe(build: Build) -> Manifest:

@@ -219,6 +219,7 @@ class Origin:
             build = self.compiler.build(self.fn, exchange, "sched")
             assert build.sched is not None
             functions = reachable(build.sched)
+            functions = [*functions, *(t for f in functions for t in f.functions.values() if t.level == "tile")]
         for f in functions:
             for op in f.body.ops:
                 for inner in op.walk():

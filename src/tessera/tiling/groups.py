@@ -15,7 +15,7 @@ from typing import Any
 from ..types import dtypes as dt
 from . import dsl
 from .kernel_ops import _flat, _identity, _window, load
-from .kernel_values import Param, Window, masked, valid_lanes
+from .kernel_values import Param, Window, masked, program, valid_lanes
 from .values import Edge, Meta, TileValue, as_value, fail, internal
 
 internal(__file__)
@@ -397,9 +397,20 @@ def load_strided(x: Any, stride: int) -> TileValue:
     return load_gather(window.param, dsl.iota((n // stride,)) * stride + start)
 
 
-def load_gather(x: Param, index: Any, fill: Any = 0) -> TileValue:
-    """``x[index]`` for an integer tile, from anywhere; positions outside give ``fill`` (the interpreter reports them)."""
+def load_gather(x: Param, index: Any, fill: Any = 0, check: bool = False) -> TileValue:
+    """``x[index]`` for an integer tile, from anywhere; positions outside give ``fill``.
+
+    Args:
+        check: a position outside is an error of the run, which names it; for finding mistakes.
+    """
     param, flat, inside = _flat(x, index, "load_gather")
+    if check:
+        i = as_value(index).to("int64")
+        data = valid_lanes(i)
+        prog = program()
+        sites = tuple(prog.fn.attrs.get("sites", ()))
+        prog.fn.attrs["sites"] = (*sites, f"load_gather: index {{value}} is out of range of {x.name!r}")
+        dsl.check(inside if data is None else inside | ~data, i, len(sites))
     return dsl.gather(param.buffer, flat, mask=inside, fill=fill)
 
 

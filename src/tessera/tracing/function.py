@@ -495,6 +495,17 @@ class TracedFunction:
         """The LLVM IR as text."""
         return str(self._stage("target_ir"))
 
+    def inspect(self, level: str = "graph") -> str:
+        """The program at one level, as text: ``"graph"``, ``"schedule"``, ``"tile"`` or ``"target"``.
+
+        Raises:
+            ArgumentError: there is no such level.
+        """
+        levels = ("graph", "schedule", "tile", "target")
+        if level not in levels:
+            raise ArgumentError(f"inspect() shows no level {level!r}{suggest(str(level), levels)}", expected=", ".join(levels))
+        return str(getattr(self, f"{level}_ir"))
+
     @property
     def kernels(self) -> Any:
         """The names of the compiled kernels."""
