@@ -48,7 +48,7 @@ def accum(dtype: object) -> Accum:
     return Accum(as_dtype(dtype))
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class NumericalPolicy:
     """Complete numeric behaviour as a value.
 
@@ -60,7 +60,8 @@ class NumericalPolicy:
         saturate: clamp to the largest finite value instead of overflowing.
         denorm_mode: ``"preserve"`` or ``"flush"`` subnormal numbers.
 
-    ``names_storage`` says whether ``storage`` was given: only then does a scope change the dtype in which results are stored.
+    Policies are equal when these fields are, whatever class states them.  ``names_storage`` says whether ``storage`` was given: only
+    then does a scope change the dtype in which results are stored.
     ``store``, ``round`` are accepted for ``storage``, ``rounding``.
 
     Raises:
@@ -110,6 +111,15 @@ class NumericalPolicy:
     def accum(self) -> DType:
         """``accumulate`` by the name that it has in ``bf16 @ accum(f32)``."""
         return self.accumulate
+
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, f) for f in _FIELDS)
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields() == other._fields() if isinstance(other, NumericalPolicy) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
 
     @classmethod
     def from_class(cls) -> NumericalPolicy:
