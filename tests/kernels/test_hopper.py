@@ -39,7 +39,8 @@ def test_product_with_an_epilogue():
     assert np.abs(c.astype(np.float64) - want).max() < 2**-8 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("causal, queries, keys, groups", [(False, 72, 200, 2), (True, 200, 200, 2), (False, 100, 130, 1)])
+@pytest.mark.parametrize("causal, queries, keys, groups", [
+    (False, 72, 200, 2), (True, 200, 200, 2), (False, 100, 130, 1), (False, 72, 200, 3), (True, 500, 500, 3), (True, 90, 90, 3)])
 def test_attention(causal, queries, keys, groups):
     rng = np.random.default_rng(2)
     fn = attention.attention_program(name("H"), name("S"), name("S") if causal else name("T"), 64, causal=causal,

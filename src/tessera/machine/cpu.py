@@ -134,6 +134,10 @@ class CpuMachine:
         """Elements of ``dtype`` in one register."""
         return max(1, self.vector_bits // (8 * dtype.itemsize))
 
+    def access_elements(self, dtype: DType) -> int:
+        """Registers of a map's tile along memory that one access takes: a register is an access."""
+        return 1
+
     @property
     def tile_lanes(self) -> int:
         """Lanes of one piece of a tile's last axis, whatever its dtype: one register of 32-bit elements."""

@@ -125,6 +125,10 @@ class SimtMachine:
         """Elements of a tile along which a block works at once: one for each thread."""
         return self.block_threads
 
+    def access_elements(self, dtype: DType) -> int:
+        """Neighbours that a thread of a map takes: 16 bytes of them, by one access (8 at most: they are computed in f32)."""
+        return max(1, min(8, 16 // dtype.itemsize))
+
     @property
     def tile_lanes(self) -> int:
         """What extents of product tiles are multiples of."""

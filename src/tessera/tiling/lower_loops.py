@@ -167,7 +167,7 @@ class Loops(Body):
     def width(self, op: Op, lane: Loop) -> int:
         """Lanes of a tile for a map: several registers in flight, fewer where the body is long or the loop short."""
         full: int = self.machine.vector_lanes(widest(op))
-        unroll = int(self.k.op.attrs.get("unroll", 0)) or (4 if _weight(op) <= 40 else 2)
+        unroll = int(self.k.op.attrs.get("unroll", 0)) or max(4 if _weight(op) <= 40 else 2, self.machine.access_elements(widest(op)))
         if isinstance(lane.extent, int):
             unroll = max(1, min(unroll, lane.extent // full))
         return full * unroll

@@ -50,7 +50,7 @@ def test_product(transposed, tmp_path):
     assert not kernels.complaints(assemble(text, tmp_path))
 
 
-@pytest.mark.parametrize("width, causal, groups", [(128, False, 2), (128, True, 2), (64, False, 3), (64, True, 2)])
+@pytest.mark.parametrize("width, causal, groups", [(128, False, 2), (128, True, 2), (64, False, 3), (64, True, 3), (64, True, 2)])
 def test_attention(width, causal, groups, tmp_path):
     fn = attention.attention_program(H, S, S if causal else T, width, causal=causal, config=attention.Config(groups=groups))
     module, text = ptx(fn)

@@ -11,6 +11,7 @@ Source: J. Shah et al., "FlashAttention-3" (2024), for the overlap and the turns
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from ...types.dims import Dim, DimLike, ceildiv
 from ...types.dtypes import DType, bf16, f32, int32
 
 LOG2_E = math.log2(math.e)
+LEAST = -1e30  # a finite maximum for rows that see no key of the first step: their weights are then 0
 TURN = 2  # the named barriers of the groups' turns start here
 
 
@@ -38,6 +40,17 @@ class Config:
     @property
     def queries(self) -> int:
         return 64 * self.groups
+
+    @property
+    def crossed(self) -> int:
+        """How many steps may hold keys that some causal query of the block does not see."""
+        unit = math.gcd(self.queries, self.keys)
+        return max((start + self.queries - 1) // self.keys + 1 for start in range(0, self.keys, unit))
+
+    @staticmethod
+    def of(width: int) -> Config:
+        """Narrow heads leave registers for a third group: the exponentials of two run beside the products of one."""
+        return Config(groups=3 if width <= 64 else 2)
 
     @property
     def registers(self) -> tuple[int, int]:
@@ -59,7 +72,7 @@ def attention_program(heads: DimLike, queries: DimLike, keys: DimLike, width: in
 
     The buffers are q, k, v, o (``[heads, length, width]``) and, with ``statistics``, lse (f32, ``[heads, queries]``).
     """
-    c = config or Config()
+    c = config or Config.of(width)
     shared = heads if shared_by == 1 else heads // shared_by
     buffers = [("q", BufferType(dtype, (heads, queries, width))), ("k", BufferType(dtype, (shared, keys, width))),
                ("v", BufferType(dtype, (shared, keys, width))), ("o", BufferType(dtype, (heads, queries, width)))]
@@ -94,6 +107,43 @@ def _visible(s: TileValue, row: Any, key: Any, keys: DimLike, causal: bool) -> T
     column = (dsl.iota(s.shape, 1) + key).to(int32)
     seen = column < as_value(keys).to(int32) if not causal else column <= (dsl.iota(s.shape, 0) + row).to(int32)
     return dsl.where(seen, s, float("-inf"))
+
+
+class _Steps:
+    """One step of a warp group: the scores of the next keys, while the values of the last ones are weighted."""
+
+    def __init__(self, config: Config, *parts: Any):
+        self.config = config
+        (self.queries, self.ring_k, self.ring_v, self.full_k, self.empty_k, self.full_v, self.empty_v, self.turn, self.following,
+         self.factor) = parts
+
+    def one(self, i: Any, out: TileValue, weights: TileValue, total: TileValue, top: TileValue, visible: Any = None) -> Any:
+        """(out, weights, total, top) after step ``i``; ``visible`` hides scores."""
+        c, factor = self.config, self.factor
+        stage, phase = _next(i, c.stages)
+        before, phase_before = _next(i - 1, c.stages)
+        self.full_k.wait(stage, phase)
+        if c.groups > 1:
+            tile.barrier_sync(self.turn, 256)
+        s = tile.wgmma(tile.uninitialized((64, c.keys)), self.queries, self.ring_k[stage].T, accumulate=False)
+        tile.wgmma_commit()
+        self.full_v.wait(before, phase_before)
+        out = tile.wgmma(out, weights, self.ring_v[before], accumulate=i > 1)
+        tile.wgmma_commit()
+        if c.groups > 1:
+            tile.barrier_arrive(self.following, 256)
+        s = tile.wgmma_wait(s, pending=1)  # the scores are there; the values are still being weighted
+        self.empty_k.arrive(stage)
+        if visible is not None:
+            s = visible(s)
+        higher = dsl.maximum(top, dsl.max(s, 1, keepdims=True))
+        decay = dsl.exp2_approx((top - higher) * factor)
+        p = _exponentials(s, higher, factor)
+        total = total * decay + _sums(p)
+        self.full_k.wait(stage, phase)  # complete already: it keeps the assembler from moving the wait below above the exponentials
+        out, p = tile.wgmma_wait(out, p)
+        self.empty_v.arrive(before)
+        return out * decay, p.to(self.ring_v.dtype), total, higher
 
 
 @tile_function
@@ -147,36 +197,20 @@ def _attention(q: Buffer, k: Buffer, v: Buffer, o: Buffer, *rest: Any) -> None:
         s = tile.wgmma_wait(s)
         empty_k.arrive(0)
         s = _visible(s, row, last * keys, length, causal)
-        top = dsl.max(s, 1, keepdims=True)
+        top = dsl.maximum(dsl.max(s, 1, keepdims=True), LEAST)
         p = _exponentials(s, top, factor)
         total = _sums(p)
         weights = p.to(v.dtype)
         out = tile.uninitialized((64, width))
-        for i in dsl.range(1, blocks):
-            stage, phase = _next(i, stages)
-            before, phase_before = _next(i - 1, stages)
-            full_k.wait(stage, phase)
-            if groups > 1:
-                tile.barrier_sync(turn, 256)
-            s = tile.wgmma(tile.uninitialized((64, keys)), queries, ring_k[stage].T, accumulate=False)
-            tile.wgmma_commit()
-            full_v.wait(before, phase_before)
-            out = tile.wgmma(out, weights, ring_v[before], accumulate=i > 1)
-            tile.wgmma_commit()
-            if groups > 1:
-                tile.barrier_arrive(following, 256)
-            s = tile.wgmma_wait(s, pending=1)  # the scores are there; the values are still being weighted
-            empty_k.arrive(stage)
-            higher = dsl.maximum(top, dsl.max(s, 1, keepdims=True))
-            decay = dsl.exp2_approx((top - higher) * factor)
-            p = _exponentials(s, higher, factor)
-            total = total * decay + _sums(p)
-            full_k.wait(stage, phase)  # complete already: it keeps the assembler from moving the wait below above the exponentials
-            out, p = tile.wgmma_wait(out, p)
-            empty_v.arrive(before)
-            weights = p.to(v.dtype)
-            out = out * decay
-            top = higher
+        steps = _Steps(cfg, queries, ring_k, ring_v, full_k, empty_k, full_v, empty_v, turn, following, factor)
+        crossed = as_value(1)
+        if causal and cfg.crossed > 1:
+            crossed = dsl.minimum(cfg.crossed, blocks)
+            for i in dsl.range(1, crossed):
+                hide = functools.partial(_visible, row=row, key=(last - i) * keys, keys=length, causal=True)
+                out, weights, total, top = steps.one(i, out, weights, total, top, hide)
+        for i in dsl.range(crossed, blocks):
+            out, weights, total, top = steps.one(i, out, weights, total, top)
         final, phase = _next(last, stages)
         full_v.wait(final, phase)
         out = tile.wgmma(out, weights, ring_v[final], accumulate=blocks > 1)

@@ -63,6 +63,16 @@ def _small(w: Writer, name: str, args: Args, dtype: DType, out: DType, width: in
     return narrow(w, value, dtype, width) if out is dtype else value
 
 
+def unrounded(w: Writer, name: str, args: Args, dtypes: Sequence[DType], out: DType, width: int) -> str | None:
+    """The f32 whose rounding to ``out``, a small float, is the op's result; None where none ends it."""
+    if name == "convert":
+        return args[0] if dtypes[0] is f32 else None
+    exact = name in ("select", "bitcast", "neg", "abs", "logical_not") or name in _LOGICAL
+    if exact or not is_small(dtypes[0]) or out is not dtypes[0]:
+        return None
+    return pointwise(w, name, [widen(w, a, out, width) for a in args], [f32] * len(args), f32, width)
+
+
 def _bitcast(w: Writer, value: str, source: DType, target: DType, width: int) -> str:
     a, b = representation(source), representation(target)
     if source.kind == "bool":

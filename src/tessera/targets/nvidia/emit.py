@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import CompileError
-from ...ir.core import BufferType, Function, Op, Value
+from ...ir.core import BufferType, Function, Op, TileType, Value
 from ...ir.tile_explicit import GROUP, of_groups
 from ...machine.simt import SimtMachine
 from ...types.dtypes import DType
+from ..cpu.emit_pointwise import unrounded
 from ..simt.emit import EXCHANGE, Emitter, Handler, Order
 from ..simt.values import Memory, Regs
 from ..simt.vendors import Kernel
@@ -25,6 +26,7 @@ from .fragments import Panels, shared_bytes
 
 I = "call {} @llvm.nvvm."
 REGISTER_FILE = 65536
+_PAIRS = {"bf16": ("ff2bf16x2.rn", "<2 x bfloat>"), "f16": ("ff2f16x2.rn", "<2 x half>")}  # f32 to two 16-bit floats
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,30 @@ class NvEmitter(Emitter):
         self.packed: dict[tuple[str, ...], str] = {}  # the elements of words of 32 bits -> the word
         self.single = False  # one thread runs this part
         self.group: tuple[str, int] = ("0", 0)  # the warp group's number in the block, and of the role's first
+
+    def pointwise(self, op: Op) -> None:
+        """Results in 16-bit floats are rounded two at a time (NaN becomes the hardware's own); neighbours stay packed for the matrix
+        unit and for stores."""
+        t = op.result.type
+        if isinstance(t, TileType) and t.dtype.name in _PAIRS:
+            dtypes = [v.type.dtype for v in op.operands]
+            rows = list(zip(*(self.tile(v).names for v in op.operands), strict=True))
+            if len(rows) % 2 == 0:
+                wide = [unrounded(self.w, op.name, row, dtypes, t.dtype, 1) for row in rows]
+                if None not in wide:
+                    self.define(op, self._rounded([x for x in wide if x is not None], t.dtype))
+                    return
+        super().pointwise(op)
+
+    def _rounded(self, wide: list[str], dtype: DType) -> list[str]:
+        w, (intrinsic, pair) = self.w, _PAIRS[dtype.name]
+        names: list[str] = []
+        for low, high in zip(wide[::2], wide[1::2], strict=True):
+            word = w.let(f"bitcast {pair} {w.let(f'call {pair} @llvm.nvvm.{intrinsic}(float {high}, float {low})')} to i32")
+            both = w.let(f"trunc i32 {word} to i16"), w.let(f"trunc i32 {w.let(f'lshr i32 {word}, 16')} to i16")
+            self.packed[both] = word
+            names += both
+        return names
 
     def _attributes(self, k: Kernel) -> str:
         cluster = f' "nvvm.cluster_dim"="{self.cluster},1,1"' if self.cluster > 1 else ""

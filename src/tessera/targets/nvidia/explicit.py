@@ -19,8 +19,6 @@ from .fragments import Panels
 from .mma import HANDLERS as MMA
 from .staging import HANDLERS as STAGING
 
-_SUFFIX = {"bf16": ("ff2bf16x2.rn", "<2 x bfloat>"), "f16": ("ff2f16x2.rn", "<2 x half>")}
-
 
 def _nv(e: Emitter) -> NvEmitter:
     assert isinstance(e, NvEmitter)
@@ -327,25 +325,6 @@ def _mma_wait(e: Emitter, op: Op) -> None:
 
 
 # -- arithmetic that the hardware has ------------------------------------------------------------------------------------------
-def _convert(e: Emitter, op: Op) -> None:
-    """f32 to 16-bit floats two at a time (NaN becomes the hardware's own); neighbours stay packed for the matrix unit."""
-    t, source = op.result.type, op.operands[0].type
-    kind = _SUFFIX.get(t.dtype.name)
-    held = [] if isinstance(t, ScalarType) else e.tile(op.operands[0]).names
-    if not held or source.dtype is not f32 or kind is None or len(held) % 2:
-        e.pointwise(op)
-        return
-    w, names = e.w, []
-    for i in range(0, len(held), 2):
-        pair = w.let(f"call {kind[1]} @llvm.nvvm.{kind[0]}(float {held[i + 1]}, float {held[i]})")
-        word = w.let(f"bitcast {kind[1]} {pair} to i32")
-        low, high = w.let(f"trunc i32 {word} to i16"), w.let(f"trunc i32 {w.let(f'lshr i32 {word}, 16')} to i16")
-        if isinstance(e, NvEmitter):
-            e.packed[low, high] = word
-        names += [low, high]
-    e.define(op, names)
-
-
 _UNITS = {"exp2_approx": "ex2.approx.ftz.f", "log2_approx": "lg2.approx.ftz.f", "reciprocal_approx": "rcp.approx.ftz.f"}
 
 
@@ -389,7 +368,7 @@ def _reduce(e: Emitter, op: Op) -> None:
 
 assert representation(f32) == "float"
 
-TILE_HANDLERS: dict[str, Handler] = {"convert": _convert, **dict.fromkeys(_UNITS, _unit)}
+TILE_HANDLERS: dict[str, Handler] = dict.fromkeys(_UNITS, _unit)
 """What programs of the tile level gain on this machine."""
 
 HANDLERS: dict[str, Handler] = {
