@@ -236,6 +236,11 @@ def test_b007_two_generations_of_attention_agree():
         assert np.abs(f32[0] - f32[1]).max() < 1e-6
     assert np.abs((ts.flash_attention_v1(x) - ts.flash_attention_v2(x)).to(ts.f32).numpy()).max() <= 1e-3
 
+    with pytest.raises(ts.ShapeError, match="4 vs 5"):
+        ts.flash_attention_v1(ts.ones(3, 4), ts.ones(7, 5))
+    with pytest.raises(ts.errors.ArgumentError, match="at least one key"):
+        ts.flash_attention_v1(x, block=0)
+
     @ts.function
     def open_length(x: ts.Tensor["B", "S", 16]):
         return ts.flash_attention_v1(x, x * 2, x - 1, causal=True)
@@ -270,6 +275,8 @@ def test_b029_a_stack_of_twelve_layers_from_its_weights():
     with pytest.raises(ts.errors.ArgumentError, match="3 heads do not divide a width of 16"):
         ts.nn.transformer_stack(x, stacked, num_heads=3)
     assert ts.nn.transformer_stack(x, listed[:2]).shape == (2, 5, 16) and ts.nn.gelu is ts.gelu
+    with pytest.raises(ts.errors.ArgumentError, match="did you mean 'num_layers'"):
+        ts.nn.transformer_stack(x, stacked, num_layer=12)
     with pytest.raises(AttributeError, match="did you mean 'linear'"):
         ts.nn.liner  # noqa: B018
 

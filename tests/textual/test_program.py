@@ -156,9 +156,10 @@ def test_ppo():
     np.testing.assert_allclose(ts.grad(first)(ts.tensor(new)), adv / 6, rtol=1e-5)
 
 
-def test_rlhf():
+@pytest.mark.parametrize("text", [RLHF, RLHF.replace("%y", "%logits")])  # example 6, and E.4 of the appendix
+def test_rlhf(text):
     x, w, labels, actions = normal(4, 3), normal(3, 5), np.array([0, 1, 2, 3]), np.array([4, 0, 1, 2])
-    made = parse(RLHF).run(x=x, labels=labels, actions=actions, policy=lambda x: x @ w, reward_model=lambda y: ts.max(y, axis=-1))
+    made = parse(text).run(x=x, labels=labels, actions=actions, policy=lambda x: x @ w, reward_model=lambda y: ts.max(y, axis=-1))
     logits = x @ w
     assert made["loss"].item() == pytest.approx(-np.log(soft(logits)[np.arange(4), labels]).mean(), rel=1e-4)
     adv = gae_by_hand(logits.max(-1), np.zeros(5), 0.99, 0.95)

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tessera as ts
+from tessera.errors.boundary import guarded
 
 REQUIRED = ("qkv", "out", "up", "down")
 OPTIONAL = ("norm1", "norm1_bias", "qkv_bias", "out_bias", "norm2", "norm2_bias", "up_bias", "down_bias")
 
 
+@guarded
 def transformer_weights(width: int, num_layers: int, inner: int | None = None, dtype: Any = ts.f32) -> dict[str, ts.Tensor]:
     """Random weights for :func:`transformer_stack`, stacked along a leading axis of ``num_layers``; ``inner`` is ``4 * width``."""
     inner = inner or 4 * width
@@ -21,6 +23,7 @@ def transformer_weights(width: int, num_layers: int, inner: int | None = None, d
     return made | norms | biases
 
 
+@guarded
 def transformer_block(x: Any, weights: Mapping[str, Any], *, num_heads: int, causal: bool = True, eps: float = 1e-5) -> Any:
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))`` (the pre-norm block of GPT-2).
 
@@ -48,6 +51,7 @@ def transformer_block(x: Any, weights: Mapping[str, Any], *, num_heads: int, cau
     return x + ts.linear(ts.gelu(ts.linear(normed, weights["up"], w("up_bias"))), weights["down"], w("down_bias"))
 
 
+@guarded
 def transformer_stack(x: Any, weights: Any, num_layers: int | None = None, *, num_heads: int | None = None, causal: bool = True,
                       eps: float = 1e-5) -> Any:
     """``num_layers`` blocks (:func:`transformer_block`) one after the other.
@@ -110,12 +114,18 @@ def flash_attention_v1(q: Any, k: Any = None, v: Any = None, *, causal: bool = F
     """Attention by blocks of keys, each of which leaves a normalised result (algorithm 1 of Dao et al., 2022, arXiv:2205.14135).
 
     Args:
-        q, k, v: [..., S, D], [..., T, D], [..., T, E]; ``k`` and ``v`` are ``q`` unless given.
+        q, k, v: [..., S, D], [..., T, D], [..., T, E]; ``k`` is ``q``, and ``v`` is ``k``, unless given.
         causal: query i sees keys up to i + (T - S).
         scale: 1/sqrt(D) unless given.
         block: keys a step.
+
+    Raises:
+        ShapeError: the operands do not fit.
+        ArgumentError: ``block`` is no positive number.
     """
-    k, v = q if k is None else k, q if v is None else v
+    k = q if k is None else k
+    v = k if v is None else v
+    _check_operands(q, k, v, block)
     s, t, width = q.shape[-2], k.shape[-2], q.shape[-1]
     scale = width ** -0.5 if scale is None else scale
     steps = -(-t // block)
@@ -148,6 +158,16 @@ def flash_attention_v2(q: Any, k: Any = None, v: Any = None, *, causal: bool = F
     """Attention that normalises once, after the last block of keys (Dao, 2023, arXiv:2307.08691): what ``ts.attention`` compiles to.
 
     Args:
-        q, k, v: [..., S, D], [..., T, D], [..., T, E]; ``k`` and ``v`` are ``q`` unless given.
+        q, k, v: [..., S, D], [..., T, D], [..., T, E]; ``k`` is ``q``, and ``v`` is ``k``, unless given.
+
+    Raises:
+        ShapeError: the operands do not fit.
     """
-    return ts.attention(q, q if k is None else k, q if v is None else v, causal=causal, scale=scale)
+    k = q if k is None else k
+    return ts.attention(q, k, k if v is None else v, causal=causal, scale=scale)
+
+
+def _check_operands(q: Any, k: Any, v: Any, block: Any) -> None:
+    if not isinstance(block, int) or block < 1:
+        raise ts.errors.ArgumentError("a block holds at least one key", expected="block >= 1", received=repr(block))
+    ts.eval_shape(ts.attention, q, k, v)  # its rule says what fits
