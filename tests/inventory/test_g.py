@@ -374,3 +374,22 @@ def test_g023_positions_outside_raise_where_that_is_asked() -> None:
     assert "tile.store(Y, tile.load_gather(X," in str(e.value) and "← Error here" in str(e.value)
     with pytest.raises(IndexError, match=r"index 12 is out of range of 'X'"):
         ts.jit(lambda a, b: pick(a, b, ts.zeros(21), True) + 1)(ts.tensor(x), ts.tensor(i))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "gfx942", "intel-cpu", "avx2"])
+def test_g016_g057_every_target_shows_a_kernel_that_copies(target: str) -> None:
+    """The text of each stage, as ``tessera show`` prints it: stages on NVIDIA, synchronous copies elsewhere."""
+    machine = ts.machine.names.machine(target)
+
+    @ts.kernel
+    def staged(X: Tile["M", "N", ts.bf16], Y: Tile["N", "K", ts.bf16], Z: Tile["M", "K", ts.f32]):
+        held = tile.alloc_shared(16, 16, dtype=ts.bf16)
+        tile.load_async(held, X[0:16, 0:16])
+        tile.barrier()
+        tile.store(Z[0:16, 0:16], tile.matmul(held, Y[0:16, 0:16]))
+
+    text = stage_text(staged, "ll", machine, "bf16[16, 16], bf16[16, 16], f32[16, 16]")
+    assert ("cp.async.cg.shared.global" in text) == target.startswith("sm_")
+    assert ("mma.sync" in text) == target.startswith("sm_") and ("mfma" in text) == target.startswith("gfx")
+    products = stage_text(tile_matmul, "tile", machine, "bf16[100, 40], bf16[40, 70], f32[100, 70]")
+    assert ("copy_async(" in products) == target.startswith("sm_")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..errors import CompileError
@@ -151,7 +152,7 @@ class Lowering:
             tile = lower_launch(fn, op, self.compiler.machine, sizes)
             tile.name = "kernel"
             if isinstance(self.compiler.machine, SimtMachine):
-                tile = assign_layouts(tile, self.compiler.machine)
+                tile = assign_layouts(own_target(self.compiler.machine).prepared(tile, self.compiler.machine), self.compiler.machine)
             for i, a in enumerate(tile.args):
                 if isinstance(a.type, BufferType):  # equal kernels have one hash, whatever their buffers were called
                     a.name = f"b{i}"
@@ -192,16 +193,20 @@ class Lowering:
             build.exchange.dump(OBJECT, build.objects)
 
 
-OWN_OPS = {"amd": "tessera.targets.amd.mfma"}
-"""Vendors whose targets emit some ops in their own way: the module with the table ``HANDLERS``."""
+OWN = {"amd": "tessera.targets.amd.build", "nvidia": "tessera.targets.nvidia.kernels", "intel": "tessera.targets.intel.emit"}
+"""Each vendor's module: ``prepared(fn, machine)`` is what comes before layouts, ``module_text(fn, machine)`` the LLVM IR after them."""
+
+
+def own_target(machine: SimtMachine) -> ModuleType:
+    """The module of a machine's vendor."""
+    return importlib.import_module(OWN[machine.vendor])
 
 
 def kernel_ir(tile: Function, machine: CpuMachine | SimtMachine) -> str:
     """LLVM IR of one kernel, by the code generator of the machine's kind."""
     if isinstance(machine, SimtMachine):
-        from ..targets.simt.emit import emit as emit_for_threads
-        own = importlib.import_module(OWN_OPS[machine.vendor]).HANDLERS if machine.vendor in OWN_OPS else None
-        return emit_for_threads(tile, machine, own).text
+        text: str = own_target(machine).module_text(tile, machine)
+        return text
     from ..targets.cpu.emit import emit
     return emit(tile, machine)
 

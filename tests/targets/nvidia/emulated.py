@@ -20,6 +20,7 @@ FORMATS = {"i8": "B", "i16": "H", "i32": "I", "i64": "Q", "float": "f", "double"
 GLOBAL, SHARED = 1, 3
 UNSIGNED = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "and": operator.and_, "or": operator.or_, "xor": operator.xor,
             "shl": operator.lshift, "lshr": operator.rshift, "udiv": operator.floordiv, "urem": operator.mod}
+FLOAT = {"fadd": np.add, "fsub": np.subtract, "fmul": np.multiply, "fdiv": np.divide}
 SIGNED = {"ashr": operator.rshift, "sdiv": lambda a, b: abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1),
           "srem": lambda a, b: abs(a) % abs(b) * (-1 if a < 0 else 1)}
 
@@ -136,6 +137,10 @@ class Thread:
             return self.typed(pointer) + (at - (at >> (bits - 1) << bits)) * size
         if name in ("zext", "trunc", "sext", "bitcast", "fpext", "fptrunc"):
             return self.cast(name, *rest.split(" to "))
+        if name == "fcmp":
+            how, _, operands = rest.partition(" float ")
+            a, b = (self.get(v, "float") for v in split(operands))
+            return int({"oeq": a == b, "ogt": a > b, "olt": a < b, "oge": a >= b, "ole": a <= b, "une": a != b}[how])
         if name == "icmp":
             return self.compare(*rest.split(" ", 2))
         if name == "select":
@@ -156,7 +161,7 @@ class Thread:
         kind, _, operands = rest.partition(" ")
         a, b = (self.get(v, kind) for v in split(operands))
         if kind == "float":
-            return float({"fadd": np.add, "fsub": np.subtract, "fmul": np.multiply}[name](np.float32(a), np.float32(b)))
+            return float(FLOAT[name](np.float32(a), np.float32(b)))
         if name in SIGNED:
             half = 1 << (bits_of(kind) - 1)
             a, b = a - 2 * half * (a >= half), b - 2 * half * (b >= half)
@@ -199,6 +204,14 @@ class Thread:
             return min((self.typed(a) for a in args), key=lambda v: v - (v >> 63 << 64))
         if name.startswith("llvm.umin") or name.startswith("llvm.umax"):
             return (min if "min" in name else max)(self.typed(a) for a in args)
+        if name in ("llvm.maximum.f32", "llvm.minimum.f32"):
+            return float((np.maximum if "max" in name else np.minimum)(*(np.float32(self.typed(a)) for a in args)))
+        if name == "llvm.fma.f32":
+            a, b, c = (np.float64(self.typed(v)) for v in args)
+            return float(np.float32(a * b + c))  # the product is exact; twice rounded at worst
+        if "ff2bf16x2.rn" in name:
+            high, low = (np.float32(self.typed(a)) for a in args)
+            return [int(v) for v in np.array([low, high]).astype(as_dtype("bf16").np).view(np.uint16)]
         if "barrier" in name:
             return (yield ("barrier",))
         if "cp.async.cg" in name:

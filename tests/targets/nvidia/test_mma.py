@@ -191,3 +191,38 @@ def test_copies_that_kernels_start(tmp_path):
         np.testing.assert_array_equal(arrays[1], np.concatenate([x[:, :8] + 10, x[:, 8:] * 2], 1))
     _, text = ptx(fn, NVIDIA_SM80)
     assert "cp.async.cg.shared.global" in text and not kernels.complaints(assemble(text, tmp_path, "sm_80"))
+
+
+def test_attention_of_one_block():
+    """Copies, products, reductions, conversions between fragments and the order of it all, as the emulated machine runs them."""
+    @ts.kernel
+    def attention(Q: ts.Tile["B", "S", "D", ts.bf16], K: ts.Tile["B", "S", "D", ts.bf16], V: ts.Tile["B", "S", "D", ts.bf16],
+                  O: ts.Tile["B", "S", "D", ts.bf16], scale: float):
+        q, k, v = (tile.alloc_shared(32, 16, dtype=ts.bf16) for _ in range(3))
+        m, l, acc = tile.alloc_register(32, dtype=ts.f32), tile.alloc_register(32, dtype=ts.f32), tile.alloc_register(32, 16, dtype=ts.f32)
+        tile.fill(m, -float("inf"))
+        tile.fill(l, 0.0)
+        tile.fill(acc, 0.0)
+        for i in tile.range(Q.shape[1], step=32):
+            tile.load_async(q, Q[i:i + 32])
+            for j in tile.range(K.shape[1], step=32):
+                tile.load_async(k, K[j:j + 32])
+                tile.load_async(v, V[j:j + 32])
+                tile.barrier()
+                m_new, l_new, p = tile.online_softmax(tile.matmul(q, k.T) * scale, m, l)
+                tile.update_accumulator(acc, tile.matmul(p.to(ts.bf16), v), m, m_new, l, l_new)
+                m = m_new
+                l = l_new
+        tile.store(O, acc / l)
+
+    arrays = [np.random.default_rng(i).standard_normal((1, 50, 16)).astype(ts.bf16.np) for i in range(3)]
+    arrays.append(np.zeros_like(arrays[0]))
+    b = attention.build({n: ts.Tensor(a).type for n, a in zip("QKVO", arrays)}, {"scale": 0.25})
+    b.function.attrs["threads"] = 64
+    module = kernels.lower(b.function, NVIDIA_SM80)
+    assert module.text.count("mma.sync") == 8 and module.text.count("cp.async.cg") == 3
+    sizes = {"B": 1, "S": 50, "D": 16}
+    Emulated(module, arrays, [sizes[s] for s in b.function.attrs["sizes"]]).run(2)
+    q, k, v = (a.astype(np.float64)[0] for a in arrays[:3])
+    p = np.exp(q @ k.T * 0.25)
+    assert np.abs(arrays[3][0].astype(np.float64) - p / p.sum(-1, keepdims=True) @ v).max() < 2**-6

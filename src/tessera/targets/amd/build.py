@@ -22,7 +22,17 @@ def lower(fn: Function, machine: SimtMachine = AMD_GFX942) -> Module:
     Raises:
         CompileError: the function needs something that the target does not have.
     """
-    return emit(assign_layouts(expand(synchronous(fn)), machine), machine, HANDLERS)
+    return emit(assign_layouts(expand(prepared(fn, machine)), machine), machine, HANDLERS)
+
+
+def prepared(fn: Function, machine: SimtMachine) -> Function:
+    """A tile function with what the target has, before tiles get layouts."""
+    return synchronous(fn)
+
+
+def module_text(fn: Function, machine: SimtMachine) -> str:
+    """The LLVM IR of a tile function with layouts."""
+    return emit(fn, machine, HANDLERS).text
 
 
 Compile = Callable[[Module, SimtMachine, str], bytes]
@@ -39,4 +49,4 @@ def code_object(fn: Function, machine: SimtMachine, compile_module: Compile) -> 
     return link(compile_module(module, machine, "obj")), module
 
 
-__all__ = ["MACHINES", "Compile", "code_object", "lower"]
+__all__ = ["MACHINES", "Compile", "code_object", "lower", "module_text", "prepared"]

@@ -26,9 +26,17 @@ def lower(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
     Raises:
         CompileError: the function does not fit the machine.
     """
-    if not is_explicit_program(fn):
-        fn = pipelined(by_copy_engine(fn, machine), machine)
-    return emit_explicit(assign_layouts(expand(fn, APPROXIMATE), machine), machine, aligned)
+    return emit_explicit(assign_layouts(expand(prepared(fn, machine), APPROXIMATE), machine), machine, aligned)
+
+
+def prepared(fn: Function, machine: SimtMachine) -> Function:
+    """A tile function whose copies run ahead of their use, before tiles get layouts; programs of warp groups say so themselves."""
+    return fn if is_explicit_program(fn) else pipelined(by_copy_engine(fn, machine), machine)
+
+
+def module_text(fn: Function, machine: SimtMachine) -> str:
+    """The LLVM IR of a tile function with layouts."""
+    return emit_explicit(fn, machine).text
 
 
 def complaints(log: str) -> list[str]:
@@ -90,4 +98,4 @@ def check_log(name: str, log: str) -> None:
         raise CompileError(f"{name}: the assembler complains: {'; '.join(wrong[:3])}")
 
 
-__all__ = ["Kernel", "check_log", "complaints", "grid_blocks", "lower"]
+__all__ = ["Kernel", "check_log", "complaints", "grid_blocks", "lower", "module_text", "prepared"]
