@@ -42,6 +42,28 @@ def test_tensors_move_and_say_where_they_are(device):
     assert [str(d) for d in ts.get_devices()] == ["cpu", "gpu:0"]
 
 
+@ts.kernel
+def doubled(X: ts.Tile["M", 8], O: ts.Tile["M", 8]):
+    for i in ts.tile.range(X.shape[0], step=2):
+        ts.tile.store(O[i:i + 2], ts.tile.load(X[i:i + 2]) * 2.0)
+
+
+def test_kernels_run_where_their_tensors_are(device, monkeypatch):
+    x, out = ts.randn(6, 8), ts.zeros(6, 8).to("gpu:0")
+    g, place = x.to("gpu:0"), out._p
+    with monkeypatch.context() as m:
+        m.setattr(runtime.GpuArray, "to_host", None)
+        made = doubled(g, out)
+    assert made is out and out._p is place
+    assert np.array_equal(out._p.to_host(), 2 * x.numpy())
+
+
+def test_kernels_take_arguments_of_several_places_through_the_host(device):
+    x, out = ts.randn(6, 8), ts.zeros(6, 8).to("gpu:0")
+    doubled(x, out)
+    assert out.device == "gpu:0" and np.array_equal(out.numpy(), 2 * x.numpy())
+
+
 def test_eager_operators_and_reductions(device):
     x, y = ts.randn(6, 7), ts.randn(6, 7)
     a, b = x.to("gpu:0"), y.to("gpu:0")

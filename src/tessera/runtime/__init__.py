@@ -68,6 +68,11 @@ def _to_gpu(a: np.ndarray[Any, Any], name: str) -> Any:
     return upload(driver.gpu(int(name.partition(":")[2] or 0)), a, as_dtype(a.dtype))
 
 
+def _launch_on_gpu(fn: Any, buffers: Any) -> None:
+    from .gpu import launch_tile
+    launch_tile(fn, buffers)
+
+
 def _intel_compiler(name: str) -> Any:
     from .opencl import compiler
     return compiler(name)
@@ -99,6 +104,7 @@ def install() -> None:
     eager.COMPILER = _AtFirstUse()
     eager.DEVICES["gpu"] = _gpu_compiler
     placed.MOVE["gpu"] = _to_gpu
+    placed.LAUNCH["gpu"] = _launch_on_gpu
     eager.DEVICES["intel"] = _intel_compiler
     placed.MOVE["intel"] = _to_intel
     eager.DEVICES["simulated"] = _simulated_compiler

@@ -340,6 +340,9 @@ class Kernel:
     # -- running ---------------------------------------------------------------------------------------------------------
     def _run(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
         from ..tracing.tensor import Tensor
+        on_device = self._run_placed(tensors, static)
+        if on_device is not None:
+            return on_device
         arrays = {n: np.asarray(t._concrete("a kernel call") if isinstance(t, Tensor) else t) for n, t in tensors.items()}
         built = self.build({n: _type_of(a) for n, a in arrays.items()}, static)
         env: dict[str, int] = {}
@@ -349,6 +352,25 @@ class Kernel:
         if all(b.size for i, b in enumerate(buffers) if i in built.writes):
             launch(built.function, buffers, env)
         results = [_write_back(tensors[built.names[i]], buffers[i]) for i in built.writes]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _run_placed(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
+        """Start it on the device that holds all arguments, in place; None where there is no such device."""
+        from ..tracing import placed
+        arrays: dict[str, placed.DeviceArray] = {}
+        for n, t in tensors.items():
+            a = getattr(t, "_p", None)
+            if not isinstance(a, placed.DeviceArray):
+                return None
+            arrays[n] = a
+        places = {a.dtype.device for a in arrays.values()}
+        start = placed.LAUNCH.get(next(iter(places)).partition(":")[0]) if len(places) == 1 else None
+        if start is None or any(a.pointer % 16 for a in arrays.values()):
+            return None
+        built = self.build({n: TensorType(a.dtype.dtype, a.shape) for n, a in arrays.items()}, static)
+        if all(arrays[built.names[i]].nbytes for i in built.writes):
+            start(built.function, [arrays[n] for n in built.names])
+        results = [tensors[built.names[i]] for i in built.writes]
         return results[0] if len(results) == 1 else tuple(results)
 
     def _record(self, trace: Any, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:

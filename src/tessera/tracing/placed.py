@@ -47,6 +47,10 @@ MOVE: dict[str, Callable[[Any, str], DeviceArray]] = {}
 """Kinds of devices ("gpu", "simulated") -> (host array, device) -> its copy there; filled when the package is assembled."""
 
 
+LAUNCH: dict[str, Callable[[Any, Any], None]] = {}
+"""Kinds of devices -> (Tile function, its buffers on the device): run it there, in place; filled when the package is assembled."""
+
+
 class DeviceArray:
     """Dense row-major memory on a device.  A device's runtime derives its own class.
 

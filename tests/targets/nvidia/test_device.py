@@ -32,7 +32,7 @@ def test_product(m, n, k, turned):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length, width", [(200, 64), (256, 128), (1000, 128)])
+@pytest.mark.parametrize("length, width", [(200, 64), (450, 64), (1024, 64), (256, 128), (1000, 128)])
 def test_attention(causal, length, width):
     q, k, v = (ts.randn(2, 3, length, width).to(ts.bf16) for _ in range(3))
     got = ts.attention(*(x.to("gpu:0") for x in (q, k, v)), causal=causal)
@@ -49,6 +49,30 @@ def test_rows(n, dtype):
         if f is ts.layer_norm and n == 1:
             continue  # zero over the square root of eps
         close(f(g).numpy(), f(wide).numpy(), tolerance)
+
+
+@ts.kernel
+def scaled_sum(X: ts.Tile["M", "N"], Y: ts.Tile["M", "N"], O: ts.Tile["M", "N"]):  # noqa: F821
+    for i in ts.tile.range(X.shape[0], step=8):
+        ts.tile.store(O[i:i + 8], ts.tile.load(X[i:i + 8]) * 2.0 + ts.tile.load(Y[i:i + 8]))
+
+
+def test_kernels_run_on_tensors_of_the_device_where_they_are():
+    x, y = ts.randn(40, 64), ts.randn(40, 64)
+    out = ts.zeros(40, 64).to("gpu:0")
+    place = out._p.pointer
+    scaled_sum(x.to("gpu:0"), y.to("gpu:0"), out)
+    assert out.device == "gpu:0" and out._p.pointer == place
+    close(out.numpy(), 2.0 * x.numpy() + y.numpy(), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [ts.bf16, ts.f16])
+@pytest.mark.parametrize("n", [1, 1000, 5003])
+def test_sums_and_products_of_small_floats_have_the_bits_of_the_cpu(dtype, n):
+    def f(x, y):
+        return ((((x * y + 1.0) * 0.5 - y) * x + 2.0) * y).abs()
+    x, y = ts.randn(n).to(dtype), ts.randn(n).to(dtype)
+    assert np.array_equal(ts.function(f)(x.to("gpu:0"), y.to("gpu:0")).numpy(), ts.function(f)(x, y).numpy())
 
 
 def test_a_program_replays_as_a_graph_with_other_pointers():
