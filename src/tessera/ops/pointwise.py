@@ -20,6 +20,7 @@ from ..types import dtypes as dt
 from ..types.dtypes import DType
 from ..types.promotion import to_inexact
 from . import batch_rules as br
+from . import complex_functions as cf
 from . import meaning as m
 from .operands import aligned, as_tensor, convert, promoted, scalar, spread
 from .rules import (
@@ -50,7 +51,11 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
 
     ``result`` is its dtype where that differs; ``cancels`` bounds the error by so many epsilons of the operands' magnitude
     (products and quotients of complex numbers cancel too); ``checked``: it has a run-time check that can be left out.
+    A function with a meaning in ``complex_functions`` takes complex numbers too, and is written in that meaning there.
     """
+    complex_form = cf.FUNCTIONS.get(name)
+    if complex_form is not None:
+        dtypes = (*dtypes, *COMPLEX)
 
     def infer(types: Sequence[TensorType], attrs: Attrs) -> Sequence[TensorType]:
         expect_operands(name, types, arity)
@@ -59,11 +64,19 @@ def _declare(name: str, arity: int, fn: Fn, dtypes: Sequence[DType], *, result: 
         return (TensorType(result or kind, same_shape(name, types)),)
 
     def terms(types: Sequence[TensorType], attrs: Attrs) -> float:
-        return cancels + 4.0 * (types[0].dtype.is_complex and name in ("mul", "div"))
+        return cancels + 4.0 * (types[0].dtype.is_complex and name in CANCELLING)
 
     primitive(name, family="pointwise", infer=infer, reference=reference or lifted(fn), dtypes=tuple(dtypes),
               bound=Bound(ulp, terms), pointwise=True, partials=partials, jvp=jvp, vjp=vjp, doc=doc or f"Elementwise {name}.",
-              facts={**({"domain": domain} if domain else {}), **({"attrs": ("checked",)} if checked else {})})
+              facts={**({"domain": domain} if domain else {}), **({"attrs": ("checked",)} if checked else {}),
+                     **({"expands": _on_complex, "written": complex_form} if complex_form else {})})
+
+
+CANCELLING = frozenset({"mul", "div", "pow", "sqrt", "reciprocal"})  # of complex numbers, whose parts cancel or are rounded apart
+
+
+def _on_complex(attrs: Attrs, types: Sequence[TensorType]) -> bool:
+    return types[0].dtype.is_complex
 
 
 def named(fn: Fn, name: str, doc: str) -> Fn:
@@ -493,7 +506,7 @@ def pow(x: Any, y: Any) -> Any:
         if isinstance(y, float) or x.dtype is dt.bool_:
             x = convert(x, to_inexact(x.dtype))
         special = _POWERS.get(float(y))
-        if special is not None and (y >= 0 or x.dtype.is_inexact) and (y != 0.5 or x.dtype.is_float):
+        if special is not None and (y >= 0 or x.dtype.is_inexact) and (y != 0.5 or x.dtype.is_inexact):
             return special(x)
         if isinstance(y, int) and y >= 0 and not x.dtype.is_float:
             return _whole_power(x, y)
@@ -552,6 +565,13 @@ def abs(x: Any) -> Any:
     """The absolute value; the least integer stays itself.  Complex numbers: the magnitude, a real tensor."""
     x = as_tensor(x)
     return hypot(real(x), imag(x)) if x.dtype.is_complex else _abs(x)
+
+
+def angle(x: Any) -> Any:
+    """The argument of complex numbers, in (-pi, pi], a real tensor; of real numbers 0, or pi below zero."""
+    x = as_tensor(x)
+    x = x if x.dtype.is_inexact else convert(x, dt.f32)
+    return atan2(imag(x), real(x))
 
 
 def conj(x: Any) -> Any:

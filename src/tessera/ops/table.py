@@ -134,9 +134,9 @@ class OpDef:
         dtypes: the operand dtypes it accepts (after promotion).
         facts: what particular readers ask for: ``domain`` (where the sweep samples operands), ``attrs`` (names of the
             attributes), ``requires`` (types and attributes to what must hold of sizes, as (lhs, op, rhs): checked by each call
-            where it is not certain), ``expands`` and ``written`` (a pointwise op that some attributes make more than basic: the
-            test of the attributes, and the op written in others), ``mixed`` (operand dtypes that differ), ``combine`` (of
-            reductions and scans), ``prefer`` ("template": a launch of its own although it has an element rule),
+            where it is not certain), ``expands`` and ``written`` (an op that some attributes or operand types
+            make more than basic: the test of attributes and types, and the op written in others), ``mixed`` (operand dtypes that
+            differ), ``combine`` (of reductions and scans), ``prefer`` ("template": a launch of its own although it has an element rule),
             ``heads`` (its template wants the last axis of its first three operands as numbers),
             ``no_derivative`` (why an op that could have a derivative has none), ``derivative`` ("straight-through": it rounds,
             and its derivative is declared that of the identity).

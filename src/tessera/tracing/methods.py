@@ -62,7 +62,7 @@ METHODS = {name: name for line in (
     "count_nonzero softmax log_softmax exp exp2 expm1 log log2 log10 log1p sqrt rsqrt sin cos tan tanh sinh cosh asin acos",
     "atan erf sigmoid relu gelu silu abs neg sign floor ceil round trunc square reciprocal clip minimum maximum pow",
     "add sub mul div matmul where isnan isinf isfinite sort argsort topk take take_along_axis gather scatter nonzero unique",
-    "dot logical_not logical_and logical_or logical_xor allclose isclose masked_fill diagonal trace conj bitcast layer_norm",
+    "dot logical_not logical_and logical_or logical_xor allclose isclose masked_fill diagonal trace conj angle bitcast layer_norm",
     "argwhere median index_put",
 ) for name in line.split()}
 METHODS |= {"to": "cast", "astype": "cast", "type_as": "cast", "view": "reshape", "clamp": "clip", "amax": "max", "amin": "min",

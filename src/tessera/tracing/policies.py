@@ -124,7 +124,7 @@ def bind(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
 def _bound(force: InForce, name: str, tensors: list[Tensor], attrs: dict[str, Any]) -> Any:
     if force.deterministic and name in NONDETERMINISTIC:
         raise UnsupportedError(f"{name!r} is not deterministic, and a deterministic block is in force", sentence=NONDETERMINISTIC[name])
-    if force.fast and name in FAST:
+    if force.fast and name in FAST and not tensors[0].dtype.is_complex:
         attrs = {**attrs, "fast": True}
     policy = force.policy
     if policy is None and force.rounding not in (None, RoundingMode.NEAREST):

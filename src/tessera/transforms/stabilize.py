@@ -59,7 +59,8 @@ def stabilize(trace: Trace, start: int) -> list[Rewrite]:
     stretch = _Stretch(trace)
     while at < len(ops):
         op = ops[at]
-        for rule in RULES.get(op.name, ()):
+        real = not any(v.type.dtype.is_complex for v in op.operands)  # the stable forms are functions of real numbers
+        for rule in RULES.get(op.name, ()) if real else ():
             got = rule(stretch, op)
             if got is not None:
                 written, now, build = got
