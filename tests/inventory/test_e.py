@@ -342,6 +342,55 @@ def test_e039_an_overflow_skips_the_step(traced: bool) -> None:
     assert params["w"].tolist() != before[0] and int(optimizer.state["w"]["step"]) == 2
 
 
+# -- accumulators ----------------------------------------------------------------------------------------------------------------
+def exact_attention(q: Any, k: Any, v: Any) -> Any:
+    q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
+    s = q @ np.swapaxes(k, -1, -2) / np.sqrt(q.shape[-1])
+    s = np.where(np.tril(np.ones(s.shape[-2:], bool)), s, -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return p @ v / p.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", [ts.f32, ts.bf16], ids=str)
+def test_e046_accumulators_of_attention(dtype: Any) -> None:
+    """The error of each format, measured: a rounding of the scores and one of the sum for each block of keys."""
+    q, k, v = (ts.tensor(RNG.normal(size=(1, 2, 700, 32)).astype(np.float32)).to(dtype) for _ in range(3))
+    want, found = exact_attention(q, k, v), {}
+    for accumulate in (None, ts.f32, ts.f16, ts.bf16, ts.f64):
+        f = ts.jit(lambda q, k, v, a=accumulate: ts.attention(q, k, v, causal=True, accumulate=a).to(ts.f32))
+        out = f(q, k, v)
+        assert np.array_equal(out, ts.flash_attention(q, k, v, causal=True, accumulate=accumulate).to(ts.f32))
+        assert ("accumulate" in f.schedule_ir.split("template =")[1]) == (accumulate in (ts.f16, ts.bf16))  # one pass over the keys
+        found[accumulate] = np.abs(np.asarray(out) - want).max() if dtype is ts.f32 else np.abs(np.asarray(out) - want).mean()
+    assert found[None] == found[ts.f32] and found[ts.f16] < 2e-3 and found[ts.bf16] < 3e-2
+    if dtype is ts.f32:
+        assert found[ts.f64] <= found[ts.f32] < 2e-6 and 1e-5 < found[ts.f16] < found[ts.bf16]
+
+
+def test_e046_the_policy_the_derivative_and_what_is_refused() -> None:
+    q = ts.tensor(RNG.normal(size=(1, 1, 40, 16)).astype(np.float32))
+    with ts.numerics(accumulate=ts.bf16):
+        by_policy = ts.attention(q, q, q)
+    assert np.array_equal(by_policy, ts.attention(q, q, q, accumulate=ts.bf16)) and not np.array_equal(by_policy, ts.attention(q, q, q))
+    loss = lambda a: lambda q: (ts.attention(q, q, q, accumulate=a) ** 2).sum()
+    exact, low = (ts.grad(loss(a))(q).numpy() for a in (None, ts.bf16))
+    assert 0 < np.abs(low - exact).max() < 2e-2 * np.abs(exact).max()
+    large = ts.attention(q * 1e3, q * 1e3, q, accumulate=ts.bf16)  # scores of 1e6: the softmax stays stable
+    assert np.isfinite(large.numpy()).all()
+    sizes = ts.jit(lambda q: ts.attention(q, q, q, accumulate=ts.f16))  # by its definition where a head's extent is symbolic
+    assert np.abs(np.asarray(sizes(q)) - np.asarray(ts.attention(q, q, q))).max() < 2e-3
+    hand = lambda q: ts.softmax((q @ q.mT) * 0.25, -1) @ q  # whose sums in bf16 are not those of attention
+    plain, small = ts.jit(hand), ts.jit(hand)
+    heads = ts.concat([q, q], 1)
+    plain(heads)
+    with ts.numerics(accumulate=ts.bf16):
+        small(heads)
+    assert "attention" in plain.schedule_ir and "attention" not in small.schedule_ir
+    for wrong in (ts.int32, ts.fp8, ts.tf32):
+        with pytest.raises(ts.errors.DTypeError, match="float format of 16 bits or more"):
+            ts.attention(q, q, q, accumulate=wrong)
+
+
 # -- rounding, sums, memory --------------------------------------------------------------------------------------------------------
 def test_e043_every_op_of_a_function_rounds_by_chance() -> None:
     @ts.rounding.stochastic

@@ -88,10 +88,16 @@ def attention(it: Interpreter, op: Op, arrays: list[Array]) -> None:
         base = np.where(np.isfinite(top), top, 0)
         p = np.exp(s - base).astype(wide.np)
         total = p.sum(-1, keepdims=True)
-        acc = np.matmul(p, value) / np.where(total == 0, 1, total)
+        acc = _held(op, np.matmul(p, value)) / np.where(total == 0, 1, total)
         if "sums" in a:
             arrays[a["sums"]][...] = (np.log(total) + base).reshape(arrays[a["sums"]].shape)
     _store(it, op, arrays, (*batch, q, e), acc.astype(wide.np))
+
+
+def _held(op: Op, x: Any) -> Array:
+    """What the accumulators of an attention op hold of ``x``."""
+    total: DType | None = op.attrs.get("accumulate")
+    return np.asarray(x) if total is None else np.asarray(x).astype(total.np).astype(x.dtype)
 
 
 def _scores(it: Interpreter, op: Op, arrays: list[Array], query: Array, key: Array) -> Array:
@@ -99,7 +105,7 @@ def _scores(it: Interpreter, op: Op, arrays: list[Array], query: Array, key: Arr
     a = op.attrs
     q, t = a["q"], a["t"]
     env, shape = _grid(it, (*a["batch"], q, t))
-    s = np.asarray(np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(a["scale"]))
+    s = _held(op, np.matmul(query, np.swapaxes(key, -1, -2)) * query.dtype.type(a["scale"]))
     body = _block(op, "score")
     if body is not None and 0 not in shape:
         frame = Frame(env, len(shape), dict(zip(body.args, [*arrays, s], strict=True)))

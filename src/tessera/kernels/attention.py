@@ -59,6 +59,7 @@ class Attention:
         self.batch: tuple[tuple[str, DimLike], ...] = a["batch"]
         (self.q_name, self.q), (self.t_name, self.t), (self.d_name, self.d), (self.e_name, self.e) = (a[x] for x in "qtde")
         self.compute: DType = a.get("compute", f32)
+        self.accumulate: DType = a.get("accumulate", self.compute)
         self.scale, self.causal, self.offset = a["scale"], a["causal"], a.get("causal_offset", 0)
         self.maps = {role: (buffers[i], a[role]) for i, role in enumerate(("query", "key", "value"))}
         score, epilogue = block(op, "score"), block(op, "epilogue")
@@ -66,6 +67,10 @@ class Attention:
         self.epilogue = BlockRunner(epilogue, buffers) if epilogue is not None else None
         self.sums: Buffer | None = buffers[a["sums"]] if "sums" in a else None
         self.env: dict[str, Any] = {name: tile.program_id(i) if extent != 1 else 0 for i, (name, extent) in enumerate(self.batch)}
+
+    def held(self, t: TileValue) -> TileValue:
+        """What an accumulator holds of ``t``."""
+        return t if self.accumulate is self.compute else t.to(self.accumulate).to(self.compute)
 
     def operand(self, role: str, *lanes: Lanes) -> TileValue:
         """A tile of query, key or value, in the dtype of the computation."""
@@ -167,7 +172,7 @@ class State:
         self.scores = tile.alloc((s.mr, s.keys + 16), d)
         self.factor = tile.alloc((s.mr,), d)
         self.top, self.total = tile.alloc((rows,), d), tile.alloc((rows,), d)
-        self.out = tile.alloc((rows, self.width), d)
+        self.out = tile.alloc((rows, self.width), p.accumulate)
 
 
 def _static(n: DimLike, what: str) -> int:
@@ -187,7 +192,7 @@ def attend(p: Attention, q0: Any) -> None:
         tile.store(state.top, (r,), tile.full((s.mr,), LOWEST, p.compute))
         tile.store(state.total, (r,), tile.zeros((s.mr,), p.compute))
         for c in tile.range(0, state.width, s.value):
-            tile.store(state.out, (r, c), tile.zeros((s.mr, s.value), p.compute))
+            tile.store(state.out, (r, c), tile.zeros((s.mr, s.value), p.accumulate))
     for t0 in tile.range(0, p.seen(q0, s.rows), s.keys):
         count = tile.minimum(s.keys, p.seen(q0, s.rows) - t0)
         copy_across(p, state.key, "key", t0, count)
@@ -292,7 +297,7 @@ def score_tile(p: Attention, state: Any, r: Any, q: Any, t0: Any, c: Any) -> Non
     for d in tile.range(0, p.d):
         prefetch_row(state.key, (c, d + AHEAD), s.score)
         acc = tile.dot(tile.load(state.query, (r, d), (s.mr, 1)), tile.load(state.key, (c, d, 0), (1, s.score)), acc)
-    tile.store(state.scores, (r, c * s.score), acc)
+    tile.store(state.scores, (r, c * s.score), p.held(acc))
     t = t0 + c * s.score
     inside = t + s.score <= tile.size(p.t)
     if p.causal:
@@ -386,11 +391,11 @@ def weigh(p: Attention, state: State, r: Any, c: Any, count: Any) -> None:
     s = p.shape
     shape = (s.mr, s.value)
     factor = tile.reshape(tile.load(state.factor, (0,), (s.mr,)), (s.mr, 1))
-    acc = tile.load(state.out, (r, c * s.value), shape) * factor
+    acc = tile.load(state.out, (r, c * s.value), shape).to(p.compute) * factor
     for t in tile.range(0, count):
         prefetch_row(state.value, (c, t + AHEAD), s.value)
         acc = tile.dot(tile.load(state.scores, (0, t), (s.mr, 1)), tile.load(state.value, (c, t, 0), (1, s.value)), acc)
-    tile.store(state.out, (r, c * s.value), acc)
+    tile.store(state.out, (r, c * s.value), acc.to(p.accumulate))
 
 
 @tile_function
@@ -409,7 +414,7 @@ def finish(p: Attention, state: State, q0: Any, r: Any, c: Any) -> None:
     n = s.together
     total = tile.load(state.total, (r,), (n,))
     share = tile.reshape(tile.where(tile.eq(total, 0.0), 1.0, total), (n, 1))
-    acc = tile.load(state.out, (r, c), (n, s.value)) / share
+    acc = tile.load(state.out, (r, c), (n, s.value)).to(p.compute) / share
     ragged_columns = p.e % s.value != 0
     assert p.epilogue is not None
     if n == 1 or (isinstance(p.q, int) and p.q % n == 0) or q0 + r + n <= tile.size(p.q):

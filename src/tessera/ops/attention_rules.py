@@ -52,10 +52,15 @@ def _paired(x: Any, y: Any, a: int, b: int, dtype: Any = None) -> Any:
     return dot_general(x, y, ((r + a,), (r + b,)), (_lead(x), _lead(x)), dtype=dtype)
 
 
-def _scores(q: Any, k: Any, mask: Any, scale: float, causal: bool) -> Any:
+def _held(t: Any, accumulate: Any) -> Any:
+    """What an accumulator in that format holds of ``t``."""
+    return t if accumulate is None else convert(convert(t, accumulate), t.dtype)
+
+
+def _scores(q: Any, k: Any, mask: Any, scale: float, causal: bool, accumulate: Any = None) -> Any:
     """scale * q k^T, masked, in the accumulator's dtype."""
     wide = accumulator(q.dtype)
-    s = pw.mul(_paired(q, k, -1, -1, wide), scale)
+    s = _held(pw.mul(_paired(q, k, -1, -1, wide), scale), accumulate)
     if mask is not None:
         s = pw.where(mask, s, -math.inf) if mask.dtype is dt.bool_ else pw.add(s, convert(mask, wide))
     if causal:
@@ -65,44 +70,47 @@ def _scores(q: Any, k: Any, mask: Any, scale: float, causal: bool) -> Any:
     return s
 
 
-def _softmax_product(q: Any, k: Any, v: Any, mask: Any, scale: float, causal: bool) -> tuple[Any, Any, Any]:
+def _softmax_product(q: Any, k: Any, v: Any, mask: Any, scale: float, causal: bool, accumulate: Any) -> tuple[Any, Any, Any]:
     """The result, and the maximum and sum of each row."""
     out, wide = q.dtype, accumulator(q.dtype)
     k, v = _each_head(q, k, v)
-    s = _scores(q, k, mask, scale, causal)
+    s = _scores(q, k, mask, scale, causal, accumulate)
     top = rd.max(s, -1, True)
     top = pw.where(pw.isfinite(top), top, 0.0)
     p = pw.exp(pw.sub(s, top))
     total = rd.sum(p, -1, True)
-    y = _paired(p, convert(v, wide), -1, -2)
+    y = _held(_paired(p, convert(v, wide), -1, -2), accumulate)
     return convert(pw.div(y, pw.where(pw.eq(total, 0), 1.0, total)), out), top, total
 
 
-def attention_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False, schedule: Any = None) -> Any:
-    return _softmax_product(q, k, v, mask, scale, causal)[0]
+def attention_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False, accumulate: Any = None,
+                     schedule: Any = None) -> Any:
+    return _softmax_product(q, k, v, mask, scale, causal, accumulate)[0]
 
 
-def forward_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False) -> tuple[Any, Any]:
-    out, top, total = _softmax_product(q, k, v, mask, scale, causal)
+def forward_expand(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float, causal: bool = False, accumulate: Any = None
+                   ) -> tuple[Any, Any]:
+    out, top, total = _softmax_product(q, k, v, mask, scale, causal, accumulate)
     nothing = pw.eq(total, 0)
     sums = pw.where(nothing, -math.inf, pw.add(pw.log(pw.where(nothing, 1.0, total)), top))
     return out, sh.squeeze(sums, -1)
 
 
-def _score_cotangent(q: Any, k: Any, v: Any, g: Any, lse: Any, delta: Any, mask: Any, scale: float, causal: bool) -> tuple[Any, Any]:
+def _score_cotangent(q: Any, k: Any, v: Any, g: Any, lse: Any, delta: Any, mask: Any, scale: float, causal: bool, accumulate: Any
+                     ) -> tuple[Any, Any]:
     """The probabilities and the cotangent of the scores; k and v have a head for each head of q."""
     wide = lse.dtype
     base = pw.where(pw.isfinite(lse), lse, 0.0)  # a row that sees no key: all scores are -inf
-    p = pw.exp(pw.sub(_scores(q, k, mask, scale, causal), sh.unsqueeze(base, -1)))
+    p = pw.exp(pw.sub(_scores(q, k, mask, scale, causal, accumulate), sh.unsqueeze(base, -1)))
     return p, pw.mul(p, pw.sub(_paired(g, v, -1, -1, wide), sh.unsqueeze(delta, -1)))
 
 
-def backward_expand(q: Any, k: Any, v: Any, g: Any, lse: Any, delta: Any, mask: Any = None, *, scale: float, causal: bool = False
-                    ) -> tuple[Any, Any, Any]:
+def backward_expand(q: Any, k: Any, v: Any, g: Any, lse: Any, delta: Any, mask: Any = None, *, scale: float, causal: bool = False,
+                    accumulate: Any = None) -> tuple[Any, Any, Any]:
     wide = lse.dtype
     heads = k.type.shape
     k, v = _each_head(q, k, v)
-    p, ds = _score_cotangent(q, k, v, g, lse, delta, mask, scale, causal)
+    p, ds = _score_cotangent(q, k, v, g, lse, delta, mask, scale, causal, accumulate)
     ds = pw.mul(ds, scale)
     dq = _paired(ds, convert(k, wide), -1, -2)
     dk, dv = _paired(ds, convert(q, wide), -2, -2), _paired(p, convert(g, wide), -2, -2)
@@ -156,14 +164,19 @@ def _mask_cotangent(x: Applied, g: Any, lse: Any, delta: Any) -> Any:
     """A mask has the size of the scores, or is stretched to them; only it needs the scores' cotangent in memory."""
     q, k, v, mask = x.operands
     keys, values = _each_head(q, k, v)
-    ds = _score_cotangent(q, keys, values, g, lse, delta, mask, x.attrs["scale"], x.attrs.get("causal", False))[1]
+    ds = _score_cotangent(q, keys, values, g, lse, delta, mask, x.attrs["scale"], x.attrs.get("causal", False),
+                          x.attrs.get("accumulate"))[1]
     axes = tuple(i for i, (a, b) in enumerate(zip(mask.type.shape, ds.type.shape, strict=True)) if a != b)
     return convert(rd.apply("reduce_sum", ds, axes, True), mask.dtype)
 
 
 # -- the meaning in numpy -------------------------------------------------------------------------------------------------------
-def numpy_scores(q: Array, k: Array, mask: Array | None, scale: float, causal: bool) -> Array:
-    s = np.matmul(q, np.swapaxes(k, -1, -2)) * q.dtype.type(scale)
+def _numpy_held(x: Array, accumulate: dt.DType | None) -> Array:
+    return x if accumulate is None else x.astype(accumulate.np).astype(x.dtype)
+
+
+def numpy_scores(q: Array, k: Array, mask: Array | None, scale: float, causal: bool, accumulate: dt.DType | None = None) -> Array:
+    s = _numpy_held(np.matmul(q, np.swapaxes(k, -1, -2)) * q.dtype.type(scale), accumulate)
     if mask is not None:
         s = np.where(mask, s, -np.inf) if mask.dtype == np.bool_ else s + mask.astype(q.dtype)
     if causal:
@@ -182,25 +195,25 @@ def _numpy_wide(q: Array, *others: Array) -> list[Array]:
     return out
 
 
-def forward_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False
-                      ) -> tuple[Array, Array]:
+def forward_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False,
+                      accumulate: dt.DType | None = None) -> tuple[Array, Array]:
     out = q.dtype
     q, k, v = _numpy_wide(q, k, v)
-    s = numpy_scores(q, k, mask, scale, causal)
+    s = numpy_scores(q, k, mask, scale, causal, accumulate)
     top = np.max(s, -1, keepdims=True, initial=-np.inf)
     base = np.where(np.isfinite(top), top, 0).astype(q.dtype)
     p = np.exp(s - base)
     total = np.sum(p, -1, keepdims=True)
     with np.errstate(all="ignore"):
         sums = np.asarray(np.log(total) + base)
-    return np.asarray(np.matmul(p, v) / np.where(total == 0, 1, total)).astype(out), sums[..., 0]
+    return np.asarray(_numpy_held(np.matmul(p, v), accumulate) / np.where(total == 0, 1, total)).astype(out), sums[..., 0]
 
 
 def backward_reference(q: Array, k: Array, v: Array, g: Array, lse: Array, delta: Array, mask: Array | None = None, *, scale: float,
-                       causal: bool = False) -> tuple[Array, Array, Array]:
+                       causal: bool = False, accumulate: dt.DType | None = None) -> tuple[Array, Array, Array]:
     heads = k.shape
     q, k, v, g = _numpy_wide(q, k, v, g)
-    p = np.exp(numpy_scores(q, k, mask, scale, causal) - np.where(np.isfinite(lse), lse, 0)[..., None])
+    p = np.exp(numpy_scores(q, k, mask, scale, causal, accumulate) - np.where(np.isfinite(lse), lse, 0)[..., None])
     ds = p * (np.matmul(g, np.swapaxes(v, -1, -2)) - delta[..., None]) * q.dtype.type(scale)
     dk, dv = np.matmul(np.swapaxes(ds, -1, -2), q), np.matmul(np.swapaxes(p, -1, -2), g)
     if len(heads) >= 3 and dk.shape[-3] != heads[-3]:

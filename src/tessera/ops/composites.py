@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, DTypeError, ShapeError
 from ..ir.core import TensorType
 from ..tracing.recorder import bind
 from ..types import dtypes as dt
 from ..types.dims import format_dim, mod
+from ..types.dtypes import as_dtype
 from ..types.promotion import accumulator, to_inexact
 from . import attention_rules as at
 from . import batch_rules as br
@@ -458,27 +459,29 @@ def _attention_infer(types: Types, attrs: Attrs) -> Types:
     return (q.with_shape((*q.shape[:-1], v.shape[-1])),)
 
 
-def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float, causal: bool = False,
-                         schedule: Any = None) -> Array:
-    return at.forward_reference(q, k, v, mask, scale=scale, causal=causal)[0]
+def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None, *, schedule: Any = None, **attrs: Any) -> Array:
+    return at.forward_reference(q, k, v, mask, **attrs)[0]
 
 
 def _attention_terms(types: Types, attrs: Attrs) -> float:
     sizes = [n if isinstance(n, int) else 1024 for n in (types[0].shape[-1], types[1].shape[-2])]
-    return 8.0 * sum(sizes)
+    total, wide = attrs.get("accumulate"), accumulator(types[0].dtype)
+    return 8.0 * sum(sizes) * (1.0 if total is None else max(1.0, float(total.finfo.eps) / float(wide.finfo.eps)))
 
 
 primitive("attention", family="composite", infer=_attention_infer, reference=_attention_reference, dtypes=FLOATS,
           batch=br.attention,
           expand=at.attention_expand, forward=at.attention_forward, vjp=at.attention_back,
           bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal", "schedule"), "template": "attention", "heads": True},
+          facts={"attrs": ("scale", "causal", "accumulate", "schedule"), "template": "attention", "heads": True},
           doc="softmax(scale * q k^T [+ mask]) v over operands [..., S, D].  A bool mask keeps where it is true.  ``causal``: "
               "query i sees keys up to i + (T - S).  Query heads (axis -3) may be a multiple of key heads.  A row that sees "
-              "no key gives zeros.  ``schedule`` holds decisions for its kernel.")
+              "no key gives zeros.  ``accumulate``: the format of smaller accumulators: scores are rounded to it, and the weighted "
+              "sum of values after each block of keys.  ``schedule`` holds decisions for its kernel.")
 
 
-def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None = None, causal: bool = False) -> Any:
+def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None = None, causal: bool = False,
+              accumulate: Any = None) -> Any:
     """softmax(scale * q @ k^T [+ mask]) @ v over operands [..., S, D].
 
     Args:
@@ -486,11 +489,19 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None =
             missing leading axes count as 1.
         scale: 1/sqrt(D) unless given.
         causal: query i sees keys up to i + (T - S), so that with a cache of keys the last query sees all of them.
+        accumulate: the format of the accumulators (default: f32, f64 for f64).  In a smaller one scores are rounded to it, and the
+            weighted sum of values after each block of keys; maxima and sums of weights stay wide, so the softmax stays stable.
+            An f16 accumulator overflows beyond 65504.
 
     Raises:
         ShapeError: the operands' sizes do not fit.
+        DTypeError: ``accumulate`` is no float format of 16 bits or more.
     """
     q, k, v = promoted("attention", q, k, v)
+    total = _attention_accumulator(q, accumulate)
+    if total is dt.f64 and q.dtype is not dt.f64:
+        wide = attention(convert(q, dt.f64), convert(k, dt.f64), convert(v, dt.f64), mask, scale=scale, causal=causal)
+        return convert(wide, q.dtype)
     if scale is None:
         width = q.type.shape[-1]
         if isinstance(width, int):
@@ -503,7 +514,19 @@ def attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None =
         mask = mask if mask.dtype is dt.bool_ else convert(mask, q.dtype if mask.dtype in (q.dtype, *INTS) else dt.f32)
         missing = len(q.type.shape) - len(mask.type.shape)
         extra = [sh.reshape(mask, (1,) * missing + mask.type.shape) if missing > 0 else mask]
-    return bind("attention", q, k, v, *extra, scale=float(scale), causal=bool(causal))
+    held = {} if total is None else {"accumulate": total}
+    return bind("attention", q, k, v, *extra, scale=float(scale), causal=bool(causal), **held)
+
+
+def _attention_accumulator(q: Any, accumulate: Any) -> Any:
+    """The format of the accumulators; None for the usual one."""
+    if accumulate is None:
+        return None
+    total = as_dtype(accumulate)
+    if not total.is_float or total.bits < 16 or total is dt.tf32:
+        raise DTypeError(f"attention accumulates in a float format of 16 bits or more, not {total}",
+                         hints=["accumulate=ts.f32, ts.bf16 or ts.f16"])
+    return None if total is accumulator(q.dtype) else total
 
 
 scaled_dot_product_attention = attention
@@ -528,12 +551,12 @@ def _attention_backward_infer(types: Types, attrs: Attrs) -> Types:
 
 primitive("attention_forward", family="composite", infer=_attention_forward_infer, reference=at.forward_reference, dtypes=FLOATS,
           expand=at.forward_expand, batch=br.attention, vjp=at.forward_back, bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal"), "template": "attention", "heads": True},
+          facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention", "heads": True},
           doc="``attention``, and of each query the log-sum-exp of its scores (-inf where it sees no key) in the accumulator's "
               "dtype: what the reverse pass keeps.")
 primitive("attention_backward", family="composite", infer=_attention_backward_infer, reference=at.backward_reference, dtypes=FLOATS,
           expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _attention_terms),
-          facts={"attrs": ("scale", "causal"), "template": "attention_backward", "heads": True},
+          facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention_backward", "heads": True},
           doc="The cotangents of queries, keys and values, in the accumulator's dtype, from those three, the result's cotangent, the "
               "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.")
 

@@ -86,7 +86,8 @@ def _read(bs: BlockScheduler, op: Op, h: Heads, roles: dict[str, Index]) -> tupl
 def _problem(op: Op, h: Heads, maps: dict[str, Index]) -> dict[str, Any]:
     """Loops, index maps, scale and mask: what both directions of attention are told."""
     return {"batch": tuple(h.batch), "q": h.q, "t": h.t, "d": h.d, "e": h.e, **maps, "scale": float(op.attrs["scale"]),
-            "causal": bool(op.attrs.get("causal", False)), "causal_offset": h.t[1] - h.q[1]}
+            "causal": bool(op.attrs.get("causal", False)), "causal_offset": h.t[1] - h.q[1],
+            **({"accumulate": op.attrs["accumulate"]} if "accumulate" in op.attrs else {})}
 
 
 @launches("attention_backward")

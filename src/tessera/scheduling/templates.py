@@ -56,7 +56,8 @@ The products
     ``schedule``          optional, as above; ``tile_m`` is the rows of queries of a block
     ====================  ==========================================================================================
 
-    ``compute`` is the dtype of scores and accumulators.  ``sums`` (optional): the position of a written buffer ``[batch…, q]``
+    ``compute`` is the dtype of scores and accumulators; where ``accumulate`` is given, ``scale * query key^T`` is rounded to it (before
+    ``score``), and so is ``acc`` after each block of keys.  ``sums`` (optional): the position of a written buffer ``[batch…, q]``
     of that dtype, which receives the log-sum-exp of each row's scores (-inf for a row that sees no key).
 
     Blocks: ``score(…, %score)`` optional: yields the score to use, over loops batch, q, t (masks and biases: loads from

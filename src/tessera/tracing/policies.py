@@ -37,6 +37,9 @@ FAST = frozenset({"exp", "exp2", "log", "log2", "log10", "sigmoid", "tanh", "pow
 NONDETERMINISTIC: dict[str, str] = {}
 """Ops whose results may differ from run to run, and why; filled from the facts ``nondeterministic`` of the op table."""
 
+ACCUMULATES = frozenset({"attention"})
+"""Composites with accumulators of their own, which the policy may make smaller."""
+
 SUMS = frozenset({"reduce_sum"})
 
 
@@ -208,6 +211,9 @@ def _wider(d: DType) -> DType:
 
 def _pointwise(policy: NumericalPolicy, name: str, tensors: list[Tensor], attrs: dict[str, Any], store: DType) -> Any:
     inputs = [_computed(policy, t) for t in tensors]
+    total = _accumulator(policy)
+    if name in ACCUMULATES and "accumulate" not in attrs and 16 <= total.bits < 32:
+        attrs = attrs | {"accumulate": total}
     if policy.rounding is RoundingMode.NEAREST or policy.compute is dt.f64:
         return _stored(policy, plain_bind(name, inputs, attrs), store)
     narrow = policy.compute if policy.compute.bits <= store.bits else store

@@ -345,8 +345,10 @@ def _unconverted(v: Value) -> Value:
 
 
 def _is_matmul(op: Op, rank: int, contract: int) -> bool:
-    """``[.., m, k] x [.., k, n]`` (contract = rank - 2) or ``[.., m, k] x [.., n, k]`` (rank - 1), leading axes paired."""
+    """``[.., m, k] x [.., k, n]`` (contract = rank - 2) or ``[.., m, k] x [.., n, k]`` (rank - 1), axes paired, no small sums."""
     a, lead = op.attrs, tuple(range(rank - 2))
+    if a.get("accumulate") is not None and a["accumulate"].bits < 32:
+        return False
     return tuple(a["lhs_contract"]) == (rank - 1,) and tuple(a["rhs_contract"]) == (contract,) \
         and tuple(a["lhs_batch"]) == lead and tuple(a["rhs_batch"]) == lead
 

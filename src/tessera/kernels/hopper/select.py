@@ -79,7 +79,7 @@ def _attention(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
     a = op.attrs
     width = int(evaluate(a["d"][1], dict(env)))
     dtype = op.operands[0].type.dtype
-    if a["blocks"] != ("epilogue",) or "sums" in a or dtype not in (bf16, f16) or len(op.operands) != 4:
+    if a["blocks"] != ("epilogue",) or "sums" in a or "accumulate" in a or dtype not in (bf16, f16) or len(op.operands) != 4:
         return None
     if width not in (64, 128) or int(evaluate(a["e"][1], dict(env))) != width:
         return None
