@@ -13,17 +13,16 @@ import functools
 import math
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import CompileError, DTypeError, ShapeError
-from ..ir.core import Block, BufferType, Function, Op, Value
+from ..ir.core import BufferType, Function, Op
 from ..ir.text import print_function
 from ..machine import NVIDIA_SM80, NVIDIA_SM90
 from ..machine.simt import SimtMachine
-from ..ops.table import OPS
 from ..targets.cpu import abi
 from ..targets.cpu.program import _callee_sizes, arena_bytes, reachable
 from ..targets.nvidia import driver, kernels
@@ -31,11 +30,12 @@ from ..tracing.placed import DeviceArray, PlacedDType, placed_dtype
 from ..types.dims import evaluate
 from ..types.dtypes import DType
 from ..types.shapes import unify
+from . import plans
 from .cache import key_of, source_hash
 from .failures import raise_failure
 from .manifest import Manifest
+from .plans import Ref, Step
 
-Ref = tuple[Any, int]  # (argument number, "arena", or an address, bytes behind it)
 ALIGN = 256
 GRAPH_AFTER = 1  # plain calls before a plan is recorded
 
@@ -272,30 +272,23 @@ class Launch:
         self.aligned = all(behind % 16 == 0 for _, behind in refs)
 
 
-Step = Callable[[list[int]], None]
-
-
-class Plan:
+class Plan(plans.Plan[Launch]):
     """A program under one binding of its sizes, on one stream."""
 
     def __init__(self, program: GpuProgram, env: dict[str, int], stream: driver.Stream):
-        self.program, self.env, self.stream = program, env, stream
+        self.program, self.stream = program, stream
         self.gpu = program.compiler.gpu
         self.gpu.enter()
         f = program.sched
         self.results = [(t.dtype, tuple(int(evaluate(d, env)) for d in t.shape)) for t in program.outputs]
         place = f"gpu:{self.gpu.number}"
         self.made = [(placed_dtype(d, place), s, driver.block_size(d.itemsize * math.prod(s))) for d, s in self.results]
-        self.arena = self.gpu.allocate(max(ALIGN, int(evaluate(arena_bytes(f), env))), stream)
+        self.arena_address = self.gpu.allocate(max(ALIGN, int(evaluate(arena_bytes(f), env))), stream)
         self.constants: list[GpuArray] = []
         self.scratch = 0
         self.checked = bool(program.manifest.checks)
         self.status = self.gpu.allocate(8, stream)
-        self.steps: list[Launch | Step] = []
-        self.where: dict[Value, Ref] = {a: (i, 0) for i, a in enumerate(f.args)}
-        self.base = 0
-        self.launches: list[Launch] = []  # also those that the host decides on
-        self._block(f, f.body, env)
+        super().__init__(f, env)
         self.kernels = program.compiler.load(self.launches)
         for s, kernel in zip(self.launches, self.kernels, strict=True):
             s.kernel = kernel
@@ -318,41 +311,25 @@ class Plan:
         if need:
             self.scratch = self.gpu.allocate(need, self.stream)
 
-    # -- flattening the schedule -------------------------------------------------------------------------------------------------
-    def _block(self, f: Function, block: Block, env: dict[str, int]) -> list[Value]:
-        for op in block.ops:
-            if op.name in ("return", "yield"):
-                return list(op.operands)
-            getattr(self, f"_{op.name}")(f, op, env)
-        return []
-
-    def _alloc(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        self.where[op.result] = ("arena", self.base + int(evaluate(op.attrs["offset"], env)))
-
-    def _constant(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        t = op.result.type
-        made = upload(self.gpu, np.asarray(op.attrs["value"], t.dtype.np), t.dtype)
-        self.constants.append(made)
-        self.where[op.result] = (("at", made.pointer), 0)
-
-    def _view(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        where, behind = self.where[op.operands[0]]
-        self.where[op.result] = (where, behind + int(evaluate(op.attrs["offset"], env)) * op.result.type.dtype.itemsize)
-
-    def _kernel(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        self._launch(f, op, env)
-
-    _template = _kernel
-
-    def _launch(self, f: Function, op: Op, env: dict[str, int]) -> None:
+    # -- what its steps do ---------------------------------------------------------------------------------------------------------
+    def _launch_of(self, f: Function, op: Op, env: dict[str, int]) -> Launch | None:
         if any(0 in [evaluate(d, env) for d in op.operands[i].type.shape] for i in op.attrs["outs"]):
-            return  # nothing to write
+            return None  # nothing to write
         tile = self._tile(f, op, env)
         if op.name == "launch":
             env = {n: int(evaluate(d, env)) for n, d in _callee_sizes(tile, op).items()}
-        made = Launch(tile, [self.where[v] for v in op.operands], dict(env))
-        self.launches.append(made)
-        self.steps.append(made)
+        return Launch(tile, [self.where[v] for v in op.operands], dict(env))
+
+    def _place(self, data: np.ndarray[Any, Any], op: Op) -> int:
+        self.constants.append(upload(self.gpu, data, op.result.type.dtype))
+        return self.constants[-1].pointer
+
+    def _read(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        self.gpu.download(array.ctypes.data, address, array.nbytes, self.stream)
+
+    def _write(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        self.gpu.upload(address, array.ctypes.data, array.nbytes, self.stream)
+        self.stream.synchronize()  # the host's array goes away
 
     def _tile(self, f: Function, op: Op, env: dict[str, int]) -> Function:
         from ..kernels.hopper.select import explicit_program
@@ -369,73 +346,6 @@ class Plan:
             tile = lower_launch(f, op, machine, tuple(f.attrs.get("sizes", ())))
             tile.name = "kernel"
         return tile
-
-    def _call(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        callee = f.functions[op.attrs["callee"]]
-        inner = {n: int(evaluate(d, env)) for n, d in _callee_sizes(callee, op).items()}
-        saved, known = self.base, dict(self.where)
-        own = int(evaluate(f.attrs.get("arena", 0), env))
-        self.base += int(evaluate(op.attrs["offset"], env)) if "offset" in op.attrs else own
-        self.where.update(zip(callee.args, [self.where[v] for v in op.operands], strict=True))
-        self._block(callee, callee.body, inner)
-        self.base, self.where = saved, known
-
-    def _loop(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        name, extent = op.attrs["over"]
-        for t in range(int(evaluate(extent, env))):
-            self._block(f, op.blocks[0], {**env, name: t})
-
-    def _part(self, f: Function, block: Block, env: dict[str, int]) -> tuple[list[Launch | Step], list[Value]]:
-        """The steps of a block whose running the host decides on."""
-        saved, self.steps = self.steps, []
-        values = self._block(f, block, env)
-        made, self.steps = self.steps, saved
-        return made, values
-
-    def _flag(self, ref: Ref, pointers: list[int]) -> bool:
-        byte = np.zeros(1, np.uint8)
-        self.gpu.download(byte.ctypes.data, self._address(ref, pointers), 1, self.stream)
-        return bool(byte[0])
-
-    def _cond(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        flag = self.where[op.operands[0]]
-        yes, no = (self._part(f, b, env)[0] for b in op.blocks)
-        self.steps.append(lambda pointers: self._run(yes if self._flag(flag, pointers) else no, pointers))
-
-    def _while(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        head, values = self._part(f, op.blocks[0], env)
-        flag = self.where[values[0]]
-        body, _ = self._part(f, op.blocks[1], env)
-
-        def step(pointers: list[int]) -> None:
-            self._run(head, pointers)
-            while self._flag(flag, pointers):
-                self._run(body, pointers)
-                self._run(head, pointers)
-
-        self.steps.append(step)
-
-    def _external(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        """A routine of the host (LAPACK): operands come to the host, results go back."""
-        refs = [self.where[v] for v in op.operands]
-        types = [(v.type.dtype, tuple(int(evaluate(d, env)) for d in v.type.shape)) for v in op.operands]
-        outs = op.attrs["outs"]
-        attrs = {k: _number(v, env) for k, v in op.attrs.items() if k not in ("function", "op", "name", "tile", "outs")}
-
-        def step(pointers: list[int]) -> None:
-            arrays = []
-            for i, (ref, (dtype, shape)) in enumerate(zip(refs, types, strict=True)):
-                a = np.empty(shape, dtype.np)
-                if i not in outs:
-                    self.gpu.download(a.ctypes.data, self._address(ref, pointers), a.nbytes, self.stream)
-                arrays.append(a)
-            got = OPS[op.attrs["op"]].reference(*[a for i, a in enumerate(arrays) if i not in outs], **attrs)
-            for i, result in zip(outs, got if isinstance(got, tuple) else (got,), strict=True):
-                back = np.ascontiguousarray(result, types[i][0].np)
-                self.gpu.upload(self._address(refs[i], pointers), back.ctypes.data, back.nbytes, self.stream)
-                self.stream.synchronize()  # the host's array goes away
-
-        self.steps.append(step)
 
     # -- running -----------------------------------------------------------------------------------------------------------------
     def __call__(self, arrays: Sequence[Any]) -> list[GpuArray]:
@@ -472,12 +382,6 @@ class Plan:
         made = upload(self.gpu, np.asarray(a), t.dtype)
         made.stream.synchronize()
         return made
-
-    def _address(self, ref: Ref, pointers: Sequence[int]) -> int:
-        where, behind = ref
-        if where == "arena":
-            return self.arena + behind
-        return (where[1] if isinstance(where, tuple) else pointers[where]) + behind
 
     def _parameters(self, s: Launch, pointers: Sequence[int]) -> driver.Parameters:
         return s.kernel.parameters([self._address(r, pointers) for r in s.refs], s.env, self.status, self.scratch)
@@ -537,12 +441,6 @@ class Plan:
                     self.graph.update(self.nodes[k], s.kernel.function, s.blocks, m.threads, m.shared, self.held[k])
             self.graph_pointers = pointers
         self.graph.launch()
-
-
-def _number(v: Any, env: Mapping[str, int]) -> Any:
-    if isinstance(v, tuple):
-        return tuple(_number(x, env) for x in v)
-    return evaluate(v, dict(env)) if hasattr(v, "terms") else v
 
 
 def launch_tile(fn: Function, buffers: Sequence[Any]) -> None:

@@ -8,18 +8,17 @@ operands to the host and the results back.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..errors import CompileError, DeviceError, DTypeError, NumericalError, ShapeError
-from ..ir.core import Block, BufferType, Function, Loc, Op, Value
+from ..errors import CompileError, DeviceError, DTypeError, ShapeError
+from ..ir.core import BufferType, Function, Loc, Op
 from ..ir.text import print_function
 from ..machine.simt import SimtMachine
-from ..ops.table import OPS
 from ..targets.cpu import abi
 from ..targets.cpu.program import _callee_sizes, arena_bytes, reachable
 from ..targets.intel.opencl import Block as Memory
@@ -30,12 +29,13 @@ from ..tracing.placed import DeviceArray, placed_dtype
 from ..types.dims import evaluate, product
 from ..types.dtypes import DType, as_dtype
 from ..types.shapes import unify
+from . import plans
 from .cache import key_of, source_hash
 from .failures import raise_failure
 from .manifest import Manifest
+from .plans import Ref, Step
 
 Array = np.ndarray[Any, Any]
-Ref = tuple[Any, int]  # (argument number, "arena", or an address of its own; bytes behind it)
 
 
 class IntelArray(DeviceArray):
@@ -240,130 +240,42 @@ class Launch:
     sizes: list[int]
 
 
-Step = Callable[[list[int]], None]
-
-
-class Plan:
+class Plan(plans.Plan[Launch]):
     """A program under one binding of its sizes."""
 
     def __init__(self, program: Program, env: dict[str, int]):
-        self.program, self.env = program, env
+        self.program = program
         self.device, self.machine = program.compiler.device, program.compiler.machine
         f = program.sched
         self.results = [(t.dtype, tuple(int(evaluate(d, env)) for d in t.shape)) for t in program.outputs]
         self.arena = self.device.allocate(int(evaluate(arena_bytes(f), env)))
+        self.arena_address = self.arena.address
         self.status = self.device.allocate(8)
         self.constants: list[Memory] = []
-        self.steps: list[Launch | Step] = []
-        self.where: dict[Value, Ref] = {a: (i, 0) for i, a in enumerate(f.args)}
-        self.launches: list[Launch] = []
-        self.base = 0
-        self._block(f, f.body, env)
+        super().__init__(f, env)
         self.scratch = self.device.allocate(max([s.blocks * s.kernel.module.scratch for s in self.launches], default=0))
 
-    # -- flattening the schedule ---------------------------------------------------------------------------------------------
-    def _block(self, f: Function, block: Block, env: dict[str, int]) -> list[Value]:
-        for op in block.ops:
-            if op.name in ("return", "yield"):
-                return list(op.operands)
-            rule = getattr(self, f"_op_{op.name}", None)
-            if rule is None:
-                raise CompileError(f"a program cannot contain {op.name!r}", loc=op.loc)
-            rule(f, op, env)
-        return []
-
-    def _op_alloc(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        self.where[op.result] = ("arena", self.base + int(evaluate(op.attrs["offset"], env)))
-
-    def _op_constant(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        t = op.result.type
-        data = np.ascontiguousarray(op.attrs["value"], t.dtype.np)
-        held = self.device.allocate(data.nbytes)
-        self.device.write(held.address, data)
-        self.constants.append(held)
-        self.where[op.result] = (("at", held.address), 0)
-
-    def _op_view(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        place, behind = self.where[op.operands[0]]
-        self.where[op.result] = (place, behind + int(evaluate(op.attrs.get("offset", 0), env)) * op.result.type.dtype.itemsize)
-
-    def _op_kernel(self, f: Function, op: Op, env: dict[str, int]) -> None:
+    # -- what its steps do -----------------------------------------------------------------------------------------------------
+    def _launch_of(self, f: Function, op: Op, env: dict[str, int]) -> Launch:
         refs = [self.where[v] for v in op.operands]
         kernel = self.program.kernel(f, op, all(behind % 16 == 0 for _, behind in refs))
         inner = env if op.name != "launch" else {n: int(evaluate(d, env)) for n, d in _callee_sizes(kernel.tile, op).items()}
         missing = [n for n in kernel.tile.attrs["sizes"] if n not in inner]
         if missing:
             raise CompileError(f"the kernel {op.attrs.get('name', op.name)!r} needs the size {missing[0]!r}", loc=op.loc)
-        launch = Launch(kernel, kernel.blocks(inner, self.machine), refs, [inner[n] for n in kernel.tile.attrs["sizes"]])
-        self.launches.append(launch)
-        self.steps.append(launch)
+        return Launch(kernel, kernel.blocks(inner, self.machine), refs, [inner[n] for n in kernel.tile.attrs["sizes"]])
 
-    _op_template = _op_launch = _op_kernel
+    def _place(self, data: Array, op: Op) -> int:
+        held = self.device.allocate(data.nbytes)
+        self.device.write(held.address, data)
+        self.constants.append(held)
+        return held.address
 
-    def _op_call(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        callee = f.functions[op.attrs["callee"]]
-        inner = {n: int(evaluate(d, env)) for n, d in _callee_sizes(callee, op).items()}
-        inner |= {n: env[n] for n in callee.attrs.get("sizes", ()) if n not in inner and n in env}
-        saved, known = self.base, dict(self.where)
-        self.base += int(evaluate(op.attrs.get("offset", f.attrs.get("arena", 0)), env))
-        self.where.update(zip(callee.args, [known[v] for v in op.operands], strict=True))
-        self._block(callee, callee.body, inner)
-        self.base, self.where = saved, known
+    def _read(self, address: int, array: Array) -> None:
+        self.device.read(address, array)
 
-    def _op_loop(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        name, extent = op.attrs["over"]
-        for t in range(int(evaluate(extent, env))):
-            self._block(f, op.blocks[0], {**env, name: t})
-
-    def _part(self, f: Function, block: Block, env: dict[str, int]) -> tuple[list[Launch | Step], list[Value]]:
-        """The steps of a block that the host decides on."""
-        saved, self.steps = self.steps, []
-        values = self._block(f, block, env)
-        made, self.steps = self.steps, saved
-        return made, values
-
-    def _flag(self, ref: Ref, pointers: list[int]) -> bool:
-        byte = np.zeros(1, np.uint8)
-        self.device.read(self._address(ref, pointers), byte)
-        return bool(byte[0])
-
-    def _op_cond(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        flag = self.where[op.operands[0]]
-        yes, no = (self._part(f, b, env)[0] for b in op.blocks)
-        self.steps.append(lambda pointers: self._run(yes if self._flag(flag, pointers) else no, pointers))
-
-    def _op_while(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        head, values = self._part(f, op.blocks[0], env)
-        flag = self.where[values[0]]
-        body, _ = self._part(f, op.blocks[1], env)
-
-        def step(pointers: list[int]) -> None:
-            self._run(head, pointers)
-            while self._flag(flag, pointers):
-                self._run(body, pointers)
-                self._run(head, pointers)
-
-        self.steps.append(step)
-
-    def _op_external(self, f: Function, op: Op, env: dict[str, int]) -> None:
-        refs = [self.where[v] for v in op.operands]
-        types = [(v.type.dtype.np, tuple(int(evaluate(d, env)) for d in v.type.shape)) for v in op.operands]
-        outs, name = op.attrs["outs"], str(op.attrs["op"])
-        attrs = {k: _number(v, env) for k, v in op.attrs.items() if k not in ("function", "op", "name", "tile", "outs")}
-
-        def step(pointers: list[int]) -> None:
-            arrays = [np.empty(shape, dtype) for dtype, shape in types]
-            for i, a in enumerate(arrays):
-                if i not in outs:
-                    self.device.read(self._address(refs[i], pointers), a)
-            try:
-                got = OPS[name].reference(*[a for i, a in enumerate(arrays) if i not in outs], **attrs)
-            except np.linalg.LinAlgError as e:
-                raise NumericalError(f"{name}: {e}") from None
-            for i, result in zip(outs, got if isinstance(got, tuple) else (got,), strict=True):
-                self.device.write(self._address(refs[i], pointers), np.ascontiguousarray(result, types[i][0]))
-
-        self.steps.append(step)
+    def _write(self, address: int, array: Array) -> None:
+        self.device.write(address, array)
 
     # -- running -------------------------------------------------------------------------------------------------------------
     def __call__(self, arrays: Sequence[Any]) -> list[Any]:
@@ -398,12 +310,6 @@ class Plan:
             if failed is not None:
                 raise_failure(self.program.manifest, self.program, self.env, *failed)
 
-    def _address(self, ref: Ref, pointers: Sequence[int]) -> int:
-        place, behind = ref
-        if place == "arena":
-            return self.arena.address + behind
-        return int(place[1] if isinstance(place, tuple) else pointers[place]) + behind
-
     def _run(self, steps: Sequence[Launch | Step], pointers: list[int]) -> None:
         for s in steps:
             if not isinstance(s, Launch):
@@ -413,12 +319,6 @@ class Plan:
                 m = s.kernel.module
                 self.device.launch(self.program.compiler.loaded(s.kernel), s.blocks, m.threads, m.shared,
                                    [*addresses, self.status.address, self.scratch.address], s.sizes)
-
-
-def _number(v: Any, env: Mapping[str, int]) -> Any:
-    if isinstance(v, tuple):
-        return tuple(_number(x, env) for x in v)
-    return evaluate(v, dict(env)) if hasattr(v, "terms") else v
 
 
 __all__ = ["IntelCompiler", "Kernel", "Plan", "Program", "compiler"]
