@@ -85,6 +85,7 @@ class CpuMachine:
     threads: int = 1
 
     kind = "cpu"
+    map_unroll = 4  # vectors of a tile in an elementwise loop: several in flight
     has_async_copies = False
     tile_elements = 256  # of a tile that stays in registers
     unrolls_products = True

@@ -46,6 +46,7 @@ class SimtMachine:
         global_bandwidth: bytes a second, for cost estimates.
         instructions: matrix instructions; the vendor's emitter knows those by name.
         block_work: vector instructions of one block of a kernel made from loops; blocks are started by hardware, so few do.
+        map_unroll: vectors of a tile in an elementwise loop: 1 where the vendor's compiler is slow and threads are wide vectors anyway.
         llvm_level: how hard LLVM optimises: 0 where the vendor's own compiler does it again.
         fragments: how lanes hold their operands, for those that tiles of a product are given to.
         has_warp_groups: groups of 128 threads share a matrix unit that reads shared memory, beside a copy engine with barriers in
@@ -69,6 +70,7 @@ class SimtMachine:
     global_bandwidth: float = 1e12
     instructions: tuple[MatrixInstruction, ...] = ()
     block_work: int = 64
+    map_unroll: int = 4
     llvm_level: int = 2
     fragments: tuple[Fragments, ...] = ()
     has_warp_groups: bool = False
@@ -127,7 +129,7 @@ class SimtMachine:
 
     def access_elements(self, dtype: DType) -> int:
         """Neighbours that a thread of a map takes: 16 bytes of them, by one access (8 at most: they are computed in f32)."""
-        return max(1, min(8, 16 // dtype.itemsize))
+        return 1 if self.map_unroll == 1 else max(1, min(8, 16 // dtype.itemsize))
 
     @property
     def tile_lanes(self) -> int:
@@ -151,7 +153,7 @@ class SimtMachine:
     def key(self) -> str:
         """What compiled code depends on: it enters cache keys."""
         return (f"{self.vendor} {self.triple} {self.cpu} {','.join(self.features)} {self.lanes} {self.block_threads} "
-                f"{self.max_threads} {self.shared_bytes} {self.banks} {self.resident_blocks} "
+                f"{self.max_threads} {self.map_unroll} {self.shared_bytes} {self.banks} {self.resident_blocks} "
                 f"{','.join(f.name for f in self.fragments)}")
 
 

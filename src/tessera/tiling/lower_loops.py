@@ -123,6 +123,8 @@ class Loops(Body):
                     return body(replace(ctx, axes=(Axis(loop.name, base, extent),), tail=mask), accs)
             return run
 
+        if self.machine.map_unroll == 1 and not carried and not unit and not (isinstance(n, int) and (n < width or n % width == 0)):
+            return e.loop(lo, hi, tail, carried, step(tail, True))  # one copy of the body, where code is dear and masks are cheap
         with self.stream(stream):
             carried = e.loop(lo, whole, width, carried, step(width, False))
         if unit:
@@ -167,7 +169,9 @@ class Loops(Body):
     def width(self, op: Op, lane: Loop) -> int:
         """Lanes of a tile for a map: several registers in flight, fewer where the body is long or the loop short."""
         full: int = self.machine.vector_lanes(widest(op))
-        unroll = int(self.k.op.attrs.get("unroll", 0)) or max(4 if _weight(op) <= 40 else 2, self.machine.access_elements(widest(op)))
+        most = self.machine.map_unroll
+        flight = most if _weight(op) <= 40 else max(1, most // 2)
+        unroll = int(self.k.op.attrs.get("unroll", 0)) or max(flight, self.machine.access_elements(widest(op)))
         if isinstance(lane.extent, int):
             unroll = max(1, min(unroll, lane.extent // full))
         return full * unroll
