@@ -70,7 +70,7 @@ def plan_of(cls: type, target: str | None = None) -> dict[str, tuple[str, int | 
 def placed_fields(cls: type) -> dict[str, Placed]:
     """The fields of a class that are placed tensors; annotations that are text are read where the class was defined."""
     names = _Names([vars(sys.modules[cls.__module__])] if cls.__module__ in sys.modules else [])
-    read = {n: _evaluated(a, names) for n, a in vars(cls).get("__annotations__", {}).items()}
+    read = {n: _evaluated(a, names, n) for n, a in vars(cls).get("__annotations__", {}).items()}
     return {n: a for n, a in read.items() if isinstance(a, Placed)}
 
 

@@ -585,3 +585,21 @@ def test_a_default_that_the_call_leaves_alone_decides_in_python():
         f(ts.ones(2), 2)
     logits, labels = ts.randn(4, 10), ts.randint(0, 10, (4,))
     assert ts.jit(ts.cross_entropy)(logits, labels).item() == pytest.approx(ts.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("annotation, text", [
+    ("ts.Tensr['B']", "the annotation of 'x' cannot be read: module 'tessera' has no attribute 'Tensr'; did you mean 'Tensor'"),
+    ("ts.Tensor['B', ts.bf61]", "has no attribute 'bf61'; did you mean 'bf16'"),
+    ("ts.Tensor['B', ts.bf16 @ ts.accum(unknown)]", "the annotation of 'x' cannot be read: .*(?s:.)*of an enclosing function")])
+def test_an_annotation_that_cannot_be_read_is_not_ignored(annotation, text):
+    scope = {"ts": ts}
+    exec(f"from __future__ import annotations\n@ts.function\ndef f(x: {annotation}):\n    return x\n", scope)
+    with pytest.raises(errors.ArgumentError, match=text):
+        scope["f"](ts.ones(3))
+
+
+@pytest.mark.parametrize("annotation", ["torch.Tensor", "SomeClass", "Optional[ts.Tensor['B']]", "np.ndarray", "Float[Tensor, 'b']"])
+def test_annotations_of_others_are_left_alone(annotation):
+    scope = {"ts": ts}
+    exec(f"from __future__ import annotations\n@ts.function\ndef f(x: {annotation}):\n    return x\n", scope)
+    assert scope["f"](ts.ones(3)).shape == (3,)

@@ -96,7 +96,7 @@ def read(fn: Callable[..., Any]) -> Declared:
     for p in signature.parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise KernelError(f"the kernel {fn.__name__!r} takes *{p.name}; a kernel's parameters are named one by one")
-        value = _evaluated(fn.__annotations__.get(p.name), names)
+        value = _evaluated(fn.__annotations__.get(p.name), names, p.name)
         if isinstance(value, TileSpec):
             specs[p.name] = value
         elif isinstance(value, TensorSpec):

@@ -290,7 +290,7 @@ def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
     facts: set[str] = set()
     spaces: dict[str, str] = {}
     for key, annotation in raw.items():
-        value = _evaluated(annotation, raw_names)
+        value = _evaluated(annotation, raw_names, key)
         if isinstance(value, str) and any(op in value for op in ("==", "!=", "<", ">")):  # "D % 8 == 0", quoted once more
             value = _constraint(value)
         if key == "return":
@@ -326,13 +326,24 @@ def _filled(cell: Any) -> bool:
     return True
 
 
-def _evaluated(annotation: Any, names: _Names) -> Any:
+def _evaluated(annotation: Any, names: _Names, parameter: str) -> Any:
+    """The value of an annotation; None for text that other tools may understand.
+
+    Raises:
+        ArgumentError: it is meant for Tessera (a name of the package, a tensor type) and cannot be read.
+    """
     if not isinstance(annotation, str):
         return annotation
     try:
         return eval(annotation, {"__builtins__": {}}, names)  # the user's own annotation, as typing.get_type_hints does
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        return None
+    except (NameError, AttributeError, TypeError, SyntaxError) as e:
+        ours = str(e).startswith("module 'tessera' has no attribute") or (
+            isinstance(e, TypeError) and "Tensor[" in annotation and "'Size' object is not subscriptable" not in str(e))
+        if not ours:
+            return None
+        raise ArgumentError(f"the annotation of {parameter!r} cannot be read: {e}", received=annotation, hints=[
+            "Correct the annotation", "Under `from __future__ import annotations`, a name of an enclosing function is known only where "
+            "the body uses it too: make it a global, or leave the import out"]) from None
 
 
 def _constraint(c: Any) -> Constraint:
