@@ -183,6 +183,10 @@ def test_a011_assignment_on_a_device(simulated: None) -> None:
     assert a.device == "gpu:0" and a.tolist() == [[1, 1, 1], [9, 8, 7]]
     with pytest.raises(ts.ShapeError, match="Cannot write"):
         a[a > 2] = ts.zeros(2).to("gpu:0")
+    ts.assign(a, ts.ones(2, 3).to("gpu:0"))
+    assert a.device == "gpu:0" and a.tolist() == [[1] * 3] * 2
+    with pytest.raises(ts.DeviceError, match="different devices"):
+        ts.assign(a, ts.ones(2, 3))
     a[...] = 7.0
     a += 1
     assert a.device == "gpu:0" and a.tolist() == [[8] * 3] * 2

@@ -130,6 +130,7 @@ class Trace:
         self.policies: dict[Value, Any] = {}  # of values whose declared type names a numerical policy, and what is made of them
         self.iterations: tuple[Tensor, ...] = ()  # the numbers of the surrounding loops' iterations, where known
         self.open = True
+        self.born: set[int] = set()  # the stateful objects made while this was recorded: what they hold ends with it
         self.transformed = False  # a transformation makes something else of it: messages would be lost
         self.place: Loc | None = None  # where ops made by a derivative rule come from; None: the user's frame
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import optree
@@ -28,6 +28,7 @@ from ..errors import ArgumentError, DTypeError, EffectError, ShapeError, Tessera
 from ..ir.core import TensorType
 from ..types.effects import EFFECTS
 from .function import TracedFunction
+from .placed import DeviceArray, returned, where
 from .recorder import STATE, Hidden, Trace, check_effects, lift, user_loc
 from .tensor import Tensor, Traced, make
 
@@ -104,6 +105,12 @@ class Stateful:
 
     history_size: ClassVar[int] = 100
     _state_names: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        if STATE.trace is not None:
+            STATE.trace.born.add(id(self))
+        return self
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -276,7 +283,8 @@ def assign(target: Tensor, value: Any) -> None:
     trace = STATE.trace
     if trace is None:
         check_effects(_STATE, "assign")
-        target._p = new._concrete("assign()")
+        where([target._p, new._p])
+        target._p = returned(new._p, target._p) if isinstance(target._p, DeviceArray) else new._concrete("assign()")
     elif type(target._p) is Traced and target._p.trace is trace:
         target._p = new._p
     elif type(target._p) is Traced:
@@ -297,8 +305,8 @@ def refuse_state(trace: Trace) -> None:
     Raises:
         EffectError: there is some.
     """
-    for a in trace.state.values():
-        if a.changed:
+    for (number, _), a in trace.state.items():
+        if a.changed and number not in trace.born:
             raise _lost(a.what, f"at {a.where}")
 
 
@@ -360,7 +368,7 @@ def _write(owner: Stateful, name: str, value: Any) -> None:
             sentence="A compiled program writes tensors back after each call; other Python values change only while it is traced.",
             hints=[f"Start with a tensor: self.{name} = ts.tensor(…) in __init__"])
     check_effects(_STATE, what)
-    if trace.transformed:
+    if trace.transformed and id(owner) not in trace.born:
         raise _lost(f"the state {name!r} of a {type(owner).__name__}")
     new = lift(value)
     if not isinstance(value, Tensor):
