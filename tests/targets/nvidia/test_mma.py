@@ -11,9 +11,12 @@ from test_emit import assemble, ptx
 import tessera as ts
 from tessera import tile
 from tessera.ir import interpret_tile
+from tessera.ir.core import BufferType
 from tessera.machine import NVIDIA_SM80, NVIDIA_SM89, NVIDIA_SM90
 from tessera.targets.nvidia import kernels
+from tessera.tiling import dsl
 from tessera.tiling.copies import pipelined, synchronous
+from tessera.types.dtypes import int16
 
 
 def product(kind, out=ts.f32, m=64, n=64, k=32, right=None, transposed=False):
@@ -226,3 +229,42 @@ def test_attention_of_one_block():
     q, k, v = (a.astype(np.float64)[0] for a in arrays[:3])
     p = np.exp(q @ k.T * 0.25)
     assert np.abs(arrays[3][0].astype(np.float64) - p / p.sum(-1, keepdims=True) @ v).max() < 2**-6
+
+
+def test_checks_of_narrow_tiles_read_each_element():
+    """What blocks hand on in pairs is checked one by one."""
+    def body(a, c):
+        x = dsl.load(a, (0,), (64,))
+        dsl.check(x < 100, x, 3)
+        dsl.store(c, (0,), x)
+
+    prog = dsl.TileProgram("checked", [("a", BufferType(int16, (64,))), ("c", BufferType(int16, (64,)))])
+    fn = dsl.build(prog, dsl.tile_function(body))
+    fn.attrs["threads"] = 32
+    text = kernels.lower(fn, NVIDIA_SM80).text
+    assert text.count("atomicrmw umin") == 2 and text.count("sext i16") == 2 and "zext i16" not in text
+    ptx(fn, NVIDIA_SM80)
+
+
+def test_branches_hand_on_narrow_tiles_that_were_there_before():
+    def body(a, c):
+        x = dsl.load(a, (0,), (128,))
+        y = x
+        if dsl.load(a, (0,), ()) > 0:
+            y = x + 1
+        z = x
+        if dsl.load(a, (1,), ()) > 0:
+            z = y
+        dsl.store(c, (0,), y + z + x)
+
+    prog = dsl.TileProgram("branches", [("a", BufferType(int16, (128,))), ("c", BufferType(int16, (128,)))])
+    fn = dsl.build(prog, dsl.tile_function(body))
+    fn.attrs["threads"] = 32
+    module, _ = ptx(fn, NVIDIA_SM80)
+    for first, second in ((0, 0), (3, -2), (-1, 5), (7, 7)):
+        x = np.arange(128, dtype=np.int16)
+        x[:2] = first, second
+        arrays = [x, np.zeros_like(x)]
+        Emulated(module, arrays).run(1)
+        y = x + (first > 0)
+        assert np.array_equal(arrays[1], y + (y if second > 0 else x) + x)

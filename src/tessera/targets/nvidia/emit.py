@@ -91,6 +91,7 @@ class NvEmitter(Emitter):
             self.order = GroupOrder(self)
         self.maps: dict[TensorMap, str] = {}
         self.packed: dict[tuple[str, ...], str] = {}  # the elements of words of 32 bits -> the word
+        self.joined: dict[tuple[str, str, str], str] = {}  # the same within one block of LLVM's
         self.single = False  # one thread runs this part
         self.group: tuple[str, int] = ("0", 0)  # the warp group's number in the block, and of the role's first
 
@@ -297,7 +298,7 @@ def _in_pairs(dtype: DType, count: int) -> bool:
 
 def pack(x: NvEmitter, low: str, high: str) -> str:
     """Two 16-bit values as an i32."""
-    found = x.packed.get((low, high))
+    found = x.packed.get((low, high)) or x.joined.get((x.w.label, low, high))
     if found is None:
         w = x.w
         if low == high == "undef":
@@ -306,7 +307,10 @@ def pack(x: NvEmitter, low: str, high: str) -> str:
         up = w.let(f"shl i32 {w.let(f'zext i16 {high} to i32')}, 16")
         found = w.let(f"or i32 {wide}, {up}")
         if low.startswith("%") and high.startswith("%"):
-            x.packed[low, high] = found
+            if x.grouped:
+                x.packed[low, high] = found
+            else:  # other blocks need not have come this way
+                x.joined[x.w.label, low, high] = found
     return found
 
 

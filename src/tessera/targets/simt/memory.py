@@ -430,7 +430,7 @@ def _check(e: Emitter, op: Op) -> None:
         raise CompileError(f"check: site {site} does not fit the status word", loc=op.loc)
     ok, value = (e.values[v] for v in op.operands)
     dtype = op.operands[1].type.dtype
-    oks, values = e.flat([ok]), e.flat([value])
+    oks, values = (v.names if isinstance(v, Regs) else [v] for v in (ok, value))
     failed = []
     for r, held in enumerate(oks):
         inside = e.inside(ok.layout, ok.shape, r) if isinstance(ok, Regs) else None
