@@ -372,6 +372,26 @@ def test_extrema_share_the_derivative_among_ties() -> None:
     np.testing.assert_array_equal(ts.grad(lambda x: ts.max_pool(x, 2).sum())(image).numpy(), np.full((1, 1, 2, 2), 0.25))
 
 
+@pytest.mark.parametrize(("sizes", "window", "stride", "padding"), [
+    ((11, 13), 3, 2, 1), ((6, 7), 3, 1, 1), ((10, 9), 2, 3, 0), ((9, 8), 5, 2, 2), ((12, 12), 3, 2, 0), ((4, 4), 3, 3, 1)], ids=str)
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_overlapping_windows_give_their_maxima_their_cotangents(sizes: Any, window: int, stride: int, padding: int, ties: bool) -> None:
+    """Window by window in numpy: each shares its cotangent among its maxima."""
+    rng = rng_for(sizes, window, stride)
+    x = rng.standard_normal((2, 3, *sizes))
+    x = np.round(x) if ties else x
+    out = ts.max_pool(ts.tensor(x), window, stride, padding)
+    g = rng.standard_normal(out.shape)
+    wide = np.pad(x, ((0, 0), (0, 0), (padding,) * 2, (padding,) * 2), constant_values=-np.inf)
+    want = np.zeros_like(wide)
+    for i, j in np.ndindex(*out.shape[2:]):
+        at = (..., slice(i * stride, i * stride + window), slice(j * stride, j * stride + window))
+        held = wide[at] == wide[at].max((2, 3), keepdims=True)
+        want[at] += held * (g[..., i, j] / held.sum((2, 3)))[..., None, None]
+    got = ts.grad(lambda x: (ts.max_pool(x, window, stride, padding) * ts.tensor(g)).sum())(ts.tensor(x)).numpy()
+    np.testing.assert_allclose(got, want[..., padding:padding + sizes[0], padding:padding + sizes[1]], atol=1e-13)
+
+
 def test_products_with_zeros() -> None:
     """No division: the derivative of a product by its only zero is the product of the others."""
     x = np.array([2.0, 0.0, 3.0])

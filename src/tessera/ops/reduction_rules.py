@@ -6,6 +6,7 @@ running maximum the first of equal elements has it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -258,6 +259,47 @@ def _tiled_back(x: Applied, g: Any) -> Any:
     return bind("reshape", kept(held, broadcast_to(share, apart)), shape=t.shape)
 
 
+def _overlaps(x: Applied) -> bool:
+    """Whether the sizes are numbers and the windows dense, so that few of them meet an element."""
+    a, sizes = x.attrs, (*x.operands[0].type.shape[2:], *x.out.type.shape[2:])
+    return all(isinstance(n, int) and n > 0 for n in sizes) and all(d == 1 for d in a["dilation"])
+
+
+def _overlapping_back(x: Applied, share: Any) -> Any:
+    """The cotangent of overlapping windows in one pass over [N, C, blocks, stride, blocks, stride …].
+
+    Element p of block b lies in the windows b - m with p + m * stride < window, so each element looks at ceil(window / stride)
+    windows along each axis, whose extrema and shares every element of a block reads from the same place.
+    """
+    t, a, fill = x.operands[0].type, x.attrs, x.operands[0].dtype.min if x.attrs["combine"] == "max" else x.operands[0].dtype.max
+    strides, pads, lead = a["strides"], a["padding"], t.shape[:2]
+    blocks = [-(-(n + p[0] + p[1]) // s) for n, p, s in zip(t.shape[2:], pads, strides, strict=True)]
+    most = [-(-k // s) for k, s in zip(a["window"], strides, strict=True)]
+    apart = (*lead, *[n for b, s in zip(blocks, strides, strict=True) for n in (b, s)])
+    thin = (*lead, *[n for b in blocks for n in (b, 1)])
+    around = [(p[0], b * s - n - p[0]) for n, p, b, s in zip(t.shape[2:], pads, blocks, strides, strict=True)]
+    filled = bind("pad", x.operands[0], low=(0, 0, *[p[0] for p in around]), high=(0, 0, *[p[1] for p in around]), value=fill)
+    data = bind("reshape", filled, shape=apart)
+    beside = {"low": (0, 0, *[m - 1 for m in most]),
+              "high": (0, 0, *[max(b - n, 0) for b, n in zip(blocks, x.out.type.shape[2:], strict=True)]), "value": 0}
+    tops, shares = (bind("pad", v, **beside) for v in (x.out, share))
+    terms = []
+    for at in itertools.product(*map(range, most)):
+        start = (0, 0, *[m - 1 - k for m, k in zip(most, at, strict=True)])
+        stop = tuple(f + n for f, n in zip(start, (*lead, *blocks), strict=True))
+        top, mine = (broadcast_to(bind("reshape", bind("slice", v, start=start, limit=stop, stride=(1,) * t.rank), shape=thin), apart)
+                     for v in (tops, shares))
+        held = pw.eq(data, top)
+        for i, (k, s, n) in enumerate(zip(at, strides, a["window"], strict=True)):
+            if s * (k + 1) > n:  # the block's last elements lie beyond the window
+                inside = pw.lt(bind("iota", shape=apart, axis=2 * i + 3, dtype=dt.int64), n - s * k)
+                held = pw.logical_and(held, inside)
+        terms.append(kept(held, mine))
+    whole = bind("reshape", plus(*terms), shape=filled.type.shape)
+    start = (0, 0, *[p[0] for p in around])
+    return bind("slice", whole, start=start, limit=tuple(f + n for f, n in zip(start, t.shape, strict=True)), stride=(1,) * t.rank)
+
+
 def window_back(x: Applied, gs: Sequence[Tangent]) -> list[Tangent]:
     g = gs[0]
     if x.attrs["combine"] != "add":
@@ -265,6 +307,8 @@ def window_back(x: Applied, gs: Sequence[Tangent]) -> list[Tangent]:
             return [_tiled_back(x, g)]
         w, masks, count = _window_masks(x)
         share = pw.div(g, count)
+        if _overlaps(x):
+            return [_overlapping_back(x, share)]
         return [plus(*[w.put(kept(m, share), at) for at, m in masks])]
     w = _Windows(x)
     before = [(k - 1) * d - p[0] for k, d, p in zip(w.window, w.dilation, w.pads, strict=True)]
