@@ -216,6 +216,28 @@ def test_with_state_has_no_hidden_state():
         ts.with_state(lambda x, state: (x, ts.zeros(4)))(xs[0], ts.zeros(3))
 
 
+def test_an_object_made_inside_is_the_function_s_own():
+    """Its state starts from a concrete tensor and ends with the call: transformations take it as any value."""
+    xs = inputs(2)
+
+    def f(x, y):
+        cell = Cell()
+        cell(x)
+        return cell(y)
+
+    want = reference(xs)[1][-1]
+    step = ts.jit(f)
+    for _ in range(2):
+        np.testing.assert_allclose(step(*xs).numpy(), want, rtol=1e-6)
+    h = 1e-3
+    gradient = ts.grad(lambda x, y: f(x, y).sum())(*xs).numpy()
+    for i in range(2):
+        d = np.eye(2, dtype=np.float32)[i] * h
+        both = [f(ts.tensor(xs[0].numpy() + s * d), xs[1]).numpy().sum() for s in (1, -1)]
+        assert abs(gradient[i] - (both[0] - both[1]) / (2 * h)) < 1e-3
+    np.testing.assert_allclose(ts.vmap(f)(ts.stack(xs), ts.stack(xs))[0].numpy(), f(xs[0], xs[0]).numpy(), rtol=1e-5)
+
+
 def test_history_is_bounded():
     class Short(Cell):
         history_size = 3
