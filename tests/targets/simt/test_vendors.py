@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tessera.errors import CompileError
 from tessera.ir import interpret_tile
 from tessera.ir.core import Function, TileType
 from tessera.ir.text import parse_function, print_function
-from tessera.machine import AMD_GFX942, AMD_GFX950, INTEL_XE, NVIDIA_SM80, NVIDIA_SM90, SimtMachine
+from tessera.machine import AMD_GFX942, AMD_GFX950, INTEL_CPU, INTEL_XE, NVIDIA_SM80, NVIDIA_SM90, SimtMachine
 from tessera.runtime.build import Lowering
 from tessera.runtime.compiler import Compiler
 from tessera.runtime.stages import Exchange
@@ -147,3 +148,17 @@ def _with_threads(body: str) -> Function:
       {body}
       return()
     }}""")
+
+
+def test_an_elementwise_loop_is_one_masked_copy_where_code_is_dear() -> None:
+    """198 elements are no whole number of vectors: other machines have a copy of the body for whole ones, and one for the rest."""
+    graph, _ = ways.traced(lambda x: x * 2 + 1, (zeros(198),))
+
+    def loads(machine: SimtMachine) -> list[int]:
+        exchange = Exchange("f", "f")
+        exchange.dump_to = None
+        (fn,) = Lowering(Compiler(machine)).run(graph, exchange, "tile").kernels.values()
+        return [op.results[0].type.size for op in fn.walk() if op.name == "load"]
+
+    assert loads(INTEL_CPU) == [INTEL_CPU.lanes]
+    assert len(loads(replace(INTEL_CPU, map_unroll=4))) == 2
