@@ -107,6 +107,17 @@ def test_a_model_is_trained_in_place(data):
     assert optimizer.lr == 0 and np.array_equal(model.first.weight, weight) and len(optimizer._step.programs) == 1
 
 
+def test_loaded_parameters_reach_programs_that_captured_them(data):
+    model, other = Model(), Model()
+    predict = ts.jit(lambda x: model(x))
+    assert not np.array_equal(predict(data[0]), other(data[0]))
+    optimizer = optim.Adam(model)
+    model.load_state_dict(other.state_dict())
+    np.testing.assert_allclose(predict(data[0]), other(data[0]), rtol=1e-6, atol=1e-6)
+    optimizer.step({"first.bias": ts.ones(8)})  # and the optimiser still moves them, not the model that they came from
+    assert not np.array_equal(model.first.bias, other.first.bias) and len(predict.programs) == 1
+
+
 def test_a_whole_step_in_one_program(data):
     models = [Model(), Model()]
     models[1].load_state_dict(models[0].state_dict())

@@ -2,7 +2,7 @@
 
 There is no hidden registry: the attributes *are* the module.  A tensor attribute is a parameter; lists, tuples and
 dicts of modules count.  A traced function that uses a module captures its tensors by identity and reads them anew at
-every call, so replacing a weight needs no recompilation.
+every call, so a weight that takes a new value (``load_state_dict``, an optimiser, ``ts.assign``) needs no recompilation.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Module:
         return dict(self.named_parameters())
 
     def load_state_dict(self: M, state: Mapping[str, Any], strict: bool = True) -> M:
-        """Replace parameters by name; arrays are copied.
+        """Give parameters new values by name; arrays are copied.
 
         Raises:
             CheckpointError: a name is missing or unknown (``strict``), or a shape differs; nothing is changed then.
@@ -98,7 +98,7 @@ class Module:
                     f"the shape of {name} is {list(np.shape(state[name]))} in the state and {list(own[name].shape)} in "
                     f"{type(self).__name__}")
         for name in own.keys() & state.keys():
-            self._assign(name, Parameter(np.asarray(state[name]), own[name].dtype))
+            ts.assign(own[name], Parameter(np.asarray(state[name]), own[name].dtype))
         return self
 
     def _assign(self, path: str, value: ts.Tensor) -> None:
