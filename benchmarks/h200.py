@@ -1,4 +1,4 @@
-"""Tessera beside cuBLAS, cuDNN and PyTorch on one NVIDIA GPU: ``python benchmarks/h200.py [--only gemm,attention,rows,chain,host]``.
+"""Tessera beside cuBLAS, cuDNN and PyTorch on one NVIDIA GPU: ``python benchmarks/h200.py [--only gemm,epilogue,attention,rows,chain,host]``.
 
 All in one process, on the same memory (taken over by DLPack), on fresh random data.  Kernels are timed as CUDA graphs of several
 launches over several sets of buffers, so that neither Python nor the second-level cache flatters anybody; a figure is the median over
@@ -155,6 +155,29 @@ def gemm(sizes: tuple[int, ...] = (2048, 4096, 8192), more: Any = None) -> list[
     return out
 
 
+@ts.function
+def dense_gelu(x: ts.Tensor["M", "K", ts.bf16], w: ts.Tensor["K", "N", ts.bf16],  # noqa: F821
+               b: ts.Tensor["N", ts.bf16]) -> ts.Tensor["M", "N", ts.bf16]:  # noqa: F821
+    return ts.gelu(x @ w + b)
+
+
+def epilogue(n: int = 4096) -> list[dict[str, Any]]:
+    """gelu(x @ w + b), one kernel, beside cuBLAS with its bias and a kernel of PyTorch's for gelu, and beside the bare product."""
+    sets = [([torch.randn(n, n, device="cuda", dtype=BF16), torch.randn(n, n, device="cuda", dtype=BF16) / math.sqrt(n),
+              torch.randn(n, device="cuda", dtype=BF16)], torch.full((n, n), math.nan, device="cuda", dtype=BF16)) for _ in range(2)]
+    ours = Ours(program_of(dense_gelu, *sets[0][0]), sets)
+    ours.run(0)
+    ours.stream.synchronize()
+    (x, w, b), c = sets[0]
+    error = check("epilogue", c, F.gelu(x.float() @ w.float() + b.float()), 5e-3)
+    calls: list[Run] = [functools.partial(lambda x, w, b: F.gelu(torch.addmm(b, x, w)), *i) for i, _ in sets]
+    bare = [cublas(x, w) for (x, w, _), _ in sets]
+    ms = rounds({"tessera": graph_of(ours, 20), "torch": torch_graph(calls, 20), "cublas product alone": torch_graph(bare, 20)})
+    out = {"case": f"gelu(x @ w + b) bf16 {n}", "unit": "TFLOP/s", "error": error, **{k: 2 * n**3 / t / 1e9 for k, t in ms.items()}}
+    report(out)
+    return [out]
+
+
 def attention(more: Any = None, cases: Any = None) -> list[dict[str, Any]]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     out = []
@@ -299,14 +322,14 @@ def commit() -> str:
 
 def main(more: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="gemm,attention,rows,chain,host")
+    parser.add_argument("--only", default="gemm,epilogue,attention,rows,chain,host")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"h200-{time.strftime('%Y%m%d')}.json")
     parser.add_argument("--commit", default=commit())
     args = parser.parse_args()
     torch.zeros(1, device="cuda")
     results: list[dict[str, Any]] = []
     for name in args.only.split(","):
-        f = {"gemm": gemm, "attention": attention, "rows": rows, "chain": chain, "host": host}[name]
+        f = {"gemm": gemm, "epilogue": epilogue, "attention": attention, "rows": rows, "chain": chain, "host": host}[name]
         results += f(more=more) if name in ("gemm", "attention") else f()
         facts = {"machine": torch.cuda.get_device_name(), "commit": args.commit, "date": time.strftime("%Y-%m-%d %H:%M"),
                  "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda,

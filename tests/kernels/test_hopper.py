@@ -32,7 +32,7 @@ def test_product(transposed, seed):
 def test_product_with_an_epilogue():
     rng = np.random.default_rng(1)
     fn = matmul.matmul_program(64, 128, 64, config=matmul.Config(n=128, stages=2, blocks=2, groups=1),
-                               epilogue=lambda v, row, column: dsl.maximum(v * 2.0, 0.0))
+                               epilogue=lambda v, row, column, *buffers: dsl.maximum(v * 2.0, 0.0))
     a, b, c = random(rng, 64, 64), random(rng, 128, 64), np.full((64, 128), np.nan, BF16)
     interpret_tile.run(fn, [a, b, c], {})
     want = np.maximum(2 * (a.astype(np.float64) @ b.T.astype(np.float64)), 0)

@@ -148,3 +148,22 @@ def test_rows_are_read_once(device):
     for f in (ts.softmax, ts.layer_norm, ts.rms_norm):
         np.testing.assert_allclose(f(x.to("gpu:0")).numpy(), f(x).numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ts.softmax(x.to("gpu:0"), 0).numpy(), ts.softmax(x, 0).numpy(), rtol=1e-5, atol=1e-6)
+
+
+EPILOGUES = {
+    "bias and gelu": (lambda x, w, b: ts.gelu(x @ w + b), [(72, 64), (64, 136), (136,)], ts.bf16),
+    "residual and scale": (lambda x, w, r: x @ w * 0.5 + r, [(72, 64), (64, 136), (72, 136)], ts.f16),
+    "by rows, f32": (lambda x, w, b: ts.silu((x @ w.T).to(ts.f32)) + b.to(ts.f32), [(72, 64), (136, 64), (72, 1)], ts.bf16),
+}
+
+
+@pytest.mark.parametrize("case", EPILOGUES)
+def test_epilogues_are_part_of_the_product_that_the_copy_engine_stores(device, case):
+    f, shapes, dtype = EPILOGUES[case]
+    inputs = [ts.randn(*s).to(dtype) for s in shapes]
+    fn = ts.function(f)
+    got = fn(*(x.to("gpu:0") for x in inputs)).numpy()
+    want = f(*(x.to(ts.f64) for x in inputs)).numpy()
+    assert np.abs(got.astype(np.float64) - want).max() < 2e-2 * np.abs(want).max()
+    program = fn.program(*inputs).executable_on("gpu:0")
+    assert [k.fn.name for p in program.plans.values() for k in p.kernels] == ["matmul"]

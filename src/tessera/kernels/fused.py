@@ -230,12 +230,12 @@ def _spread(offset: DimLike, units: list[DimLike]) -> list[DimLike]:
     return parts
 
 
-def _gather_offsets(buffer: Buffer, index: Sequence[DimLike], point: Point) -> TileValue:
+def gather_offsets(buffer: Buffer, index: Sequence[DimLike], point: Point) -> TileValue:
     total = number(flat_index(index, buffer.shape), point)
     return tile.broadcast_to(tile.convert(total, "int64"), point.shape)
 
 
-def _edge_mask(point: Point) -> TileValue | None:
+def edge_mask(point: Point) -> TileValue | None:
     mask = point.mask
     for lane in point.lanes:
         if lane.ragged:
@@ -260,7 +260,7 @@ def load(buffer: Buffer, index: Sequence[DimLike], point: Point) -> TileValue:
     at = place(buffer, index, point)
     mask = _thin(at.mask, at.axes) if at is not None else False
     if at is None or mask is False:
-        return tile.gather(buffer, _gather_offsets(buffer, index, point), mask=_edge_mask(point))
+        return tile.gather(buffer, gather_offsets(buffer, index, point), mask=edge_mask(point))
     shape = tuple(a.extent for a, k in zip(point.lanes, at.axes, strict=True) if k is not None)
     got = tile.load(at.view, at.offsets, shape, axes=[k for k in at.axes if k is not None], check=at.check, mask=mask)
     if not point.lanes:
@@ -274,7 +274,7 @@ def store(buffer: Buffer, index: Sequence[DimLike], value: TileValue, point: Poi
     mask = _thin(at.mask, at.axes) if at is not None else False
     whole = at is not None and all(k is not None or a.extent == 1 for a, k in zip(point.lanes, at.axes, strict=True))
     if at is None or mask is False or not whole:
-        tile.scatter(buffer, _gather_offsets(buffer, index, point), tile.broadcast_to(value, point.shape), mask=_edge_mask(point))
+        tile.scatter(buffer, gather_offsets(buffer, index, point), tile.broadcast_to(value, point.shape), mask=edge_mask(point))
         return
     shape = tuple(a.extent for a, k in zip(point.lanes, at.axes, strict=True) if k is not None)
     value = tile.reshape(tile.broadcast_to(value, point.shape), shape)
@@ -338,7 +338,7 @@ class BlockRunner:
 
     def _check(self, op: Op, values: dict[Any, Any], point: Point) -> None:
         ok, seen = (values[v] for v in op.operands)
-        mask = _edge_mask(point)
+        mask = edge_mask(point)
         tile.check(ok if mask is None else ok | ~mask, seen, op.attrs["site"])
 
     def _pointwise(self, op: Op, values: dict[Any, Any]) -> TileValue:

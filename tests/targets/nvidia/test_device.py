@@ -51,6 +51,18 @@ def test_rows(n, dtype):
         close(f(g).numpy(), f(wide).numpy(), tolerance)
 
 
+@pytest.mark.parametrize("m, n", [(300, 264), (129, 72), (1024, 1024)])
+@pytest.mark.parametrize("dtype", [ts.bf16, ts.f16])
+def test_epilogues_are_part_of_the_product(m, n, dtype):
+    x, w, b, r = (ts.randn(*s).to(dtype) for s in ((m, 328), (328, n), (n,), (m, n)))
+    for f, inputs in ((lambda x, w, b: ts.gelu(x @ w + b), (x, w, b)), (lambda x, w, r: x @ w * 0.5 + r, (x, w, r)),
+                      (lambda x, w, b: ts.silu((x @ w).to(ts.f32) + b.to(ts.f32)), (x, w, b))):
+        fn = ts.function(f)
+        close(fn(*(i.to("gpu:0") for i in inputs)).numpy(), f(*(i.to(ts.f64) for i in inputs)).numpy(), 1e-2)
+        program = fn.program(*inputs).executable_on("gpu:0")
+        assert [k.fn.name for p in program.plans.values() for k in p.kernels] == ["matmul"]
+
+
 @ts.kernel
 def scaled_sum(X: ts.Tile["M", "N"], Y: ts.Tile["M", "N"], O: ts.Tile["M", "N"]):  # noqa: F821
     for i in ts.tile.range(X.shape[0], step=8):

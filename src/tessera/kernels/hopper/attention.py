@@ -11,7 +11,6 @@ Source: J. Shah et al., "FlashAttention-3" (2024), for the overlap and the turns
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +24,13 @@ from ...types.dims import Dim, DimLike, ceildiv
 from ...types.dtypes import DType, bf16, f32, int32
 
 LOG2_E = math.log2(math.e)
-LEAST = -1e30  # a finite maximum for rows that see no key of the first step: their weights are then 0
 TURN = 2  # the named barriers of the groups' turns start here
 
 
 @dataclass(frozen=True)
 class Config:
-    """How the work is cut: warp groups of 64 queries, keys of a step, stages of each ring (a power of two)."""
+    """How the work is cut: warp groups of 64 queries, keys of a step (a multiple of 64), stages of each ring (a power
+    of two)."""
 
     groups: int = 2
     keys: int = 128
@@ -40,12 +39,6 @@ class Config:
     @property
     def queries(self) -> int:
         return 64 * self.groups
-
-    @property
-    def crossed(self) -> int:
-        """How many steps may hold keys that some causal query of the block does not see."""
-        unit = math.gcd(self.queries, self.keys)
-        return max((start + self.queries - 1) // self.keys + 1 for start in range(0, self.keys, unit))
 
     @staticmethod
     def of(width: int) -> Config:
@@ -117,8 +110,8 @@ class _Steps:
         (self.queries, self.ring_k, self.ring_v, self.full_k, self.empty_k, self.full_v, self.empty_v, self.turn, self.following,
          self.factor) = parts
 
-    def one(self, i: Any, out: TileValue, weights: TileValue, total: TileValue, top: TileValue, visible: Any = None) -> Any:
-        """(out, weights, total, top) after step ``i``; ``visible`` hides scores."""
+    def one(self, i: Any, begun: Any, out: TileValue, weights: TileValue, total: TileValue, top: TileValue) -> Any:
+        """(out, weights, total, top) after step ``i``; step ``begun`` was the group's first."""
         c, factor = self.config, self.factor
         stage, phase = _next(i, c.stages)
         before, phase_before = _next(i - 1, c.stages)
@@ -128,14 +121,12 @@ class _Steps:
         s = tile.wgmma(tile.uninitialized((64, c.keys)), self.queries, self.ring_k[stage].T, accumulate=False)
         tile.wgmma_commit()
         self.full_v.wait(before, phase_before)
-        out = tile.wgmma(out, weights, self.ring_v[before], accumulate=i > 1)
+        out = tile.wgmma(out, weights, self.ring_v[before], accumulate=i > begun + 1)
         tile.wgmma_commit()
         if c.groups > 1:
             tile.barrier_arrive(self.following, 256)
         s = tile.wgmma_wait(s, pending=1)  # the scores are there; the values are still being weighted
         self.empty_k.arrive(stage)
-        if visible is not None:
-            s = visible(s)
         higher = dsl.maximum(top, dsl.max(s, 1, keepdims=True))
         decay = dsl.exp2_approx((top - higher) * factor)
         p = _exponentials(s, higher, factor)
@@ -187,33 +178,38 @@ def _attention(q: Buffer, k: Buffer, v: Buffer, o: Buffer, *rest: Any) -> None:
             tile.barrier_arrive(TURN, 256)  # the first turn is the first group's
 
         here.wait(0, 0)
-        full_k.wait(0, 0)
+        begun: Any = 0
+        if causal and keys % cfg.queries:  # the last keys may be seen by later groups alone: this one lets them pass, turns and all
+            begun = last - dsl.minimum(row // keys, last)
+            for i in dsl.range(0, begun):
+                stage, phase = _next(i, stages)
+                for full, empty in ((full_k, empty_k), (full_v, empty_v)):
+                    full.wait(stage, phase)
+                    empty.arrive(stage)
+                tile.barrier_sync(turn, 256)
+                tile.barrier_arrive(following, 256)
+        stage, phase = _next(begun, stages)
+        full_k.wait(stage, phase)
         if groups > 1:
             tile.barrier_sync(turn, 256)
-        s = tile.wgmma(tile.uninitialized((64, keys)), queries, ring_k[0].T, accumulate=False)
+        s = tile.wgmma(tile.uninitialized((64, keys)), queries, ring_k[stage].T, accumulate=False)
         tile.wgmma_commit()
         if groups > 1:
             tile.barrier_arrive(following, 256)
         s = tile.wgmma_wait(s)
-        empty_k.arrive(0)
-        s = _visible(s, row, last * keys, length, causal)
-        top = dsl.maximum(dsl.max(s, 1, keepdims=True), LEAST)
+        empty_k.arrive(stage)
+        s = _visible(s, row, (last - begun) * keys, length, causal)  # the only keys that a group sees in part
+        top = dsl.max(s, 1, keepdims=True)
         p = _exponentials(s, top, factor)
         total = _sums(p)
         weights = p.to(v.dtype)
         out = tile.uninitialized((64, width))
         steps = _Steps(cfg, queries, ring_k, ring_v, full_k, empty_k, full_v, empty_v, turn, following, factor)
-        crossed = as_value(1)
-        if causal and cfg.crossed > 1:
-            crossed = dsl.minimum(cfg.crossed, blocks)
-            for i in dsl.range(1, crossed):
-                hide = functools.partial(_visible, row=row, key=(last - i) * keys, keys=length, causal=True)
-                out, weights, total, top = steps.one(i, out, weights, total, top, hide)
-        for i in dsl.range(crossed, blocks):
-            out, weights, total, top = steps.one(i, out, weights, total, top)
+        for i in dsl.range(begun + 1, blocks):
+            out, weights, total, top = steps.one(i, begun, out, weights, total, top)
         final, phase = _next(last, stages)
         full_v.wait(final, phase)
-        out = tile.wgmma(out, weights, ring_v[final], accumulate=blocks > 1)
+        out = tile.wgmma(out, weights, ring_v[final], accumulate=blocks > begun + 1)
         tile.wgmma_commit()
         out = tile.wgmma_wait(out)
         sums = dsl.sum(total, 1, keepdims=True)

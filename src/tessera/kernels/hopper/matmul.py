@@ -21,8 +21,8 @@ from ...tiling.dsl import Buffer, TileValue, tile_function
 from ...types.dims import Dim, DimLike
 from ...types.dtypes import DType, bf16
 
-Epilogue = Callable[[TileValue, Any, Any], Any]
-"""(values [64, columns] in f32, first row, first column) -> what is stored."""
+Epilogue = Callable[..., Any]
+"""(values [64, columns] in f32, first row, first column, the program's buffers …) -> what is stored."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,27 @@ class Config:
 
 
 def matmul_program(m: DimLike, n: DimLike, k: DimLike, *, dtype: DType = bf16, out: DType | None = None, transposed: bool = True,
-                   epilogue: Epilogue | None = None, extra: tuple[tuple[str, BufferType], ...] = (), config: Config | None = None,
-                   name: str = "matmul") -> Function:
+                   epilogue: Epilogue | None = None, extra: tuple[tuple[str, BufferType], ...] = (), before: int = 0,
+                   config: Config | None = None, name: str = "matmul") -> Function:
     """The tile program of one product.
 
     Args:
         transposed: B is stored ``[n, k]``, else ``[k, n]``.
-        epilogue: what becomes of each piece of C before it is stored; it may load from ``extra`` buffers, which follow C:
-            it is called with them as further arguments.
+        epilogue: what becomes of each piece of C before it is stored; it may load from the buffers: it is called with all of
+            them, in order, as further arguments.
+        extra: buffers beside A, B and C, which stand after B; ``before`` of them come before C.
     """
     c = config or Config()
     result = out or dtype
     buffers = [("a", BufferType(dtype, (m, k))), ("b", BufferType(dtype, (n, k) if transposed else (k, n))),
-               ("c", BufferType(result, (m, n))), *extra]
+               *extra[:before], ("c", BufferType(result, (m, n))), *extra[before:]]
     sizes: dict[str, None] = {}
     for _, t in buffers:
         for d in t.shape:
             if isinstance(d, Dim):
                 sizes.update(dict.fromkeys(sorted(d.names)))
     program = dsl.TileProgram(name, buffers, tuple(sizes), grid=(c.blocks,))
-    return dsl.build(program, _matmul, c, (m, n, k), transposed, epilogue)
+    return dsl.build(program, _matmul, c, (m, n, k), transposed, epilogue, before)
 
 
 def _tile_of(t: Any, rows: Any, columns: Any, raster: int) -> tuple[Any, Any]:
@@ -86,8 +87,9 @@ def _tile_of(t: Any, rows: Any, columns: Any, raster: int) -> tuple[Any, Any]:
 
 
 @tile_function
-def _matmul(a: Buffer, b: Buffer, c: Buffer, *rest: Any) -> None:
-    *extra, cfg, (m, n, k), transposed, epilogue = rest
+def _matmul(a: Buffer, b: Buffer, *rest: Any) -> None:
+    *others, cfg, (m, n, k), transposed, epilogue, before = rest
+    c = others[before]
     stages, share = cfg.stages, cfg.n // cfg.cluster
     ring_a = tile.alloc_tiles(stages, cfg.m, cfg.k, dtype=a.dtype)
     ring_b = tile.alloc_tiles(stages, *((cfg.n, cfg.k) if transposed else (cfg.k, cfg.n)), dtype=b.dtype)
@@ -141,7 +143,7 @@ def _matmul(a: Buffer, b: Buffer, c: Buffer, *rest: Any) -> None:
             for i in range(cfg.n // piece):
                 values = dsl.slice(acc, (0, i * piece), (64, i * piece + piece))
                 if epilogue is not None:
-                    values = epilogue(values, y, x + i * piece, *extra)
+                    values = epilogue(values, y, x + i * piece, a, b, *others)
                 box = outbox[g * 2 + i % 2]
                 tile.tma_wait(pending=1, read=True)  # the store before last has left this buffer
                 tile.barrier_sync(g + 1, 128)

@@ -7,9 +7,12 @@ from typing import Any
 
 from ...ir.core import Function, Op
 from ...scheduling.templates import block, flat_index, is_plain_store
+from ...tiling import dsl
+from ...tiling.dsl import Buffer, TileValue
 from ...types.dims import DimLike, evaluate
 from ...types.dims import name as dim_name
 from ...types.dtypes import bf16, f16, f32
+from ..fused import BlockRunner, Lanes, Point, edge_mask, gather_offsets, load, place
 from . import attention, matmul
 
 
@@ -41,8 +44,13 @@ def _read(op: Op, role: str, operand: int) -> DimLike:
 
 def _stored(op: Op) -> tuple[int, DimLike] | None:
     """(operand, offset) of the only store of a plain epilogue."""
+    return _only_store(op) if is_plain_store(op) else None
+
+
+def _only_store(op: Op) -> tuple[int, DimLike] | None:
+    """(operand, offset) of the only store of an epilogue that is made of loads, elementwise ops and it."""
     epilogue = block(op, "epilogue")
-    if epilogue is None or not is_plain_store(op):
+    if epilogue is None or any(o.name in ("check", "guard") or o.blocks or o.attrs.get("dyn") for o in epilogue.ops):
         return None
     stores = [o for o in epilogue.ops if o.name == "store"]
     if len(stores) != 1 or stores[0].operands[0] not in epilogue.args:
@@ -52,6 +60,45 @@ def _stored(op: Op) -> tuple[int, DimLike] | None:
 
 
 
+class _Whole(Point):
+    """A point whose numbers have the tile's whole shape: each thread then has those of its own elements."""
+
+    def number(self, loop: str) -> TileValue:
+        i = self.names()[loop]
+        counted: TileValue = dsl.iota(self.shape, i) + self.lanes[i].base
+        return counted
+
+
+class _Epilogue(BlockRunner):
+    """An epilogue whose value is wanted, not stored: the copy engine does that."""
+
+    def _load(self, op: Op, values: dict[Any, Any], point: Point) -> TileValue:
+        """What is the same along rows or columns is loaded by each thread for its own elements, not passed between them."""
+        buffer, index = self.buffers[op.operands[0]], op.attrs["index"]
+        at = place(buffer, index, point)
+        if at is not None and None not in at.axes:
+            return load(buffer, index, point)
+        return dsl.gather(buffer, gather_offsets(buffer, index, point), mask=edge_mask(point))
+
+    def _store(self, op: Op, values: dict[Any, Any], point: Point) -> None:
+        self.value = values[op.operands[1]]
+
+
+def _epilogue_of(op: Op) -> matmul.Epilogue | None:
+    """The epilogue of a product as a function of a piece of C; None: C is stored as it is."""
+    if is_plain_store(op):
+        return None
+    (m, rows), (n, columns) = op.attrs["m"], op.attrs["n"]
+    body = block(op, "epilogue")
+    assert body is not None
+
+    def epilogue(values: TileValue, y: Any, x: Any, *buffers: Buffer) -> TileValue:
+        runner = _Epilogue(body, buffers)
+        height, width = values.shape
+        runner.run(_Whole({}, (Lanes(m, y, height, rows, True), Lanes(n, x, width, columns, True, aligned=True))), values)
+        return dsl.broadcast_to(runner.value, values.shape)
+
+    return epilogue
 
 
 def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
@@ -59,20 +106,22 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
     m, n, k = a["m"], a["n"], a["k"]
     if a.get("batch") or "lhs" not in a or "rhs" not in a or a["accumulate"] is not f32:
         return None
-    stored = _stored(op)
+    stored = _only_store(op)
     if stored is None or stored[1] != _dense(m, n):
         return None
     dtype, out = op.operands[0].type.dtype, op.operands[stored[0]].type.dtype
     straight, turned, rhs = _dense(k, n), _dense(n, k), _read(op, "rhs", 1)
     if dtype not in (bf16, f16) or op.operands[1].type.dtype is not dtype or out not in (bf16, f16, f32) or \
-            _read(op, "lhs", 0) != _dense(m, k) or rhs not in (straight, turned) or len(op.operands) != 3:
+            _read(op, "lhs", 0) != _dense(m, k) or rhs not in (straight, turned):
         return None
     rows, columns, depth = (int(evaluate(d[1], dict(env))) for d in (m, n, k))
     if columns % 8 or depth % 8 or rows < 64 or columns < 64 or depth < 64:
         return None
     blocks = machine.units // 2 * 2
     config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks)
-    return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, config=config)
+    extra = tuple((f"x{i}", v.type) for i, v in enumerate(op.operands) if i not in (0, 1, stored[0]))
+    return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, epilogue=_epilogue_of(op),
+                                 extra=extra, before=stored[0] - 2, config=config)
 
 
 def _attention(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
