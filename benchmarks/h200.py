@@ -1,4 +1,4 @@
-"""Tessera beside cuBLAS, cuDNN and PyTorch on one NVIDIA GPU: ``python benchmarks/h200.py [--only gemm,epilogue,attention,rows,chain,host]``.
+"""Tessera beside cuBLAS, cuDNN and PyTorch on one NVIDIA GPU: ``python benchmarks/h200.py [--only gemm,epilogue,attention,rows,…]``.
 
 All in one process, on the same memory (taken over by DLPack), on fresh random data.  Kernels are timed as CUDA graphs of several
 launches over several sets of buffers, so that neither Python nor the second-level cache flatters anybody; a figure is the median over

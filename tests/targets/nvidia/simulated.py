@@ -71,9 +71,6 @@ class Kernel(kernels.Kernel):
     def parameters(self, pointers, env, status=0, scratch=0):
         return Parameters(pointers, env, status)
 
-    def starter(self, stream, p, blocks):
-        return lambda: self.launch(stream, p, blocks) or 0
-
     def launch(self, stream, p, blocks):
         arrays = []
         for at, t in zip(p.pointers, self.buffers, strict=True):

@@ -17,7 +17,7 @@ from typing import Any
 from ...ir.core import BufferType, Function
 from ...tiling import dsl
 from ...tiling import explicit as tile
-from ...tiling.dsl import Buffer, TileValue, tile_function
+from ...tiling.dsl import Buffer, tile_function
 from ...types.dims import Dim, DimLike
 from ...types.dtypes import DType, bf16
 

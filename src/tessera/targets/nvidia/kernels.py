@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ...errors import CompileError
 from ...ir.core import BufferType, Function
@@ -79,11 +79,6 @@ class Kernel:
     def launch(self, stream: driver.Stream, parameters: driver.Parameters, blocks: int) -> None:
         if blocks:
             driver.launch(self.function, blocks, self.module.threads, self.module.shared, stream, parameters)
-
-
-    def starter(self, stream: driver.Stream, parameters: driver.Parameters, blocks: int) -> Callable[[], int]:
-        """:meth:`launch` with its arguments prepared; it returns the driver's code, 0 where all is well."""
-        return driver.starter(self.function, blocks, self.module.threads, self.module.shared, stream, parameters)
 
 
 @functools.lru_cache(maxsize=4096)
