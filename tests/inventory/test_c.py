@@ -368,7 +368,7 @@ def test_c032_a_cleared_cache_gives_its_memory_back() -> None:
     cache = ts.KVCache()
     cache.update(ts.zeros(1, 8, 4096, 64), ts.zeros(1, 8, 4096, 64))  # 2 x 8.4 MB
     held = ts.memory.get_memory_usage() - before
-    assert held >= cache.nbytes / 1e9 >= 0.0167
+    assert held > cache.nbytes / 1e9 - 1e-6 > 0.0167
     released = cache.clear()
     gc.collect()
     assert released >= 2 * 8 * 4096 * 64 * 4 and ts.memory.get_memory_usage() - before <= held - released / 1e9 + 1e-4
