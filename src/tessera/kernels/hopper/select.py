@@ -60,6 +60,14 @@ def _only_store(op: Op) -> tuple[int, DimLike] | None:
 
 
 
+def _reads_elsewhere(op: Op, target: int, offset: DimLike) -> bool:
+    """True when the epilogue reads its result's memory at other places than it stores to: pieces are stored in no fixed order."""
+    epilogue = block(op, "epilogue")
+    assert epilogue is not None
+    return any(o.name == "load" and op.operands[epilogue.args.index(o.operands[0])] is op.operands[target]
+               and flat_index(o.attrs["index"], o.operands[0].type.shape) != offset for o in epilogue.ops)
+
+
 class _Whole(Point):
     """A point whose numbers have the tile's whole shape: each thread then has those of its own elements."""
 
@@ -107,7 +115,7 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
     if a.get("batch") or "lhs" not in a or "rhs" not in a or a["accumulate"] is not f32:
         return None
     stored = _only_store(op)
-    if stored is None or stored[1] != _dense(m, n):
+    if stored is None or stored[0] < 2 or stored[1] != _dense(m, n) or _reads_elsewhere(op, *stored):
         return None
     dtype, out = op.operands[0].type.dtype, op.operands[stored[0]].type.dtype
     straight, turned, rhs = _dense(k, n), _dense(n, k), _read(op, "rhs", 1)
