@@ -47,6 +47,19 @@ def _lstm() -> Arrays:
             "xs": normal(STEPS, STREAMS, HIDDEN)}
 
 
+def _pool() -> Arrays:
+    """The first pooling of a ResNet: 3 x 3 windows, 2 apart, and a cotangent of the result."""
+    rng = np.random.default_rng(5)
+    return {"x": rng.standard_normal((8, 64, 112, 112), dtype=np.float32), "g": rng.standard_normal((8, 64, 56, 56), dtype=np.float32)}
+
+
+def _stem() -> Arrays:
+    """The first convolution of a ResNet: 7 x 7 windows, 2 apart."""
+    rng = np.random.default_rng(6)
+    return {"x": rng.standard_normal((8, 3, 224, 224), dtype=np.float32), "w": rng.standard_normal((64, 3, 7, 7), dtype=np.float32),
+            "g": rng.standard_normal((8, 64, 112, 112), dtype=np.float32)}
+
+
 _FORWARD = 2.0 * 256 * (12 * 12 * 768 * 768 + 768 * 50257) + 12 * 2.0 * 256 * 256 * 768
 _LSTM = 2.0 * STEPS * STREAMS * 2 * HIDDEN * 4 * HIDDEN
 
@@ -56,6 +69,9 @@ CASES: dict[str, Case] = {
     "per_example": Case("gradients of each of 256 examples, MLP 64-256-256-10, cross entropy", _per_example, group=True),
     "lstm": Case("scan of an LSTM over 512 steps, 16 streams, 256 units", _lstm, _LSTM, group=True),
     "lstm_grad": Case("the same, with the gradients of its weights (sum of squares of all states)", _lstm, 3 * _LSTM, group=True),
+    "pool_grad": Case("derivative of max pooling 3 x 3 / 2, 8 x 64 x 112 x 112, distinct numbers", _pool),
+    "stem_grad": Case("derivative by the kernel of a convolution 7 x 7 / 2, 8 x 3 x 224 x 224 to 64 channels", _stem,
+                      2.0 * 8 * 64 * 112 * 112 * 3 * 49),
 }
 
 

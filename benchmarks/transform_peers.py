@@ -72,6 +72,16 @@ class JaxPeer(peers.JaxPeer):
     def _lstm_grad(self, a: Arrays) -> Any:
         return self.jax.grad(lambda *args: (self._states(*args) ** 2).sum(), (0, 1, 2)), [a[n] for n in ("wx", "wh", "b", "xs")]
 
+    def _pool_grad(self, a: Arrays) -> Any:
+        jax = self.jax
+        pool = lambda x: jax.lax.reduce_window(x, -jax.numpy.inf, jax.lax.max, (1, 1, 3, 3), (1, 1, 2, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        return lambda x, g: jax.vjp(pool, x)[1](g), (a["x"], a["g"])
+
+    def _stem_grad(self, a: Arrays) -> Any:
+        jax = self.jax
+        conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), ((3, 3), (3, 3)))
+        return lambda x, w, g: jax.vjp(lambda w: conv(x, w), w)[1](g), (a["x"], a["w"], a["g"])
+
     def to_numpy(self, out: Any) -> np.ndarray:
         return gradients(self.jax.tree.leaves(out))
 
@@ -154,6 +164,21 @@ class TorchPeer(peers.TorchPeer):
             return [module.weight_ih_l0.grad.T, module.weight_hh_l0.grad.T, module.bias_ih_l0.grad]
         return run
 
+    def _pullback(self, fn: Any, x: Any, g: Any) -> Thunk:
+        """The cotangent of ``x`` through ``fn``."""
+        run = self._ready(fn)
+        return lambda: [*self.torch.autograd.grad(run(x), x, g)]
+
+    def _pool_grad(self, a: Arrays) -> Thunk:
+        torch = self.torch
+        x, g = torch.from_numpy(a["x"]).requires_grad_(True), torch.from_numpy(a["g"])
+        return self._pullback(lambda x: torch.nn.functional.max_pool2d(x, 3, 2, 1), x, g)
+
+    def _stem_grad(self, a: Arrays) -> Thunk:
+        torch = self.torch
+        x, w, g = (torch.from_numpy(a[n]) for n in ("x", "w", "g"))
+        return self._pullback(lambda w: torch.nn.functional.conv2d(x, w, None, 2, 3), w.requires_grad_(True), g)
+
     def to_numpy(self, out: Any) -> np.ndarray:
         return gradients([t.detach().numpy() for t in out])
 
@@ -205,6 +230,18 @@ class TesseraPeer(peers.TesseraPeer):
         args = [ts.from_numpy(a[n]) for n in ("wx", "wh", "b", "xs")]
         run = ts.grad(lambda *p: (self._states(*p) ** 2).sum(), argnums=(0, 1, 2))
         return lambda: run(*args)
+
+    def _pool_grad(self, a: Arrays) -> Thunk:
+        ts = self.ts
+        run = ts.jit(lambda x, g: ts.vjp(lambda x: ts.max_pool(x, 3, 2, 1), x)[1](g))
+        x, g = ts.from_numpy(a["x"]), ts.from_numpy(a["g"])
+        return lambda: run(x, g)
+
+    def _stem_grad(self, a: Arrays) -> Thunk:
+        ts = self.ts
+        run = ts.jit(lambda x, w, g: ts.vjp(lambda w: ts.conv(x, w, stride=2, padding=3), w)[1](g))
+        x, w, g = (ts.from_numpy(a[n]) for n in ("x", "w", "g"))
+        return lambda: run(x, w, g)
 
     def to_numpy(self, out: Any) -> np.ndarray:
         import optree
