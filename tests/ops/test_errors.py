@@ -137,6 +137,9 @@ RUNNING = [
     (lambda x, k: o.dynamic_update_slice(x, x, (k, 0)), (X, np.array(-1)), IndexOutOfRangeError, "at -1 leaves axis 0"),
     (o.floor_div, (np.array([1, 2]), np.array([1, 0])), NumericalError, "by zero"),
     (o.mod, (np.array([1, 2], np.uint8), np.array([1, 0], np.uint8)), NumericalError, "by zero"),
+    (linalg.cholesky, (np.array([[1, 2], [2, 1]], np.float32),), NumericalError,
+     "cholesky takes positive definite matrices; the leading minor of order 2 is not positive (or NaN)"),
+    (linalg.cholesky, (np.array([np.eye(2), [[np.nan, 0], [0, 1]]], np.float64),), NumericalError, "minor of order 1"),
     (lambda x, t: o.cross_entropy(x, t), (X, np.array([0, 3])), IndexOutOfRangeError, "index 3 is out of bounds"),
 ]
 

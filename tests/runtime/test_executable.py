@@ -153,6 +153,23 @@ def test_the_error_names_the_users_line():
     assert "return a // b  # ← Error here" in str(e.value)
 
 
+def test_a_template_that_checks_its_operand_names_the_users_line():
+    @ts.jit
+    def factor(a):
+        return ts.linalg.cholesky(a) + 1
+
+    indefinite = ts.tensor([[1.0, 2.0], [2.0, 1.0]])
+    for call in (factor, ts.linalg.cholesky):  # compiled and eager
+        with pytest.raises(ts.NumericalError, match="leading minor of order 2"):
+            call(indefinite)
+    with pytest.raises(ts.NumericalError) as e:
+        factor(indefinite)
+    assert "return ts.linalg.cholesky(a) + 1  # ← Error here" in str(e.value)
+    np.testing.assert_array_equal(factor(ts.eye(2)).numpy(), np.eye(2) + 1)
+    with ts.unchecked():
+        assert np.isnan(ts.linalg.cholesky(indefinite).numpy()).all()
+
+
 @pytest.mark.skipif(not host_cpu().triple.startswith("x86_64"), reason="x86 descriptions")
 def test_a_lesser_machine_has_a_cache_of_its_own(disk):
     fn, x = parse_function(AFFINE), floats(5, 16)

@@ -12,7 +12,7 @@ from ..ir.core import Function, Op
 from ..tiling import dsl as tile
 from ..tiling.templates import register
 from ..types.dims import DimLike, product
-from ..types.dtypes import DType, bool_, int64
+from ..types.dtypes import DType, int64
 from .programs import blocks, open_program
 
 _ROWS = 4  # rows that share the loads of another row
@@ -28,21 +28,22 @@ def _lanes(machine: Any, dtype: DType, n: DimLike, vectors: int) -> int:
 # -- Cholesky ------------------------------------------------------------------------------------------------------------
 @register("cholesky")
 def cholesky(op: Op, machine: Any, name: str) -> Function:
-    """Operands: x [..., n, n], of which the lower triangle is read, and L."""
+    """Operands: x [..., n, n], of which the lower triangle is read, and L; attribute ``site``, the number of the check of the
+    pivots (absent: a matrix that is not positive definite gives NaN only)."""
     shape, dtype = op.operands[0].type.shape, op.operands[0].type.dtype
     batch, n = product(shape[:-2]), shape[-1]
     program = open_program(op, name, (batch,), [(batch, n, n)] * 2)
-    return tile.build(program, _cholesky, n, _lanes(machine, dtype, n, 2))
+    return tile.build(program, _cholesky, n, _lanes(machine, dtype, n, 2), op.attrs.get("site"))
 
 
 @tile.tile_function
-def _cholesky(x: tile.Buffer, out: tile.Buffer, n: DimLike, lanes: int) -> None:
+def _cholesky(x: tile.Buffer, out: tile.Buffer, n: DimLike, lanes: int, site: int | None) -> None:
     at = tile.program_id(0)
-    bad = tile.constant(False, bool_)
+    bad = tile.constant(0, int64)  # the order of the first leading minor that is not positive
     for j in tile.range(n):
         (square,) = _dots(out, at, [j], j, lanes)
         pivot = tile.load(x, (at, j, j)) - square
-        bad = tile.logical_or(bad, tile.logical_not(pivot > 0))
+        bad = tile.where(tile.logical_or(bad > 0, pivot > 0), bad, j + 1)
         diagonal = tile.sqrt(pivot)
         tile.store(out, (at, j, j), diagonal)
         for col in tile.range(j + 1, n, lanes):
@@ -53,7 +54,9 @@ def _cholesky(x: tile.Buffer, out: tile.Buffer, n: DimLike, lanes: int) -> None:
             rows = [tile.minimum(i + r, last) for r in range(_ROWS)]  # past the end: the last row again
             for row, dot in zip(rows, _dots(out, at, rows, j, lanes), strict=True):
                 tile.store(out, (at, row, j), (tile.load(x, (at, row, j)) - dot) / diagonal)
-    if bad:
+    if site is not None:
+        tile.check(bad == 0, bad, site)
+    if bad > 0:
         for row in tile.range(n):
             for col in tile.range(0, n, lanes):
                 inside = tile.iota((lanes,)) < tile.size(n) - col

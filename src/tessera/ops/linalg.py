@@ -58,7 +58,7 @@ def _cholesky_infer(types: Types, attrs: Attrs) -> Types:
     return (types[0],)
 
 
-def _cholesky_reference(x: Array) -> Array:
+def _cholesky_reference(x: Array, checked: bool = True) -> Array:
     """Column by column; the lower triangle is read.  A matrix that is not positive definite gives NaN."""
     out = np.tril(x)
     n = x.shape[-1]
@@ -77,7 +77,7 @@ primitive("cholesky", family="linalg", infer=_cholesky_infer, reference=_cholesk
           batch=br.leading,
           bound=Bound(4, _terms), jvp=rules.cholesky_jvp, vjp=rules.cholesky_back,
           doc="The lower triangular L with L L^T = x, of which the lower triangle is read; zeros above. "
-          "NaN where x is not positive definite.")
+          "A matrix that is not positive definite is an error of the call; unchecked, it gives NaN.", facts={"attrs": ("checked",)})
 
 
 def _system(name: str, types: Types) -> Types:
@@ -270,7 +270,11 @@ def _float(x: Any) -> Any:
 
 
 def cholesky(x: Any, upper: bool = False) -> Any:
-    """The lower triangular L with L L^T = x (or its transpose, ``upper``); NaN where x is not positive definite."""
+    """The lower triangular L with L L^T = x (or its transpose, ``upper``), for x [..., n, n], of which the lower triangle is read.
+
+    Raises:
+        NumericalError: a matrix is not positive definite (or has NaN); under ``ts.unchecked()`` it gives NaN instead.
+    """
     y = bind("cholesky", _float(x))
     return sh.matrix_transpose(y) if upper else y
 

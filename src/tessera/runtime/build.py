@@ -25,6 +25,7 @@ from ..targets.cpu.program import Kernel, arena_bytes, emit_program, external_ca
 from ..tiling.assign import assign_layouts
 from ..types.dims import format_dim
 from .cache import digest, key_of, source_hash
+from .failures import check_number
 from .manifest import Manifest, buffer_facts
 from .stages import STAGES, Exchange, Stage
 
@@ -295,8 +296,9 @@ def number_checks(fn: Function) -> None:
         own = tuple(f.attrs.get("sites", ()))
         if base and own:
             for op in f.walk():
-                if op.name == "check":
-                    op.attrs["site"] = op.attrs["site"] + base
+                number = check_number(op)
+                if number is not None:
+                    op.attrs["site"] = number + base
         messages += own
         for name, tile in list(f.functions.items()):
             own = tuple(tile.attrs.get("sites", ()))

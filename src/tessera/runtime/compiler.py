@@ -211,6 +211,7 @@ class Origin:
     def location(self, site: int) -> Loc | None:
         """The user's line behind a check.  Locations are in no cache, so the program is scheduled again for it."""
         from ..targets.cpu.program import reachable
+        from .failures import check_number
         from .stages import Exchange
         exchange = Exchange(self.fn.name, self.fn.name)
         exchange.dump_to = exchange.read_from = None
@@ -223,7 +224,7 @@ class Origin:
         for f in functions:
             for op in f.body.ops:
                 for inner in op.walk():
-                    if inner.name == "check" and inner.attrs.get("site") == site:
+                    if check_number(inner) == site:
                         return inner.loc or op.loc
         return None
 

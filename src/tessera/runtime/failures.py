@@ -10,7 +10,7 @@ from ..errors import IndexOutOfRangeError, NumericalError, TesseraError
 from ..types.dims import evaluate, parse_dim
 
 if TYPE_CHECKING:
-    from ..ir.core import Loc
+    from ..ir.core import Loc, Op
     from .manifest import Manifest
 
 
@@ -28,6 +28,11 @@ class Source(Protocol):
 
 
 _SIZE = re.compile(r"\bsize ([^\s,;]+)")
+
+
+def check_number(op: Op) -> int | None:
+    """The number of the check that an op of a schedule makes: a ``check``, or a template that checks its operands itself."""
+    return op.attrs.get("site") if op.name in ("check", "template") else None
 
 
 def raise_failure(manifest: Manifest, source: Source, env: Mapping[str, int], site: int, value: int) -> None:

@@ -32,7 +32,7 @@ from ..types.dtypes import DType
 from ..types.shapes import unify
 from . import plans
 from .cache import key_of, source_hash
-from .failures import raise_failure
+from .failures import check_number, raise_failure
 from .manifest import Manifest
 from .plans import Ref, Step
 
@@ -217,7 +217,7 @@ class GpuProgram:
     def location(self, site: int) -> Any:
         for f in reachable(self.sched):
             for op in f.walk():
-                if op.name == "check" and op.attrs.get("site") == site:
+                if check_number(op) == site:
                     return op.loc
         return None
 

@@ -31,7 +31,7 @@ from ..types.dtypes import DType, as_dtype
 from ..types.shapes import unify
 from . import plans
 from .cache import key_of, source_hash
-from .failures import raise_failure
+from .failures import check_number, raise_failure
 from .manifest import Manifest
 from .plans import Ref, Step
 
@@ -190,7 +190,7 @@ class Program:
 
     def location(self, site: int) -> Loc | None:
         """The user's line behind a check."""
-        return next((op.loc for f in reachable(self.sched) for op in f.walk() if op.name == "check" and op.attrs.get("site") == site), None)
+        return next((op.loc for f in reachable(self.sched) for op in f.walk() if check_number(op) == site), None)
 
     def kernel(self, f: Function, op: Op, aligned: bool) -> Kernel:
         """The kernel of a launch."""

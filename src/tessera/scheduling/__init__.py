@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, controlflow, convolution, products, program, rows, scatter, updates  # noqa: F401 (they enter their launches)
+from . import attention, checked, controlflow, convolution, products, program, rows, updates  # noqa: F401 (they enter their launches)
 from .program import schedule
 
 program.IN_PLACE.update(updates.IN_PLACE)

@@ -95,7 +95,7 @@ def _foldable(op: Op) -> bool:
     return isinstance(size, int) and size <= FOLD_LIMIT and not _mentions_sizes(op.attrs)
 
 
-CHECKED = ("floor_div", "mod", "gather", "take", "take_along_axis", "scatter")
+CHECKED = ("floor_div", "mod", "gather", "take", "take_along_axis", "scatter", "cholesky")
 
 
 def _mentions_sizes(attrs: Any) -> bool:
