@@ -1,6 +1,6 @@
 """What starting costs: import, first calls with a cold and a warm disk cache, and calls of tiny programs.
 
-    python benchmarks/start.py [--rounds 3]
+    python benchmarks/start.py [--rounds 3] [--out FILE]
 
 Each figure comes from fresh processes; the cache is a directory of its own.  Prints JSON.
 """
@@ -14,6 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+
+from cpu import machine
 
 IMPORT = "import time; t = time.perf_counter(); import tessera; print((time.perf_counter() - t) * 1e3)"
 
@@ -56,7 +59,9 @@ def run(code: str, cache: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--out", type=Path, default=None, help="JSON file, beside what is printed")
+    args = parser.parse_args()
+    rounds = args.rounds
     cold, warm = [], []
     with tempfile.TemporaryDirectory() as shared:
         run(IMPORT, shared)
@@ -66,10 +71,14 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as cache:
                 cold.append(float(run(GPT2, cache)))
                 warm.append(float(run(GPT2, cache)))
-    print(json.dumps({
+    report = json.dumps({
+        "machine": machine(sorted(os.sched_getaffinity(0))),
         "import_ms": round(statistics.median(imports), 1), "call_us": {k: round(v, 2) for k, v in tiny.items()},
         "gpt2_first_call_beyond_steady_s": {"cold": round(statistics.median(cold), 2), "warm": round(statistics.median(warm), 2)},
-    }, indent=1))
+    }, indent=1)
+    print(report)
+    if args.out is not None:
+        args.out.write_text(report + "\n")
 
 
 if __name__ == "__main__":
