@@ -223,7 +223,8 @@ def to(x: Tensor, target: Any) -> Tensor:
 def moved(cast: Callable[..., Any], x: Tensor, target: Any = None, *args: Any, device: Any = None, **kwargs: Any) -> Any:
     """``x.to(target)``: :func:`to` where ``target`` (or ``device=``) is a device, else ``cast``; both where both are given."""
     if names_device(target):
-        return to(x, target)
+        there = to(x, target)
+        return cast(there, *args, **kwargs) if args or kwargs else there
     out = x if device is None else to(x, device)
     return out if target is None else cast(out, target, *args, **kwargs)
 

@@ -198,3 +198,9 @@ def test_a011_assignment_on_a_device(simulated: None) -> None:
     out = ts.zeros(2, 3).to("gpu:0")
     double(a, out)
     assert out.device == "gpu:0" and out.tolist() == [[16] * 3] * 2
+
+
+def test_a_device_and_a_dtype_in_one_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_SIM_DEVICES", "1")
+    moved = ts.ones(3).to("gpu:0", ts.f64)
+    assert moved.dtype is ts.f64 and moved.device == "gpu:0"

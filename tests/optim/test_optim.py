@@ -251,3 +251,13 @@ def test_an_assignment_in_a_branch_or_a_pure_function_is_refused():
 
     with pytest.raises(errors.EffectError, match="'assign' has the effect state"):
         pure(ts.tensor(1.0))
+
+
+@pytest.mark.parametrize("dtype", [ts.bf16, ts.f16])
+def test_a_narrow_parameter_that_was_given_another_value_keeps_it(dtype):
+    model = ts.nn.Linear(2, 2).to(dtype)
+    opt = optim.Adam(model, lr=1e-3)
+    opt.step({"weight": ts.ones(2, 2)})
+    model.load_state_dict({k: ts.full(tuple(v.shape), 3.0, dtype=dtype) for k, v in model.state_dict().items()})
+    opt.step({"weight": ts.ones(2, 2)})
+    assert np.allclose(model.weight.to(ts.f32).numpy(), 3, atol=2e-2)

@@ -603,3 +603,13 @@ def test_annotations_of_others_are_left_alone(annotation):
     scope = {"ts": ts}
     exec(f"from __future__ import annotations\n@ts.function\ndef f(x: {annotation}):\n    return x\n", scope)
     assert scope["f"](ts.ones(3)).shape == (3,)
+
+
+def test_an_annotation_of_many_arguments_is_of_each():
+    @ts.function
+    def total(x: ts.Tensor["N"], *rest: ts.Tensor["N"], **named: ts.Tensor["N"]):
+        for y in (*rest, *named.values()):
+            x = x + y
+        return x
+
+    assert total(ts.ones(2)).tolist() == [1, 1] and total(ts.ones(2), ts.ones(2), z=ts.ones(2)).tolist() == [3, 3]

@@ -151,3 +151,11 @@ def test_errors_name_what_is_wrong_and_the_line():
         ts.jvp(lambda x, y: x, (1.0, 2.0), (1.0,))
     with pytest.raises(ts.errors.ShapeError, match="tangent 0 has another shape"):
         ts.jvp(lambda x: x, (ts.ones(2),), (ts.ones(3),))
+
+
+def test_holomorphic_functions_take_complex_numbers_to_complex_numbers():
+    z = ts.tensor(np.array(1 + 2j, np.complex64))
+    assert ts.grad(lambda v: v * v, holomorphic=True)(z).item() == 2 + 4j
+    for f, x in ((lambda v: v * 1j, ts.tensor(2.0)), (ts.abs, z)):
+        with pytest.raises(ts.errors.DerivativeError, match=r"holomorphic=True.*takes complex numbers to complex numbers"):
+            ts.grad(f, holomorphic=True)(x)

@@ -83,7 +83,10 @@ class Rule:
                                        received=str(list(g.shape)))
         rest = {k: v for k, v in slots.items() if k != "master"}
         rate = lr.to(wide) if isinstance(lr, ts.Tensor) else lr
-        new, rest = self.step(slots.get("master", p), g.to(wide), rest, rate)
+        before = p
+        if "master" in slots:  # unless the parameter was given another value since, such as a loaded one
+            before = ts.where(slots["master"].to(p.dtype) == p, slots["master"], p.to(wide))
+        new, rest = self.step(before, g.to(wide), rest, rate)
         return new.to(p.dtype), ({"master": new} if "master" in slots else {}) | rest
 
 

@@ -261,6 +261,7 @@ class TracedFunction:
                 continue
             leaves, tree = optree.tree_flatten(value)
             whole = len(leaves) == 1 and leaves[0] is value
+            each = name in self._many and name in self.declared.params
             slots: list[Any] = []
             for i, leaf in enumerate(leaves):
                 t, weak = _leaf_type(leaf)
@@ -272,7 +273,7 @@ class TracedFunction:
                 call.arrays.append(leaf)
                 call.types.append(t)
                 call.weak.append(weak)
-                call.owners.append(name if whole else None)
+                call.owners.append(name if whole or each else None)
                 call.names.append(name if whole else f"{name}.{i}")
             statics.append(tree)
             pieces.append((name, None if whole else tree, slots))
@@ -298,6 +299,12 @@ class TracedFunction:
         return self._declared
 
     @functools.cached_property
+    def _many(self) -> frozenset[str]:
+        """The parameters that take any number of arguments; an annotation of theirs is of each."""
+        many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return frozenset(n for n, p in self.signature.parameters.items() if p.kind in many)
+
+    @functools.cached_property
     def _callable_signature(self) -> inspect.Signature:
         """The signature in which parameters that only state a constraint take no argument."""
         facts = self.declared.facts
@@ -313,7 +320,7 @@ class TracedFunction:
         shapes: list[Sequence[DimLike]] = []
         origins: dict[str, str] = {}
         for name, value in call.others.items():
-            if name in declared.params:
+            if name in declared.params and name not in self._many:
                 raise not_a_tensor(value, declared.params[name], name, self.__name__)
         for t, owner in zip(call.types, call.owners, strict=True):
             spec = declared.params.get(owner) if owner else None
@@ -366,6 +373,7 @@ class TracedFunction:
     def _body(self, args: list[Any], kwargs: dict[str, Any], params: Sequence[Tensor], owners: Sequence[str | None]) -> Any:
         from .parameters import owning
         declared = self.declared.params
+        owners = [None if o in self._many else o for o in owners]
         if any(declared[o].dtype not in (None, p.dtype) for p, o in zip(params, owners, strict=True) if o and o in declared):
             bound = self.bind_arguments(args, kwargs)
             for p, o in zip(params, owners, strict=True):
@@ -397,7 +405,7 @@ class TracedFunction:
                 check_dtype(spec, t.type, n, self.__name__)
                 bound.arguments[n] = t if spec.dtype in (None, t.dtype) else t.to(spec.dtype)
                 policies.attach(bound.arguments[n], spec.policy)
-            elif v is not None and _leaf_type(v)[0] is None:
+            elif v is not None and _leaf_type(v)[0] is None and n not in self._many:
                 raise not_a_tensor(v, spec, n, self.__name__)
         check_sizes(self.declared.where, env, self.__name__, origins)
         for c in self.declared.where:

@@ -173,7 +173,7 @@ class Pulled:
         return self.body.result(leaves)
 
 
-def _scalar_output(what: str, name: str, pulled: Pulled, holomorphic: bool) -> Tensor:
+def _scalar_output(what: str, name: str, pulled: Pulled, holomorphic: bool, inputs: Sequence[Tensor]) -> Tensor:
     body = pulled.body
     out = pulled.outs[0] if pulled.outs else None
     if out is None or body.tree is not None:
@@ -182,6 +182,11 @@ def _scalar_output(what: str, name: str, pulled: Pulled, holomorphic: bool) -> T
             f"{what}() of {name!r}, which returns " + (f"a structure with {n} tensors" if n else "no tensor"),
             expected="one tensor", received=str(body.tree) if body.tree is not None else "nothing",
             hints=["Return the loss alone", f"Return (loss, anything else) and say {what}(f, has_aux=True)", "Use ts.vjp or ts.jacrev"])
+    if holomorphic and not (out.dtype.is_complex and all(t.dtype.is_complex for t in inputs)):
+        raise DerivativeError(
+            f"{what}(holomorphic=True) of {name!r} takes complex numbers to complex numbers", expected="complex arguments and result",
+            received=f"{', '.join(str(t.type) for t in inputs)} -> {out.type}",
+            hints=["Leave holomorphic out: derivatives of real functions need no word", "Convert the argument: x.to(ts.complex64)"])
     if not out.dtype.is_inexact or (out.dtype.is_complex and not holomorphic):
         raise DerivativeError(
             f"{what}() of {name!r}, which returns {out.type}", expected="floating-point numbers", received=str(out.type),
@@ -217,7 +222,7 @@ def value_and_gradient(what: str, fn: Callable[..., Any], args: Sequence[Any], k
             raise DerivativeError(f"{what}(has_aux=True) of {name!r}: the first result is not one tensor",
                                   received=str(pulled.body.tree.children()[0]))
         pulled.body.tree = None
-    out = _scalar_output(what, name, pulled, holomorphic)
+    out = _scalar_output(what, name, pulled, holomorphic, inputs.leaves)
     tail: list[Cotangent] = [None] * (len(pulled.body.graph.returns) - 1)
     if out.type.shape == () or sums_rows(fn, out, inputs, batched):
         found = pulled.back([ones(out.type), *tail])

@@ -101,6 +101,12 @@ class Launched:
 def check(fn: Function | str, arrays: Sequence[np.ndarray], sizes: Mapping[str, int] | None = None,
           machine: Any = None) -> list[np.ndarray]:
     """Assert that the device changes the arrays as the interpreter does, and nothing beside them; returns them."""
+    return compare(fn, arrays, sizes)[0]
+
+
+def compare(fn: Function | str, arrays: Sequence[np.ndarray],
+            sizes: Mapping[str, int] | None = None) -> tuple[list[np.ndarray], interpret_tile.Result]:
+    """:func:`check`; what the device made of the arrays, and what the interpreter reports."""
     fn = parse_function(fn) if isinstance(fn, str) else fn
     want = [a.copy() for a in arrays]
     result = interpret_tile.run(fn, want, sizes, races=False)
@@ -117,4 +123,4 @@ def check(fn: Function | str, arrays: Sequence[np.ndarray], sizes: Mapping[str, 
     assert (status is None) == (result.failure is None)
     if result.failure is not None and status is not None:
         assert status[0] == result.failure.site
-    return want
+    return got, result
