@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from ..errors import UnsupportedError
 from ..ir.core import BufferType, Function, Op
+from ..ops.fft_long import factors, split
 from ..tiling import dsl as tile
 from ..tiling.templates import register
 from ..types.dims import Dim, DimLike, ceildiv, format_dim, product
@@ -32,28 +33,8 @@ Pair = tuple[tile.TileValue, tile.TileValue]
 Read = Callable[[Any, int], Pair]  # elements j … j+lanes-1 of the input: real and imaginary parts
 Write = Callable[[Any, Pair, Any], None]  # elements k …, under a mask or None
 
-RADICES = (4, 2, 3, 5, 7, 11, 13)
 SCRATCH_BYTES = 640 << 10  # of one block
 SHORT = 64  # rows shorter than this are transformed side by side
-
-
-def factors(n: int) -> list[int] | None:
-    """``n`` as a product of :data:`RADICES`; None where it has another prime factor."""
-    out = []
-    for r in RADICES:
-        while n % r == 0 and n > 1:
-            out.append(r)
-            n //= r
-    return out if n == 1 else None
-
-
-def split(n: int) -> tuple[int, int]:
-    """``n1 * n2 == n``, as square as its factors allow."""
-    best = (1, n)
-    for d in range(2, math.isqrt(n) + 1):
-        if n % d == 0:
-            best = (d, n // d)
-    return best
 
 
 # -- roots of unity ------------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from .operands import convert, scalar
 
 LONG = 1 << 18          # complex rows longer than this are cut up: their columns still fit a block's scratch
 LONG_REAL = 1 << 15     # real ones: what lies between the steps does too
-LONG_CHIRP = 1 << 12    # rows whose length has a prime factor above LARGEST
-LARGEST = 13            # the kernel has butterflies up to this prime
+LONG_CHIRP = 1 << 12    # rows whose length has a prime factor that is no radix
+RADICES = (4, 2, 3, 5, 7, 11, 13)  # of the kernel's butterflies
 SKEWED = 16             # a matrix with fewer rows (or columns) than this is no help
 
 
@@ -37,17 +37,20 @@ def is_long(attrs: Mapping[str, Any], types: Sequence[TensorType]) -> bool:
     if not isinstance(n, int):
         return False
     whole = LONG if types[0].dtype.is_complex and "n" not in attrs else LONG_REAL
-    return n > (whole if _smooth(n) else LONG_CHIRP)
+    return n > (LONG_CHIRP if factors(n) is None else whole)
 
 
-def _smooth(n: int) -> bool:
-    for r in range(2, LARGEST + 1):
-        while n % r == 0:
+def factors(n: int) -> list[int] | None:
+    """``n`` as a product of :data:`RADICES`; None where it has another prime factor."""
+    out = []
+    for r in RADICES:
+        while n % r == 0 and n > 1:
+            out.append(r)
             n //= r
-    return n == 1
+    return out if n == 1 else None
 
 
-def _split(n: int) -> tuple[int, int]:
+def split(n: int) -> tuple[int, int]:
     """``n1 * n2 == n``, as square as the factors allow."""
     first = next(d for d in range(math.isqrt(n), 0, -1) if n % d == 0)
     return first, n // first
@@ -56,14 +59,14 @@ def _split(n: int) -> tuple[int, int]:
 def fft(x: Any) -> Any:
     """The transform of a long last axis."""
     n = x.type.shape[-1]
-    return _by_matrix(x, "fft", *_split(n)) if _split(n)[0] >= SKEWED else _by_chirp(x)
+    return _by_matrix(x, "fft", *split(n)) if split(n)[0] >= SKEWED else _by_chirp(x)
 
 
 def ifft(x: Any) -> Any:
     """The inverse transform, divided by the length."""
     n = x.type.shape[-1]
-    if _split(n)[0] >= SKEWED:
-        return _by_matrix(x, "ifft", *_split(n))
+    if split(n)[0] >= SKEWED:
+        return _by_matrix(x, "ifft", *split(n))
     back = _by_chirp(pw.conj(x))
     return _scaled(pw.conj(back), 1.0 / n)
 
@@ -151,4 +154,4 @@ def _scaled(z: Any, by: float) -> Any:
     return pw.complex_(pw.mul(pw.real(z), factor), pw.mul(pw.imag(z), factor))
 
 
-__all__ = ["fft", "ifft", "irfft", "is_long", "rfft"]
+__all__ = ["factors", "fft", "ifft", "irfft", "is_long", "rfft", "split"]
