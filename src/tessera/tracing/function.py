@@ -26,6 +26,7 @@ from ..types.effects import as_effects, format_effects
 from ..types.shapes import Constraint
 from . import decorators, eager, policies
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, not_a_tensor, read
+from .contract import Contract
 from .donation import consume
 from .placed import DeviceArray, where
 from .program import (
@@ -55,45 +56,6 @@ GRADIENT: Callable[[Any], Any] = _no_gradient
 """``ts.grad``; set when the package is assembled."""
 SETTLE: Callable[[Call, Mapping[str, str], str], None] | None = None
 """Brings a call's tensors to the memory spaces of its parameters; set when the package is assembled."""
-
-
-class Contract:
-    """What a function promises: argument and result types, constraints on sizes, effects."""
-
-    def __init__(self, owner: TracedFunction):
-        self.owner = owner
-
-    @property
-    def params(self) -> Mapping[str, TensorSpec]:
-        """Tensor parameters and their declared types."""
-        return self.owner.declared.params
-
-    @property
-    def where(self) -> tuple[Constraint, ...]:
-        """Constraints on sizes."""
-        return self.owner.declared.where
-
-    @property
-    def effects(self) -> frozenset[str]:
-        """Declared effects, else the inferred ones."""
-        return self.owner.effects
-
-    @property
-    def deterministic(self) -> bool:
-        """True: equal inputs give equal bits, whatever the number of threads (random effects follow the seed)."""
-        return True
-
-    def __str__(self) -> str:
-        o = self.owner
-        params = ", ".join(f"{n}: {self.params[n]}" if n in self.params else n for n in o.signature.parameters)
-        lines = [f"{o.__name__}({params}) -> {o.result_text()}"]
-        if self.where:
-            lines.append("  where " + ", ".join(str(c) for c in self.where))
-        lines.append(f"  effects: {format_effects(self.effects)}")
-        lines.append("  deterministic: bit-identical for equal inputs")
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 class Call:
@@ -802,4 +764,4 @@ def require(constraint: Any) -> None:
         STATE.trace.constraints.append(constraint)
 
 
-__all__ = ["Contract", "TracedFunction", "custom", "eval_shape", "function", "jit", "require"]
+__all__ = ["TracedFunction", "custom", "eval_shape", "function", "jit", "require"]
