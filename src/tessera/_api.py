@@ -128,7 +128,7 @@ LAZY_NAMES = {
     "kernel": ("tiling", "kernel"), "tile": ("tiling", "tile_namespace"), "Tile": ("tiling", "Tile"), "Tile3D": ("tiling", "Tile3D"),
     "set_num_threads": ("runtime", "set_num_threads"), "get_num_threads": ("runtime", "get_num_threads"),
     "grad": ("transforms.derivatives", "grad"), "value_and_grad": ("transforms.derivatives", "value_and_grad"),
-    "jvp": ("transforms.derivatives", "jvp"), "vjp": ("transforms.derivatives", "vjp"),
+    "jvp": ("transforms.derivatives", "jvp"), "vjp": ("transforms.pullback", "vjp"),
     "custom_vjp": ("transforms.custom", "custom_vjp"), "custom_jvp": ("transforms.custom", "custom_jvp"),
     "straight_through": ("transforms.custom", "straight_through"),
     "jacfwd": ("transforms.jacobians", "jacfwd"), "jacrev": ("transforms.jacobians", "jacrev"),

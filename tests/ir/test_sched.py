@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tessera.ir.graph import GrammarError
-from tessera.ir.interpret_sched import CheckFailed, fold, identity, interpret
+from tessera.ir.interpret_sched import CheckFailed, interpret
 from tessera.ir.sched import verify
+from tessera.ir.sched_machine import fold, identity
 from tessera.ir.text import parse_function
 from tessera.types.dtypes import bool_, f32, int32
 

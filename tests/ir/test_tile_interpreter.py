@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tessera.ir.core import BufferType
-from tessera.ir.interpret_tile import TileError, dot_chain, reduce_tree, run
+from tessera.ir.interpret_tile import TileError, run
 from tessera.ir.pointwise_numpy import fma
 from tessera.ir.text import parse_function
+from tessera.ir.tile_machine import dot_chain, reduce_tree
 from tessera.tiling import dsl as tile
 from tessera.types import dtypes as dt
 from tessera.types.dims import sym

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from .core import Block, Op
-from .interpret_tile import Array, Result, TileError, _Machine, _Memory, _Run
 from .pointwise_numpy import pointwise
 from .tile import POINTWISE
 from .tile_explicit import ASYNC_OPERANDS, GROUP, mma_parts
+from .tile_machine import Array, Machine, Memory, Result, Run, TileError
 
 Knowledge = dict[int, int]  # agent -> how much of its time is known
 Steps = Iterator[Op]
@@ -112,10 +112,10 @@ class World:
         return next(self.numbers)
 
 
-class Agent(_Machine):
+class Agent(Machine):
     """One warp group (or, outside roles, the whole block) as a coroutine."""
 
-    def __init__(self, state: _Run, limit: int, world: World, block: BlockState, group: int = 0, threads: int = GROUP):
+    def __init__(self, state: Run, limit: int, world: World, block: BlockState, group: int = 0, threads: int = GROUP):
         super().__init__(state, limit)
         self.world, self.shared, self.group, self.threads = world, block, group, threads
         # what an agent writes is fenced by the one that follows it
@@ -225,11 +225,11 @@ class Agent(_Machine):
         at = self.groups[engine]
         at[0], at[1] = at[1], at[1] + 1
 
-    def race(self, op: Op, memory: _Memory, what: str, other: Op | None, hints: Sequence[str]) -> TileError:
+    def race(self, op: Op, memory: Memory, what: str, other: Op | None, hints: Sequence[str]) -> TileError:
         where = f" (at {other.loc})" if other is not None and other.loc else ""
         return self.fail(op, f"race: {what} {memory.name}{where}", hints)
 
-    def check_written(self, op: Op, memory: _Memory, touched: Array, engine: bool) -> None:
+    def check_written(self, op: Op, memory: Memory, touched: Array, engine: bool) -> None:
         """Every element's last write must be known; an engine must also know of a fence after threads' writes."""
         for e in np.unique(memory.track.event[touched]):
             event = self.world.events[e]
@@ -242,20 +242,20 @@ class Agent(_Machine):
                 raise self.race(op, memory, f"{op.name} takes what threads wrote without fence_async, in", event.op,
                                 ["tile.fence_async() after the writes, before others are told of them"])
 
-    def check_read(self, op: Op, memory: _Memory, touched: Array) -> None:
+    def check_read(self, op: Op, memory: Memory, touched: Array) -> None:
         for agent, times in memory.track.reads.items():
             latest = int(times[touched].max(initial=0))
             if latest and agent != self.me and self.known.get(agent, 0) < latest:
                 raise self.race(op, memory, f"overwrites memory that {memory.track.reader_op[agent].name} may still be reading, in",
                                 memory.track.reader_op[agent], _remedies(memory.track.reader_op[agent]))
 
-    def mark_read(self, op: Op, memory: _Memory, touched: Array, agent: int, time: int) -> None:
+    def mark_read(self, op: Op, memory: Memory, touched: Array, agent: int, time: int) -> None:
         track = memory.track
         times = track.reads.setdefault(agent, np.zeros(track.event.size, np.int64))
         times[touched] = time
         track.reader_op[agent] = op
 
-    def mark_write(self, op: Op, memory: _Memory, touched: Array, agent: int, time: int, generic: bool) -> None:
+    def mark_write(self, op: Op, memory: Memory, touched: Array, agent: int, time: int, generic: bool) -> None:
         self.world.events.append(Event(agent, time, op, generic))
         memory.track.event[touched] = len(self.world.events) - 1
         for times in memory.track.reads.values():
@@ -263,14 +263,14 @@ class Agent(_Machine):
         if memory.written is not None:
             memory.written.reshape(-1)[touched] = True
 
-    def note_read(self, op: Op, memory: _Memory, touched: Array) -> None:
+    def note_read(self, op: Op, memory: Memory, touched: Array) -> None:
         if memory.track is None:
             super().note_read(op, memory, touched)
             return
         self.check_written(op, memory, touched, False)
         self.mark_read(op, memory, touched, self.me, self.known[self.me])
 
-    def note_write(self, op: Op, memory: _Memory, touched: Array, new: Array) -> None:
+    def note_write(self, op: Op, memory: Memory, touched: Array, new: Array) -> None:
         if memory.track is None:
             super().note_write(op, memory, touched, new)
             return
@@ -282,7 +282,7 @@ class Agent(_Machine):
             self.mark_write(op, memory, touched, self.me, self.known[self.me], True)
 
     # -- what a block has --------------------------------------------------------------------------------------------------
-    def op_alloc(self, op: Op, operands: list[Any]) -> _Memory:
+    def op_alloc(self, op: Op, operands: list[Any]) -> Memory:
         made = super().op_alloc(op, operands)
         if op.results[0].type.space == "shared":
             made.track = Track(made.data.size)
@@ -377,7 +377,7 @@ class Agent(_Machine):
         self.known[self.copies_fence] = self.known.get(self.copier, 0)
 
     # -- copies ------------------------------------------------------------------------------------------------------------
-    def region(self, op: Op, memory: _Memory, places: Sequence[Any], box: Sequence[int]) -> Array:
+    def region(self, op: Op, memory: Memory, places: Sequence[Any], box: Sequence[int]) -> Array:
         """Row-major numbers of a box's elements in shared memory."""
         at = [int(p) for p in places]
         extents = [1] * (len(at) - 2) + list(box)
@@ -386,7 +386,7 @@ class Agent(_Machine):
         numbers = np.arange(memory.data.size).reshape(memory.data.shape)
         return numbers[tuple(slice(a, a + n) for a, n in zip(at, extents, strict=True))].reshape(box)
 
-    def window(self, memory: _Memory, offsets: Sequence[Any], box: Sequence[int]) -> tuple[Array, Array]:
+    def window(self, memory: Memory, offsets: Sequence[Any], box: Sequence[int]) -> tuple[Array, Array]:
         """Row-major numbers of a box's elements in a buffer, and which of them exist."""
         shape, at = memory.data.shape, [int(o) for o in offsets]
         inside = np.ones(box, bool)
@@ -465,7 +465,7 @@ class Agent(_Machine):
         self.finish(self.engine, op)
 
     # -- products ----------------------------------------------------------------------------------------------------------
-    def matrix(self, op: Op, memory: _Memory, places: Sequence[Any], rows: int, columns: int, transposed: bool) -> Array:
+    def matrix(self, op: Op, memory: Memory, places: Sequence[Any], rows: int, columns: int, transposed: bool) -> Array:
         box = (columns, rows) if transposed else (rows, columns)
         touched = self.region(op, memory, places, box)
         if memory.written is not None and not memory.written.reshape(-1)[touched].all():
@@ -507,7 +507,7 @@ def _remedies(op: Op) -> list[str]:
 _WAITS = {"mbarrier_wait", "barrier_sync", "cluster_sync"}
 
 
-def run_clusters(state: _Run, order: Sequence[tuple[int, tuple[int, ...]]], limit: int, seed: int | None) -> Result:
+def run_clusters(state: Run, order: Sequence[tuple[int, tuple[int, ...]]], limit: int, seed: int | None) -> Result:
     """Run a grid cluster by cluster; the blocks of a cluster, and their warp groups, run beside each other.
 
     Raises:
@@ -526,7 +526,7 @@ def run_clusters(state: _Run, order: Sequence[tuple[int, tuple[int, ...]]], limi
     return Result(None if first is None else state.failures[first], len(order))
 
 
-def _run_cluster(state: _Run, members: Sequence[tuple[int, tuple[int, ...]]], limit: int, rng: random.Random | None) -> None:
+def _run_cluster(state: Run, members: Sequence[tuple[int, tuple[int, ...]]], limit: int, rng: random.Random | None) -> None:
     world = World()
     blocks: list[BlockState] = []
     for rank in range(len(members)):

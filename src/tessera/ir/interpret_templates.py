@@ -11,7 +11,7 @@ from ..types.dims import DimLike
 from ..types.dtypes import DType, f32
 from .core import Block, Op
 from .interpret_graph import REFERENCES
-from .interpret_sched import TEMPLATE_MEANING, Frame, Interpreter, size_value
+from .sched_machine import Frame, Interpreter, Template, size_value
 
 Array = np.ndarray[Any, Any]
 Loops = Sequence[tuple[str, DimLike]]
@@ -143,4 +143,4 @@ def conv(it: Interpreter, op: Op, arrays: list[Array]) -> None:
     _store(it, op, arrays, (*a["batch"], a["channel"], *a["spatial"]), np.asarray(acc))
 
 
-TEMPLATE_MEANING.update(matmul=matmul, attention=attention, attention_backward=attention_backward, conv=conv)
+TEMPLATES: dict[str, Template] = {"matmul": matmul, "attention": attention, "attention_backward": attention_backward, "conv": conv}

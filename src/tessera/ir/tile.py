@@ -68,6 +68,7 @@ from typing import Any
 from ..types.dims import Dim, DimLike
 from ..types.dtypes import DType, bool_
 from .core import INDEX, Block, BufferType, Function, Op, ScalarType, TileType, Type, Value
+from .expectations import expect_buffer, expect_counts, expect_result, expect_scalar, expect_tile, only_result, plain
 from .graph import GrammarError, require
 from .tile_explicit import RULES, SWIZZLES, check_roles
 
@@ -131,11 +132,6 @@ def element(dtype: DType, shape: Sequence[int]) -> ScalarType | TileType:
     return TileType(dtype, tuple(shape)) if len(shape) else ScalarType(dtype)
 
 
-def plain(t: Type) -> Type:
-    """The type without a layout."""
-    return TileType(t.dtype, t.shape) if isinstance(t, TileType) and t.layout is not None else t
-
-
 def pointwise_type(name: str, types: Sequence[Any], given: Any = None) -> ScalarType | TileType:
     """The result type of a pointwise op; ``given`` is the result type of ``convert`` and ``bitcast``.
 
@@ -192,50 +188,15 @@ def tile_axes(op: Op) -> tuple[int, ...]:
 
 
 # -- grammar -----------------------------------------------------------------------------------------------------------
-def _scalar(op: Op, v: Value, what: str, dtype: DType | None = None) -> None:
-    require(isinstance(v.type, ScalarType) and (dtype is None or v.type.dtype is dtype), op,
-            f"{what} is {'a scalar' if dtype is None else f'a scalar of type {dtype}'}, not {v.type}")
-
-
-def _buffer(op: Op, index: int = 0) -> BufferType:
-    require(len(op.operands) > index, op, f"operand {index} (a buffer) is missing")
-    t = op.operands[index].type
-    require(isinstance(t, BufferType), op, f"operand {index} is a buffer, not {t}")
-    return t  # type: ignore[no-any-return]
-
-
-def _tile(op: Op, index: int = 0) -> TileType:
-    require(len(op.operands) > index, op, f"operand {index} (a tile) is missing")
-    t = op.operands[index].type
-    require(isinstance(t, TileType), op, f"operand {index} is a tile, not {t}")
-    return t  # type: ignore[no-any-return]
-
-
-def _result(op: Op) -> Any:
-    require(len(op.results) == 1, op, f"has one result, not {len(op.results)}")
-    return op.results[0].type
-
-
-def _counts(op: Op, operands: int, results: int) -> None:
-    require(len(op.operands) == operands, op, f"takes {operands} operands, got {len(op.operands)}")
-    require(len(op.results) == results, op, f"has {results} results, got {len(op.results)}")
-
-
-def _is(op: Op, expected: Type) -> None:
-    got = _result(op)
-    require(plain(got) == expected, op,
-            f"the result is {expected}, not {got}")
-
-
 def _access(op: Op, value: Any, trailing: int) -> None:
     """The rules that ``load`` and ``store`` share; ``trailing`` operands follow buffer and offsets (before the mask)."""
-    buffer = _buffer(op)
+    buffer = expect_buffer(op)
     masked = bool(op.attrs.get("masked", False))
     expected = 1 + buffer.rank + trailing + masked
     require(len(op.operands) == expected, op,
             f"a buffer of rank {buffer.rank} takes {buffer.rank} offsets: expected {expected} operands, got {len(op.operands)}")
     for k in range(buffer.rank):
-        _scalar(op, op.operands[1 + k], f"offset {k}", INDEX.dtype)
+        expect_scalar(op, op.operands[1 + k], f"offset {k}", INDEX.dtype)
     shape = shape_of(value)
     require(value.dtype is buffer.dtype, op, f"the buffer holds {buffer.dtype}, not {value.dtype}")
     axes = tile_axes(op)
@@ -250,11 +211,11 @@ def _access(op: Op, value: Any, trailing: int) -> None:
 
 
 def _load(op: Op) -> None:
-    _access(op, _result(op), 0)
+    _access(op, only_result(op), 0)
 
 
 def _store(op: Op) -> None:
-    buffer = _buffer(op)
+    buffer = expect_buffer(op)
     require(len(op.operands) > 1 + buffer.rank, op, "the value is missing")
     value = op.operands[1 + buffer.rank].type
     require(isinstance(value, TileType | ScalarType), op, f"the value is a tile or a scalar, not {value}")
@@ -263,25 +224,25 @@ def _store(op: Op) -> None:
 
 
 def _gather(op: Op) -> None:
-    buffer, got = _buffer(op), _result(op)
+    buffer, got = expect_buffer(op), only_result(op)
     masked = bool(op.attrs.get("masked", False))
-    _counts(op, 2 + masked, 1)
+    expect_counts(op, 2 + masked, 1)
     require(got.dtype is buffer.dtype, op, f"the buffer holds {buffer.dtype}, not {got.dtype}")
     _flat(op, shape_of(got), masked)
 
 
 def _scatter(op: Op) -> None:
-    buffer = _buffer(op)
+    buffer = expect_buffer(op)
     masked = bool(op.attrs.get("masked", False))
-    _counts(op, 3 + masked, 0)
+    expect_counts(op, 3 + masked, 0)
     value = op.operands[2].type
     require(value.dtype is buffer.dtype, op, f"the buffer holds {buffer.dtype}, not {value.dtype}")
     _flat(op, shape_of(value), masked)
 
 
 def _atomic(op: Op) -> None:
-    buffer = _buffer(op)
-    _counts(op, 3, 0)
+    buffer = expect_buffer(op)
+    expect_counts(op, 3, 0)
     value = op.operands[2].type
     require(value.dtype is buffer.dtype and buffer.dtype.is_integer and buffer.dtype.bits >= 32, op,
             f"works on integers of 32 or 64 bits, not on {value.dtype} and {buffer.dtype}")
@@ -298,117 +259,117 @@ def _flat(op: Op, shape: tuple[int, ...], masked: bool) -> None:
 
 
 def _iota(op: Op) -> None:
-    _counts(op, 0, 1)
-    got, axis = _result(op), op.attrs.get("axis", 0)
+    expect_counts(op, 0, 1)
+    got, axis = only_result(op), op.attrs.get("axis", 0)
     require(isinstance(got, TileType) and got.dtype is INDEX.dtype, op, f"the result is a tile of int64, not {got}")
     require(isinstance(axis, int) and 0 <= axis < got.rank, op, f"axis {axis} does not exist in {got}")
 
 
 def _constant(op: Op) -> None:
-    _counts(op, 0, 1)
+    expect_counts(op, 0, 1)
     require("value" in op.attrs, op, "has no value")
     want = ScalarType if op.name == "constant" else TileType
-    require(isinstance(_result(op), want), op, f"the result is a {'scalar' if want is ScalarType else 'tile'}, not {_result(op)}")
+    require(isinstance(only_result(op), want), op, f"the result is a {'scalar' if want is ScalarType else 'tile'}, not {only_result(op)}")
 
 
 def _splat(op: Op) -> None:
-    _counts(op, 1, 1)
-    _scalar(op, op.operands[0], "the operand")
-    got = _result(op)
+    expect_counts(op, 1, 1)
+    expect_scalar(op, op.operands[0], "the operand")
+    got = only_result(op)
     require(isinstance(got, TileType), op, f"the result is a tile, not {got}")
     require(got.dtype is op.operands[0].type.dtype, op, f"the result holds {op.operands[0].type.dtype}, not {got.dtype}")
 
 
 def _broadcast(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, got = _tile(op), _result(op)
+    expect_counts(op, 1, 1)
+    src, got = expect_tile(op), only_result(op)
     fits = isinstance(got, TileType) and got.rank == src.rank and got.dtype is src.dtype and \
         all(a in (1, b) for a, b in zip(src.shape, got.shape, strict=True))
     require(fits, op, f"{src} does not stretch to {got}: rank and dtype stay, only axes of extent 1 grow")
 
 
 def _reshape(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, got = _tile(op), _result(op)
+    expect_counts(op, 1, 1)
+    src, got = expect_tile(op), only_result(op)
     require(isinstance(got, TileType) and got.dtype is src.dtype and got.size == src.size, op, f"{src} does not reshape to {got}")
 
 
 def _transpose(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, perm = _tile(op), op.attrs.get("perm", ())
+    expect_counts(op, 1, 1)
+    src, perm = expect_tile(op), op.attrs.get("perm", ())
     require(sorted(perm) == list(range(src.rank)), op, f"{perm} is not a permutation of the axes of {src}")
-    _is(op, TileType(src.dtype, tuple(src.shape[p] for p in perm)))
+    expect_result(op, TileType(src.dtype, tuple(src.shape[p] for p in perm)))
 
 
 def _relayout(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, got = _tile(op), _result(op)
+    expect_counts(op, 1, 1)
+    src, got = expect_tile(op), only_result(op)
     require(isinstance(got, TileType) and (got.dtype, got.shape) == (src.dtype, src.shape), op, f"{got} is not {src} in another layout")
 
 
 def _slice(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, starts, limits = _tile(op), op.attrs.get("starts", ()), op.attrs.get("limits", ())
+    expect_counts(op, 1, 1)
+    src, starts, limits = expect_tile(op), op.attrs.get("starts", ()), op.attrs.get("limits", ())
     ok = len(starts) == len(limits) == src.rank and \
         all(0 <= s < e <= n for s, e, n in zip(starts, limits, src.shape, strict=True))
     require(ok, op, f"{starts}:{limits} does not lie in {src}")
-    _is(op, TileType(src.dtype, tuple(e - s for s, e in zip(starts, limits, strict=True))))
+    expect_result(op, TileType(src.dtype, tuple(e - s for s, e in zip(starts, limits, strict=True))))
 
 
 def _concat(op: Op) -> None:
     require(len(op.operands) >= 1, op, "takes at least one operand")
-    first, axis = _tile(op), op.attrs.get("axis", 0)
+    first, axis = expect_tile(op), op.attrs.get("axis", 0)
     require(isinstance(axis, int) and 0 <= axis < first.rank, op, f"axis {axis} does not exist in {first}")
     total = 0
     for i in range(len(op.operands)):
-        t = _tile(op, i)
+        t = expect_tile(op, i)
         same = t.dtype is first.dtype and t.rank == first.rank and \
             all(k == axis or a == b for k, (a, b) in enumerate(zip(t.shape, first.shape, strict=True)))
         require(same, op, f"{t} does not join {first} along axis {axis}")
         total += t.shape[axis]
-    _is(op, TileType(first.dtype, (*first.shape[:axis], total, *first.shape[axis + 1:])))
+    expect_result(op, TileType(first.dtype, (*first.shape[:axis], total, *first.shape[axis + 1:])))
 
 
 def _extract(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, index = _tile(op), op.attrs.get("index", ())
+    expect_counts(op, 1, 1)
+    src, index = expect_tile(op), op.attrs.get("index", ())
     require(len(index) == src.rank and all(0 <= i < n for i, n in zip(index, src.shape, strict=True)), op,
             f"{index} is not an index of {src}")
-    _is(op, ScalarType(src.dtype))
+    expect_result(op, ScalarType(src.dtype))
 
 
 def _reduce(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, axis, combine = _tile(op), op.attrs.get("axis", -1), op.attrs.get("combine")
+    expect_counts(op, 1, 1)
+    src, axis, combine = expect_tile(op), op.attrs.get("axis", -1), op.attrs.get("combine")
     require(isinstance(axis, int) and 0 <= axis < src.rank, op, f"axis {axis} does not exist in {src}")
     require(combine in COMBINES, op, f"combine is one of {' '.join(COMBINES)}, not {combine!r}")
     accepts = COMBINES[str(combine)]
     require(_CLASSES[accepts](src.dtype), op, f"{combine} combines {_CLASS_TEXT[accepts]}, not {src.dtype}")
-    _is(op, element(src.dtype, (*src.shape[:axis], *src.shape[axis + 1:])))
+    expect_result(op, element(src.dtype, (*src.shape[:axis], *src.shape[axis + 1:])))
 
 
 def _dot(op: Op) -> None:
-    _counts(op, 3, 1)
-    a, b, acc = _tile(op, 0), _tile(op, 1), _tile(op, 2)
+    expect_counts(op, 3, 1)
+    a, b, acc = expect_tile(op, 0), expect_tile(op, 1), expect_tile(op, 2)
     require(a.rank == b.rank == acc.rank == 2, op, f"operands are matrices, got {a}, {b}, {acc}")
     fits = a.shape[1] == b.shape[0] and acc.shape == (a.shape[0], b.shape[1])
     require(fits, op, f"shapes do not fit: {a} by {b} into {acc}")
     problem = dot_problem(a.dtype, b.dtype, acc.dtype)
     require(problem is None, op, str(problem))
-    _is(op, TileType(acc.dtype, acc.shape))
+    expect_result(op, TileType(acc.dtype, acc.shape))
 
 
 def _alloc(op: Op) -> None:
-    _counts(op, 0, 1)
-    got = _result(op)
+    expect_counts(op, 0, 1)
+    got = only_result(op)
     require(isinstance(got, BufferType) and got.space != "global", op, f"the result is a buffer of a space of the block, not {got}")
     require(all(isinstance(d, int) and d > 0 for d in got.shape), op, f"extents are positive integers: {got}")
     require(op.attrs.get("swizzle", 0) in SWIZZLES, op, f"swizzle is one of {', '.join(map(str, SWIZZLES))}")
 
 
 def _view(op: Op) -> None:
-    _counts(op, 1, 1)
-    src, got = _buffer(op), _result(op)
+    expect_counts(op, 1, 1)
+    src, got = expect_buffer(op), only_result(op)
     require(isinstance(got, BufferType) and got.dtype is src.dtype and got.space == src.space, op,
             f"{got} does not hold what {src} holds")
     require(not (isinstance(src.size, int) and isinstance(got.size, int)) or got.size <= src.size, op, f"{got} is larger than {src}")
@@ -427,14 +388,14 @@ def root(v: Value) -> Value:
 
 
 def _prefetch(op: Op) -> None:
-    buffer = _buffer(op)
-    _counts(op, 1 + buffer.rank, 0)
+    buffer = expect_buffer(op)
+    expect_counts(op, 1 + buffer.rank, 0)
     for k in range(buffer.rank):
-        _scalar(op, op.operands[1 + k], f"offset {k}", INDEX.dtype)
+        expect_scalar(op, op.operands[1 + k], f"offset {k}", INDEX.dtype)
 
 
 def _check_op(op: Op) -> None:
-    _counts(op, 2, 0)
+    expect_counts(op, 2, 0)
     ok, value = op.operands[0].type, op.operands[1].type
     require(not isinstance(ok, BufferType) and ok.dtype is bool_, op, f"the condition is bool, not {ok}")
     require(shape_of(ok) == shape_of(value), op, f"condition and value have different shapes: {ok}, {value}")
@@ -442,24 +403,24 @@ def _check_op(op: Op) -> None:
 
 
 def _pointwise(op: Op) -> None:
-    got = _result(op)
+    got = only_result(op)
     try:
         expected = pointwise_type(op.name, [v.type for v in op.operands], got)
     except GrammarError as e:
         require(False, op, str(e))
         return
-    _is(op, expected)
+    expect_result(op, expected)
 
 
 def _program_id(op: Op) -> None:
-    _counts(op, 0, 1)
-    _is(op, INDEX)
+    expect_counts(op, 0, 1)
+    expect_result(op, INDEX)
 
 
 def _size(op: Op) -> None:
-    _counts(op, 0, 1)
+    expect_counts(op, 0, 1)
     require(isinstance(op.attrs.get("value"), int | Dim), op, "value is a size expression")
-    _is(op, INDEX)
+    expect_result(op, INDEX)
 
 
 _PLAIN: dict[str, Callable[[Op], None]] = {
@@ -533,7 +494,7 @@ class _Verifier:
     def for_(self, op: Op) -> None:
         require(len(op.blocks) == 1 and len(op.operands) >= 3, op, "takes low, high, step, the carried values and one block")
         for v, what in zip(op.operands[:3], ("low", "high", "step"), strict=True):
-            _scalar(op, v, what, INDEX.dtype)
+            expect_scalar(op, v, what, INDEX.dtype)
         carried = [v.type for v in op.operands[3:]]
         body = op.blocks[0]
         self.same(op, body.args, [INDEX, *carried], "the block's arguments")
@@ -560,7 +521,7 @@ class _Verifier:
 
     def if_(self, op: Op) -> None:
         require(len(op.blocks) == 2 and len(op.operands) == 1, op, "takes a condition and two blocks")
-        _scalar(op, op.operands[0], "the condition", bool_)
+        expect_scalar(op, op.operands[0], "the condition", bool_)
         for b in op.blocks:
             self.same(op, b.args, [], "the block's arguments")
             self.block(b, op, "yield")

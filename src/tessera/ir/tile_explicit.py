@@ -68,6 +68,7 @@ from typing import Any
 
 from ..types.dtypes import DType, bool_, f32
 from .core import INDEX, BufferType, Op, TileType
+from .expectations import expect_buffer, expect_counts, expect_result, expect_scalar, expect_tile
 from .graph import require
 
 SWIZZLES = (0, 32, 64, 128)
@@ -79,22 +80,19 @@ ASYNC_OPERANDS = {"mma_async", "mma_wait", "for", "yield"}
 
 
 def _shared(op: Op, index: int) -> BufferType:
-    from .tile import _buffer
-    t = _buffer(op, index)
+    t = expect_buffer(op, index)
     require(t.space == "shared", op, f"operand {index} is shared memory, not {t}")
     return t
 
 
 def _offsets(op: Op, first: int, count: int) -> None:
-    from .tile import _scalar
     require(len(op.operands) >= first + count, op, f"an offset is missing after operand {first - 1}")
     for k in range(first, first + count):
-        _scalar(op, op.operands[k], f"operand {k}", INDEX.dtype)
+        expect_scalar(op, op.operands[k], f"operand {k}", INDEX.dtype)
 
 
 def _barrier(op: Op, index: int) -> None:
-    from .tile import _buffer
-    t = _buffer(op, index)
+    t = expect_buffer(op, index)
     require(t.space == "barrier", op, f"operand {index} is a row of barriers, not {t}")
     _offsets(op, index + 1, 1)
 
@@ -110,8 +108,7 @@ def _box(op: Op, shared: BufferType, other: BufferType) -> None:
 
 
 def _load(op: Op) -> None:
-    from .tile import _buffer
-    src = _buffer(op)
+    src = expect_buffer(op)
     _offsets(op, 1, src.rank)
     at = 1 + src.rank
     dst = _shared(op, at)
@@ -126,19 +123,17 @@ def _load(op: Op) -> None:
 
 
 def _store(op: Op) -> None:
-    from .tile import _buffer
     src = _shared(op, 0)
     _offsets(op, 1, src.rank)
     at = 1 + src.rank
-    dst = _buffer(op, at)
+    dst = expect_buffer(op, at)
     _offsets(op, at + 1, dst.rank)
     _box(op, src, dst)
     require(len(op.operands) == at + 1 + dst.rank and not op.results, op, "takes shared memory, places, a buffer and offsets")
 
 
 def _mbarriers(op: Op) -> None:
-    from .tile import _counts
-    _counts(op, 0, 1)
+    expect_counts(op, 0, 1)
     t, n = op.results[0].type, op.attrs.get("arrivals")
     require(isinstance(t, BufferType) and t.space == "barrier" and t.rank == 1 and isinstance(t.size, int), op,
             f"the result is a row of barriers, not {t}")
@@ -146,30 +141,26 @@ def _mbarriers(op: Op) -> None:
 
 
 def _expect(op: Op) -> None:
-    from .tile import _counts
     _barrier(op, 0)
-    _counts(op, 2, 0)
+    expect_counts(op, 2, 0)
     require(isinstance(op.attrs.get("bytes"), int) and op.attrs["bytes"] > 0, op, "bytes is a positive number")
 
 
 def _arrive(op: Op) -> None:
-    from .tile import _scalar
     _barrier(op, 0)
     require(len(op.operands) in (2, 3) and not op.results, op, "takes barriers, an index and perhaps a condition")
     if len(op.operands) == 3:
-        _scalar(op, op.operands[2], "the condition", bool_)
+        expect_scalar(op, op.operands[2], "the condition", bool_)
 
 
 def _wait(op: Op) -> None:
-    from .tile import _counts
     _barrier(op, 0)
-    _counts(op, 3, 0)
+    expect_counts(op, 3, 0)
     _offsets(op, 2, 1)
 
 
 def _named(op: Op) -> None:
-    from .tile import _counts
-    _counts(op, 1, 0)
+    expect_counts(op, 1, 0)
     _offsets(op, 0, 1)
     n = op.attrs.get("threads")
     require(isinstance(n, int) and n > 0 and n % 32 == 0, op, f"threads is a multiple of 32, not {n!r}")
@@ -181,15 +172,13 @@ def _pending(op: Op) -> None:
 
 
 def _plain(op: Op) -> None:
-    from .tile import _counts
-    _counts(op, 0, 0)
+    expect_counts(op, 0, 0)
     _pending(op)
 
 
 def _number(op: Op) -> None:
-    from .tile import _counts, _is
-    _counts(op, 0, 1)
-    _is(op, INDEX)
+    expect_counts(op, 0, 1)
+    expect_result(op, INDEX)
 
 
 def matrix_problem(a: DType, b: DType, acc: DType, shape: tuple[int, ...], k: int) -> str | None:
@@ -211,10 +200,9 @@ def mma_parts(op: Op) -> tuple[Any, Any]:
 
 
 def _mma(op: Op) -> None:
-    from .tile import _is, _scalar, _tile
     require(len(op.operands) >= 4, op, "takes an accumulator, a condition, a and b")
-    acc = _tile(op)
-    _scalar(op, op.operands[1], "the condition", bool_)
+    acc = expect_tile(op)
+    expect_scalar(op, op.operands[1], "the condition", bool_)
     k = op.attrs.get("k", 0)
     (a, places), (b, _) = mma_parts(op)
     at = 2
@@ -223,14 +211,14 @@ def _mma(op: Op) -> None:
         _offsets(op, 3, a.type.rank)
         at = 2 + a.type.rank
     else:
-        t = _tile(op, 2)
+        t = expect_tile(op, 2)
         require(t.shape == (64, k), op, f"a is a tile of 64 rows and {k} columns, not {t}")
     _shared(op, at + 1)
     _offsets(op, at + 2, b.type.rank)
     require(len(op.operands) == at + 2 + b.type.rank, op, "has operands too many")
     problem = matrix_problem(a.type.dtype, b.type.dtype, acc.dtype, acc.shape, k)
     require(problem is None, op, str(problem))
-    _is(op, TileType(acc.dtype, acc.shape))
+    expect_result(op, TileType(acc.dtype, acc.shape))
 
 
 def _mma_wait(op: Op) -> None:
@@ -242,8 +230,7 @@ def _mma_wait(op: Op) -> None:
 
 
 def _uninitialized(op: Op) -> None:
-    from .tile import _counts
-    _counts(op, 0, 1)
+    expect_counts(op, 0, 1)
     require(isinstance(op.results[0].type, TileType), op, f"the result is a tile, not {op.results[0].type}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..ir.core import Copier, Function, Op, TensorType, Value
-from ..ir.interpret_sched import identity
+from ..ir.sched_machine import identity
 from ..ops.table import OPS
 from ..types.dims import DimLike, ceildiv, product
 from ..types.dtypes import DType

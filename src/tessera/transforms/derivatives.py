@@ -411,16 +411,4 @@ def jvp(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
     return TracedFunction(call, kind="jvp")(primals, tangents)
 
 
-# -- vjp -----------------------------------------------------------------------------------------------------------------------
-def vjp(fn: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
-    """``(f(*primals), pullback)``: the pullback takes cotangents of the result's form to a tuple, one for each primal.
-
-    Integers among the primals have None for a cotangent.  With ``has_aux``, ``fn`` returns ``(result, anything)`` and ``vjp`` a third
-    value.
-    """
-    needs_function("vjp", fn)
-    from .pullback import recorded, split
-    return recorded(fn, primals, has_aux) if STATE.trace is not None else split(fn, primals, has_aux)
-
-
-__all__ = ["Derived", "Inputs", "Pulled", "Pushed", "derived", "grad", "inexact", "jacobian", "jvp", "matched", "value_and_grad", "vjp"]
+__all__ = ["Derived", "Inputs", "Pulled", "Pushed", "derived", "grad", "inexact", "jacobian", "jvp", "matched", "value_and_grad"]

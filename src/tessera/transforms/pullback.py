@@ -15,9 +15,9 @@ import optree
 from ..errors import DerivativeError
 from ..ir.core import Function
 from ..tracing.function import TracedFunction
-from ..tracing.recorder import lift
+from ..tracing.recorder import STATE, lift
 from ..tracing.tensor import Tensor
-from .derivatives import Pulled, beside, name_of, tangent_for
+from .derivatives import Pulled, beside, name_of, needs_function, tangent_for
 from .replay import Body, Replay, as_recorded, record_body, zeros
 
 
@@ -158,4 +158,14 @@ def replayed(fn: Function, args: Sequence[Tensor]) -> list[Tensor]:
         return [engine.env[v] for v in fn.returns]
 
 
-__all__ = ["Form", "recorded", "replayed", "residual_body", "split"]
+def vjp(fn: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
+    """``(f(*primals), pullback)``: the pullback takes cotangents of the result's form to a tuple, one for each primal.
+
+    Integers among the primals have None for a cotangent.  With ``has_aux``, ``fn`` returns ``(result, anything)`` and ``vjp`` a third
+    value.
+    """
+    needs_function("vjp", fn)
+    return recorded(fn, primals, has_aux) if STATE.trace is not None else split(fn, primals, has_aux)
+
+
+__all__ = ["Form", "recorded", "replayed", "residual_body", "split", "vjp"]

@@ -11,8 +11,8 @@ from ...tiling.layouts import fragment
 from ...types.dtypes import f32
 from ..cpu.emit_writer import representation
 from ..simt import tiles as simt_tiles
-from ..simt.emit import Emitter, Handler, layout_of
-from ..simt.values import Memory, Regs
+from ..simt.emit import Emitter, Handler
+from ..simt.values import Memory, Regs, layout_of
 from ..simt.writer import SHARED
 from .emit import REGISTER_FILE, NvEmitter, pack
 from .fragments import Panels

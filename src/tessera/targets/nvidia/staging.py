@@ -14,9 +14,9 @@ from ...tiling.layouts import Layout
 from ...types.dtypes import DType
 from ..cpu.emit_writer import memory_type, representation, splat_literal
 from ..simt import memory as simt_memory
-from ..simt.emit import Emitter, Handler, layout_of
+from ..simt.emit import Emitter, Handler
 from ..simt.memory import read, read_vector, write_vector
-from ..simt.values import Memory, strides
+from ..simt.values import Memory, layout_of, strides
 from ..simt.writer import SHARED
 from .emit import NvEmitter, pack
 from .fragments import Panels

@@ -22,12 +22,11 @@ from ...tiling.layouts import Layout
 from ...types.dims import product
 from ..cpu.emit_pointwise import BASIC, pointwise
 from ..cpu.emit_writer import representation
-from .values import Memory, Regs
+from .values import EXCHANGE, Memory, Regs, layout_of
 from .vendors import VENDORS, Kernel, Vendor
 from .writer import GLOBAL, SHARED, ThreadWriter
 
 Handler = Callable[["Emitter", Op], None]
-EXCHANGE = "exchange"  # the part of shared memory through which threads pass elements
 
 
 @dataclass(frozen=True)
@@ -414,19 +413,8 @@ class Order:
             self.pending.setdefault(EXCHANGE, {}).setdefault(write, set()).add(None)
 
 
-def layout_of(t: TileType) -> Layout:
-    """The layout that a tile type carries.
-
-    Raises:
-        CompileError: it carries none.
-    """
-    if t.layout is None:
-        raise CompileError(f"{t} has no layout: tiling.assign gives every tile one")
-    return Layout.parse(t.layout, t.shape)
-
-
 from . import control, memory, tiles  # noqa: E402  (they need the class above)
 
 HANDLERS: dict[str, Handler] = {**tiles.HANDLERS, **memory.HANDLERS, **control.HANDLERS}
 
-__all__ = ["EXCHANGE", "HANDLERS", "Emitter", "Handler", "Module", "emit", "layout_of"]
+__all__ = ["HANDLERS", "Emitter", "Handler", "Module", "emit"]

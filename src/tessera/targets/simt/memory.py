@@ -15,7 +15,7 @@ from ...types.dtypes import DType, int64
 from ..cpu import abi
 from ..cpu.emit_pointwise import pointwise
 from ..cpu.emit_writer import constant_bits, memory_type, representation, splat_literal
-from .values import Memory, Regs, dim_divisor, divisor, strides
+from .values import EXCHANGE, Memory, Regs, dim_divisor, divisor, layout_of, strides
 from .writer import GLOBAL, SHARED
 
 if TYPE_CHECKING:
@@ -210,7 +210,6 @@ def _load(e: Emitter, op: Op) -> None:
     if isinstance(out, ScalarType):
         _load_scalar(e, op, out.dtype, mask)
         return
-    from .emit import layout_of
     layout = layout_of(out)
     access = Access(e, op, layout, out.shape)
     e.order.touch(root(access.buffer), False, access.key)
@@ -329,7 +328,6 @@ def _scatter(e: Emitter, op: Op) -> None:
 
 def _last_of_equals(e: Emitter, index: Regs, tests: Sequence[str | None]) -> list[str | None]:
     """Of the lanes that write one element, only the last does: each compares its offset with those of all later lanes."""
-    from .emit import EXCHANGE
     w, n = e.w, prod(index.shape)
     numbers = [element_number(e, index.layout, index.shape, r) for r in range(len(index.names))]
     base = e.exchange(8 * n)

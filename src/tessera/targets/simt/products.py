@@ -14,9 +14,9 @@ from ...ir.core import Op
 from ...machine.cpu import MatrixInstruction
 from ...tiling.assign import operand_layouts, unit_of
 from .emit import HANDLERS as SIMT
-from .emit import Emitter, Handler, layout_of
+from .emit import Emitter, Handler
 from .tiles import convert
-from .values import Regs
+from .values import Regs, layout_of
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,13 @@ from ...types.dtypes import DType
 from ..cpu.emit_pointwise import pointwise
 from ..cpu.emit_writer import constant_bits, literal, memory_type, representation, splat_literal
 from .memory import element_number, read, read_vector, write, write_vector
-from .values import Regs, strides
+from .values import EXCHANGE, Regs, layout_of, strides
 from .writer import SHARED
 
 if TYPE_CHECKING:
     from .emit import Emitter, Handler
 
 COMBINE = {"add": "add", "mul": "mul", "max": "maximum", "min": "minimum", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}
-
-
-def _layout(t: TileType) -> Layout:
-    from .emit import layout_of
-    return layout_of(t)
 
 
 # -- made from nothing ---------------------------------------------------------------------------------------------------------
@@ -38,7 +33,7 @@ def _constant(e: Emitter, op: Op) -> None:
     if isinstance(t, ScalarType):
         e.values[op.result] = splat_literal(rep, constant_bits(t.dtype, value), 1)
         return
-    layout = _layout(t)
+    layout = layout_of(t)
     n = 1 << len(layout.bases("reg"))
     if not isinstance(value, np.ndarray):
         e.define(op, [splat_literal(rep, constant_bits(t.dtype, value), 1)] * n)
@@ -59,13 +54,13 @@ def _constant(e: Emitter, op: Op) -> None:
 
 
 def _splat(e: Emitter, op: Op) -> None:
-    n = 1 << len(_layout(op.result.type).bases("reg"))
+    n = 1 << len(layout_of(op.result.type).bases("reg"))
     e.define(op, [e.scalar(op.operands[0])] * n)
 
 
 def _iota(e: Emitter, op: Op) -> None:
     t, axis = op.result.type, int(op.attrs.get("axis", 0))
-    layout = _layout(t)
+    layout = layout_of(t)
     steps = [1 if a == axis else 0 for a in range(t.rank)]
     e.define(op, [element_number(e, layout, t.shape, r, steps) for r in range(1 << len(layout.bases("reg")))])
 
@@ -82,7 +77,7 @@ def _size(e: Emitter, op: Op) -> None:
 def _broadcast(e: Emitter, op: Op) -> None:
     """Registers along stretched axes share a value.  The operand has the result's layout without those axes."""
     t, src = op.result.type, e.tile(op.operands[0])
-    layout = _layout(t)
+    layout = layout_of(t)
     bits = tuple(0 if n == 1 else b for n, b in zip(src.shape, layout.bits, strict=True))
     have = {src.layout.element(reg=r): name for r, name in enumerate(src.names)}
     thin = layout.clipped(bits)
@@ -92,7 +87,7 @@ def _broadcast(e: Emitter, op: Op) -> None:
 
 
 def _relayout(e: Emitter, op: Op) -> None:
-    e.define(op, convert(e, e.tile(op.operands[0]), _layout(op.result.type)).names)
+    e.define(op, convert(e, e.tile(op.operands[0]), layout_of(op.result.type)).names)
 
 
 def convert(e: Emitter, t: Regs, target: Layout) -> Regs:
@@ -147,7 +142,6 @@ def _by_words(e: Emitter, dtype: DType, value: str, move: object) -> str:
 
 def _through_shared(e: Emitter, t: Regs, target: Layout) -> list[str]:
     """Written and read at swizzled offsets."""
-    from .emit import EXCHANGE
     bits = 8 * t.dtype.itemsize
     offsets = swizzle(t.layout, target, bits, e.machine.banks)
     back = offsets.inverse()
@@ -179,7 +173,7 @@ def _offset_addresses(e: Emitter, dtype: DType, base: str, layout: Layout, back:
 def _move(e: Emitter, op: Op) -> None:
     """Reshape, transpose, slice: other names for the same registers, or through shared memory."""
     src, t = e.tile(op.operands[0]), op.result.type
-    target = _layout(t)
+    target = layout_of(t)
     if op.name == "slice":
         cut = sliced(src.layout, src.shape, op.attrs["starts"], op.attrs["limits"])
         if cut is not None:
@@ -207,13 +201,12 @@ def _concat(e: Emitter, op: Op) -> None:
         part = e.tile(v)
         parts.append((part, steps, at * steps[axis]))
         at += part.shape[axis]
-    e.define(op, rearranged(e, parts, t, _layout(t), steps, 0))
+    e.define(op, rearranged(e, parts, t, layout_of(t), steps, 0))
 
 
 def rearranged(e: Emitter, parts: Sequence[tuple[Regs, Sequence[int], int]], t: TileType, target: Layout, steps: Sequence[int],
                start: int) -> list[str]:
     """Tiles written to shared memory at (strides, first place) each and read back as a tile at other ones."""
-    from .emit import EXCHANGE
     w, element = e.w, memory_type(t.dtype)
     size = start + sum((n - 1) * s for n, s in zip(_padded(target), steps, strict=True)) + 1
     size = max([size, *(at + sum((n - 1) * s for n, s in zip(p.shape, own, strict=True)) + 1 for p, own, at in parts)])
@@ -249,7 +242,6 @@ def _plus(e: Emitter, number: str, more: int) -> str:
 
 def _extract(e: Emitter, op: Op) -> None:
     """One element, for all threads."""
-    from .emit import EXCHANGE
     src, w = e.tile(op.operands[0]), e.w
     layout, flat = src.layout, 0
     for axis, i in enumerate(op.attrs["index"]):
@@ -292,7 +284,7 @@ def _reduce(e: Emitter, op: Op) -> None:
         e.values[op.result] = t.names[0]
         return
     made = t.layout.without(axis).compact()
-    e.values[op.result] = convert(e, Regs(out.dtype, out.shape, made, t.names), _layout(out))
+    e.values[op.result] = convert(e, Regs(out.dtype, out.shape, made, t.names), layout_of(out))
 
 
 def _warps_freed(layout: Layout) -> Layout:
@@ -357,7 +349,6 @@ UNROLLED = 8  # steps of k that are written out
 
 def _dot(e: Emitter, op: Op) -> None:
     """Both operands lie in shared memory in the accumulator's dtype; each thread goes through k in order, one fma a step."""
-    from .emit import EXCHANGE
     if op.attrs.get("unit") is not None:
         raise CompileError(f"{e.machine.name} has no matrix instruction {op.attrs['unit']!r}", loc=op.loc)
     a, b, acc = (e.tile(v) for v in op.operands)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...ir.core import BufferType
+from ...errors import CompileError
+from ...ir.core import BufferType, TileType
 from ...tiling.divisors import dim_divisor, divisor
 from ...tiling.layouts import Layout
 from ...types.dims import DimLike
 from ...types.dtypes import DType
+
+EXCHANGE = "exchange"  # the part of shared memory through which threads pass elements
 
 
 @dataclass
@@ -38,4 +41,15 @@ def strides(shape: tuple[DimLike, ...]) -> list[DimLike]:
     return out[::-1] if shape else []
 
 
-__all__ = ["Memory", "Regs", "dim_divisor", "divisor", "strides"]
+def layout_of(t: TileType) -> Layout:
+    """The layout that a tile type carries.
+
+    Raises:
+        CompileError: it carries none.
+    """
+    if t.layout is None:
+        raise CompileError(f"{t} has no layout: tiling.assign gives every tile one")
+    return Layout.parse(t.layout, t.shape)
+
+
+__all__ = ["EXCHANGE", "Memory", "Regs", "dim_divisor", "divisor", "layout_of", "strides"]
