@@ -23,6 +23,7 @@ from .ops import argsort, take, where
 from .ops import random as _ops
 from .tracing import eager
 from .tracing.creation import shape_from, zeros_like
+from .tracing.home import keep_home
 from .tracing.placed import beside
 from .tracing.recorder import STATE, Hidden, Trace, check_effects, lift, tracing, without_policies
 from .tracing.tensor import Tensor, Traced, make
@@ -300,6 +301,7 @@ def dropout(x: Any, p: float = 0.5, training: bool = True, *, key: Any = None) -
 __all__ = ["bernoulli", "categorical", "dropout", "exponential", "fold_in", "get_state", "key", "normal", "permutation",
            "rand", "randint", "randn", "seed", "set_state", "shuffle", "split", "truncated_normal", "uniform", "words"]
 
+keep_home(globals(), __all__, frozenset({"key"}))
 guard_names(globals(), __all__, "random.")
 for _name in ("bernoulli", "categorical", "exponential", "normal", "permutation", "rand", "randint", "randn", "truncated_normal",
               "uniform"):

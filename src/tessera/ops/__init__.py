@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors.boundary import guard_names
+from ..tracing.home import keep_home
 from . import barriers, fft, linalg, movement, table  # noqa: F401
 from .barriers import checkpoint_here, stop_gradient
 from .collectives import all_gather, all_reduce, axis_index, axis_size, pmax, pmean, pmin, psum
@@ -483,6 +484,7 @@ __all__ = [
     "where",
 ]
 
+keep_home(globals(), __all__)
 guard_names(globals(), __all__)
 
 FIELDS: dict[str, Callable[[], Any]] = {}
@@ -497,8 +499,8 @@ def __getattr__(name: str) -> Any:
 
 
 for _module in (fft, linalg):
-    guard_names(vars(_module), [n for n, f in vars(_module).items()
-                                if n[0] != "_" and getattr(f, "__module__", None) == _module.__name__],
-                _module.__name__.rpartition(".")[2] + ".")
+    _own = [n for n, f in vars(_module).items() if n[0] != "_" and getattr(f, "__module__", None) == _module.__name__]
+    keep_home(vars(_module), _own)
+    guard_names(vars(_module), _own, _module.__name__.rpartition(".")[2] + ".")
 
 ifft, rfft, irfft = fft.ifft, fft.rfft, fft.irfft  # guarded by now; ``op.fft`` is the module, which is called as the transform

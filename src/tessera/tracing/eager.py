@@ -17,7 +17,7 @@ from ..ir.core import Block, Builder, Function, TensorType
 from ..types import dims
 from ..types.dims import Dim, DimLike
 from . import recorder
-from .placed import DeviceArray, where
+from .placed import DeviceArray, to_device, where
 from .tensor import _OF_NUMPY, Tensor, make, ndarray
 
 Run = Callable[[list[Any]], Sequence[Any]]
@@ -97,13 +97,18 @@ def _key(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
 def dispatch(name: str, operands: Sequence[Any], attrs: dict[str, Any]) -> Any:
     """Run one op on concrete tensors."""
     arrays = []
+    elsewhere = False
     for t in operands:
         if type(t) is not Tensor:
             t = recorder.lift(t)
         p = t._p
-        if type(p) is not ndarray and not isinstance(p, DeviceArray):
-            t._concrete(f"{name!r} outside the traced function")
+        if type(p) is not ndarray:
+            if not isinstance(p, DeviceArray):
+                t._concrete(f"{name!r} outside the traced function")
+            elsewhere = True
         arrays.append(p)
+    if elsewhere and recorder.STATE.home is not None:  # the function's own constants go along
+        arrays = [to_device(a, recorder.STATE.home) if type(a) is ndarray and a.shape else a for a in arrays]
     key: Any
     try:
         key = _key(name, [(a.dtype, a.shape) for a in arrays], attrs)
@@ -183,9 +188,27 @@ def program(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any,
         if fn is None:
             raise
         return _program_for(name, types, attrs, loc, device)
+    if device is not None and fn is not None:
+        run = _or_exact(run, name, attrs, loc, device)
     if key is not None:
         _programs[key] = run
     return run
+
+
+def _or_exact(run: Run, name: str, attrs: dict[str, Any], loc: Any, device: str) -> Run:
+    """``run``; where its kernels, which devices compile at the first launch, want numbers, a program for each call's sizes."""
+    general = True
+
+    def call(arrays: list[Any]) -> Sequence[Any]:
+        nonlocal general
+        if general:
+            try:
+                return run(arrays)
+            except UnsupportedError:
+                general = False
+        return _program_for(name, [TensorType(_OF_NUMPY[a.dtype], a.shape) for a in arrays], attrs, loc, device)(arrays)
+
+    return call
 
 
 def _program_for(name: str, types: list[TensorType], attrs: dict[str, Any], loc: Any, device: str | None = None) -> Run:

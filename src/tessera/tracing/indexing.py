@@ -21,6 +21,7 @@ from ..types import dtypes as dt
 from ..types.constraints import SCOPE, SizeConstraint
 from ..types.dims import Dim, DimLike, as_dim, ceildiv, known_nonnegative, product
 from ..types.promotion import promote_weak, widens
+from .home import at_home_of
 from .methods import function
 from .placed import DeviceArray, beside, returned, where
 from .recorder import STATE, as_array, bind, lift
@@ -48,7 +49,11 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         return make(_read(x, a, _host_index(index)))
     if isinstance(a, DeviceArray) and _through_host(index):
         return beside(x, _read(x, x._concrete("indexing"), _host_index(index)))
-    return _traced(x, index if isinstance(index, tuple) else (index,))
+    items = index if isinstance(index, tuple) else (index,)
+    if isinstance(a, DeviceArray):
+        with at_home_of(x):
+            return _traced(x, items)
+    return _traced(x, items)
 
 
 def _through_host(index: Any) -> bool:
@@ -313,7 +318,9 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         x._p = _updated(x, items, _fitting(x, value))._p
         return
     if isinstance(x._p, DeviceArray):
-        x._p = _assigned_there(x, index, _fitting(x, value))
+        fitting = _fitting(x, value)
+        with at_home_of(x):
+            x._p = _assigned_there(x, index, fitting if isinstance(value, Tensor) else beside(x, fitting))
         return
     x._concrete("assignment")
     host = _host_index(index)

@@ -113,8 +113,12 @@ def where(payloads: Any) -> str | None:
 
 def returned(a: Any, like: DeviceArray) -> DeviceArray:
     """A payload on the device of ``like``: a host array is copied there."""
-    device = like.dtype.device
-    return a if isinstance(a, DeviceArray) else MOVE[device.partition(":")[0]](a, device)
+    return a if isinstance(a, DeviceArray) else to_device(a, like.dtype.device)
+
+
+def to_device(a: np.ndarray[Any, Any], device: str) -> DeviceArray:
+    """A copy of a host array on a device."""
+    return MOVE[device.partition(":")[0]](a, device)
 
 
 def beside(x: Tensor, made: Any) -> Tensor:
@@ -138,4 +142,4 @@ def _mixed(a: str, b: str) -> DeviceError:
                        hints=[f'Move one of them: x.to("{b}")', "Python numbers and 0-d CPU tensors go along with any device"])
 
 
-__all__ = ["DeviceArray", "PlacedDType", "beside", "placed_dtype", "returned", "spoken", "where"]
+__all__ = ["DeviceArray", "PlacedDType", "beside", "placed_dtype", "returned", "spoken", "to_device", "where"]

@@ -59,6 +59,7 @@ class _State(threading.local):
     policy: Any = None  # the numerical policy in force (tracing/policies.py); part of every trace's key
     schedule: Any = None  # the ambient schedule of ``ts.schedule``; part of every trace's key
     device: Any = None  # of the innermost device block: tessera/device.py
+    home: str | None = None  # the device of the operands of the eager function that is running: tracing/home.py
     allowed: tuple[tuple[frozenset[str], str], ...] = ()  # (effects, who says so), innermost last
     unchecked: bool = False  # ops that can do without their run-time checks do
 

@@ -116,7 +116,7 @@ class OpenCL:
     def write(self, address: int, array: Array) -> None:
         """Copy a dense host array to device memory."""
         if array.nbytes:
-            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            data = np.require(array, requirements=["C", "W"]).reshape(-1).view(np.uint8)  # pyopencl takes no memory that is read-only
             self.cl.enqueue_copy(self.queue, self._at(address, data.nbytes), data)
             self.queue.finish()
 
