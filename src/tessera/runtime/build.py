@@ -230,6 +230,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         CompileError: the template or tile function that it names does not exist.
     """
     from .. import kernels  # noqa: F401  (importing the room enters its templates)
+    from ..kernels.simt.select import simt_program
     from ..tiling.copies import synchronous
     from ..tiling.large_tiles import fit_registers
     from ..tiling.lower import lower_kernel
@@ -245,7 +246,8 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         build = TEMPLATES.get(op.attrs["template"])
         if build is None:
             raise CompileError(f"no template is called {op.attrs['template']!r}", loc=op.loc)
-        tile = build(op, machine, "kernel")
+        special = simt_program(op, machine, "kernel") if isinstance(machine, SimtMachine) else None
+        tile = special or build(op, machine, "kernel")
     else:
         tile = lower_kernel(op, machine, "kernel", sizes)
     return expand(tile)
