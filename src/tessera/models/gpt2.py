@@ -138,12 +138,13 @@ class GPT2Model(nn.Module):
         if max_new_tokens <= 0:
             return tokens
         prefill, step = self._compiled()
-        last, kept = prefill(ts.tensor(np.array([tokens], np.int64)))
+        home = self.wte.weight.device
+        last, kept = prefill(ts.tensor(np.array([tokens], np.int64)).to(home))
         caches = [tuple(_pad_to(t, total) for t in kv) for kv in kept]
         tokens.append(int(np.argmax(np.asarray(last)[0])))
         while len(tokens) < total:
-            ids = ts.tensor(np.array([tokens[-1:]], np.int64))
-            last, caches = step(ids, caches, ts.tensor(np.array(len(tokens) - 1, np.int64)))
+            ids = ts.tensor(np.array([tokens[-1:]], np.int64)).to(home)
+            last, caches = step(ids, caches, ts.tensor(np.array(len(tokens) - 1, np.int64)).to(home))
             tokens.append(int(np.argmax(np.asarray(last)[0])))
         return tokens
 
@@ -210,10 +211,9 @@ _ATTENTIONS: dict[str, Callable[..., ts.Tensor] | None] = {
 
 
 def _pad_to(t: ts.Tensor, length: int) -> ts.Tensor:
-    a = np.asarray(t)
-    out = np.zeros((*a.shape[:2], length, a.shape[3]), a.dtype)
-    out[:, :, :a.shape[2]] = a
-    return ts.tensor(out)
+    """``t`` [B, heads, S, D] as the first positions of a cache of ``length``, where ``t`` lives."""
+    b, heads, s, d = t.shape
+    return ts.concat([t, ts.zeros(b, heads, length - s, d, dtype=t.dtype).to(t.device)], axis=2)
 
 
 def _fetch(state: Mapping[str, np.ndarray], name: str) -> np.ndarray:

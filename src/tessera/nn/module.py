@@ -15,6 +15,9 @@ import numpy as np
 
 import tessera as ts
 
+from ..device import names_device
+from ..tracing.state import convert
+
 M = TypeVar("M", bound="Module")
 
 
@@ -101,29 +104,50 @@ class Module:
             ts.assign(own[name], Parameter(np.asarray(state[name]), own[name].dtype))
         return self
 
-    def _assign(self, path: str, value: ts.Tensor) -> None:
-        target: Any = self
-        *parents, last = path.split(".")
-        for p in parents:
-            target = target[int(p)] if isinstance(target, list | tuple) else target[p] if isinstance(target, dict) \
-                else getattr(target, p)
-        if isinstance(target, list | dict):
-            target[int(last) if isinstance(target, list) else last] = value  # type: ignore[index]
-        else:
-            setattr(target, last, value)
+    def to(self: M, *target: Any, dtype: Any = None, device: str | None = None) -> M:
+        """Convert every floating-point parameter to a dtype, move every tensor to a device, or both; returns the module.
 
-    def to(self: M, dtype: Any) -> M:
-        """Convert every floating-point parameter in place; returns the module."""
-        for name, t in list(self.named_parameters()):
-            if t.dtype.is_float:
-                self._assign(name, t.to(dtype))
+        The tensors stay the same objects: ties between modules hold, an optimiser goes on with them, and functions that captured them
+        are traced again at their next call.
+
+        Args:
+            target: a dtype and a device such as ``"gpu:0"``, in any order; either may be left out.
+
+        Raises:
+            DeviceError: there is no such device.
+            EffectError: inside a traced function.
+        """
+        dtype, device = _target(target, dtype, device)
+        new = {id(t): (t, self._converted(t, dtype, device)) for t in self.parameters()}  # ties are converted once
+        for old, value in new.values():  # nothing has changed where a conversion failed
+            if value is not old:
+                convert(old, value)
         return self
+
+    @staticmethod
+    def _converted(t: ts.Tensor, dtype: Any, device: str | None) -> ts.Tensor:
+        out = t.to(dtype) if dtype is not None and t.dtype.is_float else t
+        return out.to(device) if device is not None else out
 
     def __repr__(self) -> str:
         inner = [f"  {name}: {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
         own = ", ".join(f"{n}: {t.dtype}{list(t.shape)}" for n, t in vars(self).items() if isinstance(t, ts.Tensor))
         head = f"{type(self).__name__}({own})"
         return head if not inner else head + " {\n" + "\n".join(inner) + "\n}"
+
+
+def _target(given: tuple[Any, ...], dtype: Any, device: str | None) -> tuple[Any, str | None]:
+    """(dtype, device) of what ``to`` was asked for."""
+    for x in given:
+        if names_device(x):
+            device, twice = x, device
+        else:
+            dtype, twice = x, dtype
+        if twice is not None:
+            raise ts.errors.ArgumentError("to() takes one dtype and one device", received=f"{twice!r} and {x!r}")
+    if dtype is None and device is None:
+        raise ts.errors.ArgumentError("to() needs a dtype or a device", expected='to(ts.bf16), to("gpu:0") or both')
+    return dtype, device
 
 
 def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:

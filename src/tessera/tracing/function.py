@@ -42,7 +42,7 @@ from .program import (
     sizes_of,
 )
 from .recorder import STATE, allowing, as_array, lift
-from .tensor import Tensor, ndarray
+from .tensor import Conversions, Tensor, ndarray
 
 _SCALARS = {int: TensorType(dt.int64, ()), float: TensorType(dt.f32, ()), complex: TensorType(dt.complex64, ())}
 RETRACES = 16
@@ -110,6 +110,7 @@ class TracedFunction:
         self._by_types: dict[Any, list[Program]] = {}
         self._static_sizes: set[str] = {str(n) for n in _listed(static_sizes)}
         self._simple = not self.static_names and not self.donated
+        self._conversions = Conversions.count
         self._options = {"static_argnames": tuple(self.static_names), "where": tuple(where), "effects": effects,
                          "donate_argnums": [names.index(n) for n in self.donated], "static_sizes": tuple(self._static_sizes),
                          "kind": kind}
@@ -135,6 +136,8 @@ class TracedFunction:
 
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._conversions != Conversions.count:
+            self._forget_converted()
         if self._simple and STATE.trace is None and not kwargs and STATE.policy is None and STATE.schedule is None:
             try:
                 arrays = [a._p for a in args]
@@ -177,6 +180,14 @@ class TracedFunction:
         out = run([copies[i] if i in copies else _array(x, t) for i, (x, t) in enumerate(zip(call.arrays, call.types, strict=True))])
         release()
         return out
+
+    def _forget_converted(self) -> None:
+        """Tensors took other types or devices in place: drop what was compiled for those they had."""
+        self._conversions = Conversions.count
+        self._fast.clear()
+        self._kinds.clear()
+        self.programs = [p for p in self.programs if p.captures_fit()]
+        self._by_types = {key: [p for p in found if p.captures_fit()] for key, found in self._by_types.items()}
 
     def _donated_leaves(self, call: Call) -> list[int]:
         return [i for i, n in enumerate(call.names) if (n or "").partition(".")[0] in self.donated]

@@ -20,7 +20,7 @@ from . import eager
 from .annotations import Declared, TensorSpec, check_dtype, expand, flat_specs, shape_mismatch
 from .placed import DeviceArray
 from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
-from .tensor import Tensor, Traced, make
+from .tensor import Donated, Tensor, Traced, make
 
 
 class NeedsValue(BaseException):
@@ -80,6 +80,12 @@ class Program:
         if device not in self._elsewhere:
             self._elsewhere[device] = eager.compile_graph(self.graph, device)
         return self._elsewhere[device]
+
+    def captures_fit(self) -> bool:
+        """True while the captured tensors have the types that the graph was traced for."""
+        args = self.graph.args[len(self.graph.args) - len(self.captured):]
+        return all(isinstance(c, Hidden) or (type(c._p) is not Donated and c.dtype is a.type.dtype)
+                   for c, a in zip(self.captured, args, strict=True))
 
     def fits(self, env: Mapping[str, int]) -> bool:
         """True when every guard comes out as it did while tracing."""

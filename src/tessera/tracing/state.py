@@ -30,7 +30,7 @@ from ..types.effects import EFFECTS
 from .function import TracedFunction
 from .placed import DeviceArray, returned, where
 from .recorder import STATE, Hidden, Trace, check_effects, lift, user_loc
-from .tensor import Tensor, Traced, make
+from .tensor import Conversions, Tensor, Traced, make
 
 _STATE = frozenset({"state"})
 
@@ -297,6 +297,25 @@ def assign(target: Tensor, value: Any) -> None:
             raise _lost(f"a tensor {target.type}")
         trace.rebind(target, new)
         trace.state[id(target), ""] = AssignedTensor(target, make(new._p), str(user_loc(2)))
+
+
+def convert(target: Tensor, value: Tensor) -> None:
+    """Give a tensor outside any trace a value that may have another dtype or live elsewhere, as a module's ``to`` does: it stays the
+    tensor that modules, ties and optimisers hold, and functions that captured it are traced again.
+
+    Raises:
+        ShapeError: the value has another shape.
+        EffectError: a traced function does this, or the surrounding function may not write state.
+    """
+    if STATE.trace is not None:
+        raise EffectError("a traced function cannot convert the tensors of a module in place",
+                          sentence="Its program was compiled for the types and the device that they have.",
+                          hints=["Convert the module before the call", "Convert values where they are used: w.to(ts.bf16)"])
+    if value.shape != target.shape:
+        raise ShapeError(f"a tensor of shape {list(target.shape)} cannot become one of shape {list(value.shape)}")
+    check_effects(_STATE, "convert")
+    target._p = value._p
+    Conversions.count += 1
 
 
 def refuse_state(trace: Trace) -> None:

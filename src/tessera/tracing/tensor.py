@@ -25,6 +25,12 @@ ndarray = np.ndarray
 _OF_NUMPY: dict[Any, DType] = {d.np: d for d in dt.ALL}
 
 
+class Conversions:
+    """How often a tensor took another type or device in place (:func:`tessera.tracing.state.convert`)."""
+
+    count = 0
+
+
 class Traced:
     """The payload of a traced tensor: ``value`` in the function that ``trace`` records.
 
