@@ -320,6 +320,13 @@ def commit() -> str:
         return "unknown"
 
 
+def facts(commit: str) -> dict[str, Any]:
+    """Where and with what this ran."""
+    return {"machine": torch.cuda.get_device_name(), "commit": commit, "date": time.strftime("%Y-%m-%d %H:%M"),
+            "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda,
+            "driver": int(driver.call("cuDriverGetVersion"))}
+
+
 def main(more: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="gemm,epilogue,attention,rows,chain,host")
@@ -331,10 +338,7 @@ def main(more: Any = None) -> None:
     for name in args.only.split(","):
         f = {"gemm": gemm, "epilogue": epilogue, "attention": attention, "rows": rows, "chain": chain, "host": host}[name]
         results += f(more=more) if name in ("gemm", "attention") else f()
-        facts = {"machine": torch.cuda.get_device_name(), "commit": args.commit, "date": time.strftime("%Y-%m-%d %H:%M"),
-                 "torch": torch.__version__, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda,
-                 "driver": int(driver.call("cuDriverGetVersion"))}
-        args.out.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+        args.out.write_text(json.dumps({**facts(args.commit), "results": results}, indent=1) + "\n")
     for peer in ("cublas", "cudnn", "reference", "copy"):
         ratio = geomean(results, peer)
         if ratio is not None:
