@@ -21,7 +21,7 @@ from .errors import ArgumentError, DeviceError, suggest
 from .machine import host_cpu
 from .settings import SIM_DEVICES
 from .tracing.function import TracedFunction
-from .tracing.placed import MOVE, DeviceArray, spoken
+from .tracing.placed import DeviceArray, payload_name, spoken, to_device
 from .tracing.recorder import STATE
 from .tracing.tensor import Tensor, make
 
@@ -73,6 +73,8 @@ class Device(str):
         return f"device({str.__repr__(self)})"
 
     def __enter__(self) -> Device:
+        if STATE.trace is not None:
+            _stated(self, f'with ts.device("{self}")')
         self.outer.append(STATE.device)
         STATE.device = self
         return self
@@ -176,7 +178,16 @@ def find(name: Any) -> Device:
 
 def current_device() -> Device:
     """The device of the innermost ``with ts.device(…)`` block; the CPU outside of one."""
+    if STATE.trace is not None and STATE.trace.location is not None and STATE.device is STATE.trace.location.current:
+        STATE.trace.location.asked_current = True
     return STATE.device or CPU
+
+
+def _stated(device: Device, what: str) -> None:
+    """The function being traced states that it runs on ``device``."""
+    location = STATE.trace.location if STATE.trace is not None else None
+    if location is not None:
+        location.state(payload_name(device), what)
 
 
 # -- where tensors live --------------------------------------------------------------------------------------------------------
@@ -187,15 +198,24 @@ def place(x: Any) -> Any:
 
 
 def device_of(x: Tensor) -> Device:
-    """Where a tensor lives."""
-    if not isinstance(x._p, DeviceArray):
+    """Where a tensor lives; a traced one: where the call runs that is traced for."""
+    name = x._p.dtype.device if isinstance(x._p, DeviceArray) else _asked(x) if x.is_traced else None
+    if name is None:
         return CPU
-    name = x._p.dtype.device
     if not name.startswith("simulated:"):
         return find(name)
     known = SIM_DEVICES.get()
     number = int(name.partition(":")[2])
     return Device(spoken(name), known[number] if number < len(known) else "simulated", simulated=True)
+
+
+def _asked(x: Tensor) -> str | None:
+    location = x._p.trace.location
+    if location is None:
+        return None
+    location.asked = True
+    device: str | None = location.device
+    return device
 
 
 def names_device(x: Any) -> bool:
@@ -208,16 +228,17 @@ def to(x: Tensor, target: Any) -> Tensor:
     """The tensor on a device: itself where it lives there, else a copy.
 
     Raises:
-        TracingError: the tensor is traced.
-        DeviceError: there is no such device.
+        DeviceError: there is no such device, or the tensor is of a traced function that runs on another one.
     """
     device = find(target)
+    if x.is_traced:
+        _stated(device, f'.to("{device}")')
+        return x
     if device == device_of(x):
         return x
     if device == CPU:
         return x.cpu()
-    name = f"simulated:{device.number}" if device.simulated else str.__str__(device)
-    return make(MOVE[name.partition(":")[0]](x._concrete("to(device)"), name))
+    return make(to_device(x._concrete("to(device)"), payload_name(device) or "cpu"))
 
 
 def moved(cast: Callable[..., Any], x: Tensor, target: Any = None, *args: Any, device: Any = None, **kwargs: Any) -> Any:
@@ -237,8 +258,7 @@ def placing(f: Callable[..., Any]) -> Callable[..., Any]:
         where = kwargs.pop("device", None)
         if where is not None:
             wanted = find(where)
-            out = f(*args, **kwargs)
-            return out if out.is_traced else to(out, wanted)
+            return to(f(*args, **kwargs), wanted)
         out = f(*args, **kwargs)
         after_another = like and args and isinstance(args[0], Tensor)
         return out if STATE.device is None or after_another else place(out)
@@ -273,8 +293,11 @@ class Specialized:
 def _under(fn: Callable[..., Any], device: Device) -> Callable[..., Any]:
     @functools.wraps(fn)
     def body(*args: Any, **kwargs: Any) -> Any:
-        with device:
+        saved, STATE.device = STATE.device, device  # what Python sees; the call itself may run elsewhere
+        try:
             return fn(*args, **kwargs)
+        finally:
+            STATE.device = saved
 
     return body
 

@@ -134,7 +134,7 @@ def test_functions_compute_where_their_operands_live() -> None:
 FEW = ("triangles", "one_hot", "fft", "assignment")
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_functions_on_opencl(every: bool) -> None:
     pytest.importorskip("pyopencl")
     assert not _differences("intel:0", [c for c in _all() if every or c[0] in FEW], near=1e-4)

@@ -28,6 +28,7 @@ from . import decorators, eager, policies
 from .annotations import Declared, TensorSpec, check_dtype, check_sizes, not_a_tensor, read
 from .contract import Contract
 from .donation import consume
+from .location import Location
 from .placed import DeviceArray, where
 from .program import (
     NeedsMultiple,
@@ -156,22 +157,22 @@ class TracedFunction:
             self._simple = False  # each call looks where its arguments are
             SETTLE(call, self.declared.spaces, self.__name__)
         device = where([x._p for x in call.arrays if type(x) is Tensor])
-        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule, device)
+        key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule, device, STATE.device)
         known = self._kinds.get(key)
         if known is not None:
             run, program = known
         else:
             program, env = self._program(call)
             check_sizes(program.constraints, env, self.__name__, {})
-            elsewhere = [c for c in program.captured if type(c) is Tensor and type(c._p) is not ndarray]
-            if elsewhere:  # what is captured on the host goes along with the arguments
-                device = where([x._p for x in (*call.arrays, *elsewhere) if type(x) is Tensor])
-            run = program.entry(device)
+            location = Location.of_call(call.arrays, STATE.device)
+            run = program.entry(program.device_for(call.arrays, location, all(type(x) in _SCALARS for x in call.arrays)))
             if len(self._kinds) > 4096:
                 self._kinds.clear()
                 self._fast.clear()
             self._kinds[key] = run, program
-            plain = not kwargs and len(call.arrays) == len(args) and all(type(a) is Tensor for a in args)  # no number by default
+            if program.location.asked_current:
+                self._simple = False  # each call looks which device is current
+            plain = args and not kwargs and len(call.arrays) == len(args) and all(type(a) is Tensor for a in args)  # no number by default
             if self._simple and plain and STATE.policy is None and STATE.schedule is None:
                 self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = run
         if not self.donated:
@@ -307,13 +308,14 @@ class TracedFunction:
         actual: dict[str, int] = {k: v for k, v in env.items() if isinstance(v, int)}
         check_sizes(declared.where, actual, self.__name__, origins)
         multiples: dict[str, DimLike] = {}
+        location = Location.of_call(call.arrays, STATE.device)
         for _ in range(RETRACES):
             types = [t.with_shape(sizes_of(s, actual, self._static_sizes)) for t, s in zip(call.types, shapes, strict=True)]
             if multiples:
                 types = [t.with_shape([substitute(d, multiples) for d in t.shape]) for t in types]
             key = (call.static, tuple(types), STATE.policy, STATE.schedule)
             for found in self._by_types.get(key, ()):
-                if found.fits(actual):
+                if found.fits(actual, location):
                     return found, actual
             bindings: dict[str, DimLike] = {
                 n: actual[n] if n in actual and (n in self._static_sizes or actual[n] == 0) else name_of(n) for n in env} | multiples
@@ -338,7 +340,8 @@ class TracedFunction:
             args, kwargs = call.rebuild(params)
             return self._body(args, kwargs, params, call.owners)
 
-        program = record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed)
+        location = Location() if sizes is None else Location.of_call(call.arrays, STATE.device)
+        program = record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed, location)
         if self.donated and getattr(eager.COMPILER, "reuses_donated", False):
             program.graph.attrs["donated"] = tuple(self._donated_leaves(call))
         return program

@@ -135,6 +135,12 @@ def spoken(device: str) -> str:
     return f"gpu:{number}" if kind == "simulated" else device
 
 
+def payload_name(device: Any) -> str | None:
+    """A :class:`tessera.device.Device` as payloads name it; None: the CPU."""
+    name = str.__str__(device)
+    return None if name == "cpu" else f"simulated:{device.number}" if device.simulated else name
+
+
 def _mixed(a: str, b: str) -> DeviceError:
     a, b = spoken(a), spoken(b)
     return DeviceError(f"operands live on different devices: {a} and {b}", expected="one device", received=f"{a} and {b}",
@@ -142,4 +148,4 @@ def _mixed(a: str, b: str) -> DeviceError:
                        hints=[f'Move one of them: x.to("{b}")', "Python numbers and 0-d CPU tensors go along with any device"])
 
 
-__all__ = ["DeviceArray", "PlacedDType", "beside", "placed_dtype", "returned", "spoken", "to_device", "where"]
+__all__ = ["DeviceArray", "PlacedDType", "beside", "payload_name", "placed_dtype", "returned", "spoken", "to_device", "where"]

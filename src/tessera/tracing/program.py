@@ -18,7 +18,8 @@ from ..types.effects import format_effects
 from ..types.shapes import Constraint, unify
 from . import eager
 from .annotations import Declared, TensorSpec, check_dtype, expand, flat_specs, shape_mismatch
-from .placed import DeviceArray
+from .location import Location
+from .placed import DeviceArray, payload_name, where
 from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
 from .tensor import Donated, Tensor, Traced, make
 
@@ -48,6 +49,7 @@ class Program:
         effects: inferred effects.
         constraints: facts about sizes that each call checks once.
         guards: comparisons of sizes that Python decided on while tracing; the program is valid where they come out alike.
+        location: where it runs, as far as the body relied on that.
     """
 
     def __init__(self, graph: Function, trace: Trace, out_tree: Any, out_static: Sequence[Any], assigned: Sequence[Any] = ()):
@@ -60,6 +62,7 @@ class Program:
         self.effects = frozenset(trace.effects)
         self.constraints: list[Constraint] = trace.constraints
         self.guards = trace.guards
+        self.location: Location = trace.location or Location()
         self.out_tree = out_tree
         self.out_static = list(out_static)  # per leaf: (value,) for a constant of the host, None for a tensor
         self.assigned = list(assigned)  # state and messages that take the trailing results
@@ -87,9 +90,24 @@ class Program:
         return all(isinstance(c, Hidden) or (type(c._p) is not Donated and c.dtype is a.type.dtype)
                    for c, a in zip(self.captured, args, strict=True))
 
-    def fits(self, env: Mapping[str, int]) -> bool:
-        """True when every guard comes out as it did while tracing."""
-        return all(c.decide(env) == outcome for c, outcome in self.guards)
+    def fits(self, env: Mapping[str, int], location: Location) -> bool:
+        """True when every guard comes out as it did while tracing, and the call is where the body relied on."""
+        return all(c.decide(env) == outcome for c, outcome in self.guards) and self.location.serves(location.device, location.current)
+
+    def device_for(self, arguments: Sequence[Any], location: Location, alone: bool) -> str | None:
+        """Where a call runs: with its arguments and what is captured on a device (what is captured on the host goes along); else where
+        the body stated; else, where ``alone`` (there are no arguments), on the current device.
+
+        Raises:
+            DeviceError: these differ.
+        """
+        elsewhere = [c for c in self.captured if type(c) is Tensor and type(c._p) is not np.ndarray]
+        device = where([x._p for x in (*arguments, *elsewhere) if type(x) is Tensor]) if elsewhere else location.device
+        if self.location.asked and self.location.free and device is None:
+            return self.location.device
+        if device is None and alone and location.current is not None and not any(type(c) is Tensor for c in self.captured):
+            return payload_name(location.current)
+        return device
 
     def entry(self, device: str | None = None) -> Callable[[list[Any]], Any]:
         """A function from the leaves' arrays to the results, specialised so that a call does as little as possible."""
@@ -144,18 +162,21 @@ class Scope:
 
 def record(name: str, call: Callable[[list[Tensor]], Any], types: Sequence[TensorType], names: Sequence[str | None],
            weak: Sequence[type | None], declared: Declared, bindings: Mapping[str, DimLike],
-           sizes: Mapping[str, int] | None, allowed: frozenset[str] | None) -> Program:
+           sizes: Mapping[str, int] | None, allowed: frozenset[str] | None, location: Location) -> Program:
     """Trace ``call`` on parameters of the given types.
 
     Args:
         sizes: the actual values of the names, where the trace stands for a call; None for an abstract trace.
         allowed: the effects that the function may have; None: any.
+        location: where the call is that it stands for.
 
     Raises:
         TesseraError: from the body; a result that does not fit what is declared.
         NeedsValue: Python needs the value of a size.
     """
     trace = Trace(name, STATE.trace)
+    if STATE.trace is None:
+        trace.location = location
 
     def demand(d: Dim) -> int:
         if sizes is None or d.names - sizes.keys():

@@ -133,6 +133,7 @@ class Trace:
         self.open = True
         self.born: set[int] = set()  # the stateful objects made while this was recorded: what they hold ends with it
         self.transformed = False  # a transformation makes something else of it: messages would be lost
+        self.location: Any = parent.location if parent is not None else None  # where the program runs: tracing/location.py
         self.place: Loc | None = None  # where ops made by a derivative rule come from; None: the user's frame
 
     # -- inputs ------------------------------------------------------------------------------------------------------

@@ -303,9 +303,13 @@ class Tensor:
         return make(self._p)
 
     def cpu(self) -> Tensor:
-        """The values on the CPU: this tensor where it lives there already."""
+        """The values on the CPU: this tensor where it lives there already.
+
+        Raises:
+            DeviceError: the tensor is of a traced function that runs on another device.
+        """
         p = self._p
-        return self if type(p) is ndarray or type(p) is Traced else make(self._concrete("cpu()"))
+        return self if type(p) is ndarray else self.to("cpu") if type(p) is Traced else make(self._concrete("cpu()"))
 
     def contiguous(self) -> Tensor:
         """The same value, row-major."""
