@@ -56,6 +56,22 @@ class _AtFirstUse:
         run(buffers)
 
 
+class _PlacedLaunches:
+    """Tile functions run on arrays of one device, in place: a program for each function and device."""
+
+    def __init__(self) -> None:
+        self._programs: WeakKeyDictionary[Function, dict[str, Any]] = WeakKeyDictionary()
+
+    def __call__(self, fn: Function, buffers: Sequence[Any]) -> None:
+        from ..tracing import eager
+        device = str(buffers[0].dtype.device)
+        of_fn = self._programs.setdefault(fn, {})
+        run = of_fn.get(device)
+        if run is None:
+            run = of_fn[device] = eager.compile_graph(fn, device)
+        run(list(buffers))
+
+
 def _gpu_compiler(name: str) -> Any:
     from .gpu import compiler
     return compiler(name)
@@ -66,11 +82,6 @@ def _to_gpu(a: np.ndarray[Any, Any], name: str) -> Any:
     from ..types.dtypes import as_dtype
     from .gpu import upload
     return upload(driver.gpu(int(name.partition(":")[2] or 0)), a, as_dtype(a.dtype))
-
-
-def _launch_on_gpu(fn: Any, buffers: Any) -> None:
-    from .gpu import launch_tile
-    launch_tile(fn, buffers)
 
 
 def _intel_compiler(name: str) -> Any:
@@ -104,11 +115,11 @@ def install() -> None:
     eager.COMPILER = _AtFirstUse()
     eager.DEVICES["gpu"] = _gpu_compiler
     placed.MOVE["gpu"] = _to_gpu
-    placed.LAUNCH["gpu"] = _launch_on_gpu
     eager.DEVICES["intel"] = _intel_compiler
     placed.MOVE["intel"] = _to_intel
     eager.DEVICES["simulated"] = _simulated_compiler
     placed.MOVE["simulated"] = _to_simulated
+    placed.LAUNCH.update(dict.fromkeys(("gpu", "intel", "simulated"), _PlacedLaunches()))
     placed.TAKE = _from_dlpack
     threads = THREADS.get()
     if threads is not None:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import CompileError, DTypeError, ShapeError
+from ..errors import DTypeError, ShapeError
 from ..ir.core import BufferType, Function, Op
 from ..ir.text import print_function
 from ..machine import NVIDIA_SM80, NVIDIA_SM90
@@ -449,25 +448,4 @@ class Plan(plans.Plan[Launch]):
         self.graph.launch()
 
 
-def launch_tile(fn: Function, buffers: Sequence[Any]) -> None:
-    """Run a Tile function on device arrays, in place.
-
-    Raises:
-        CompileError: it does not fit the device.
-    """
-    if not buffers:
-        raise CompileError(f"{fn.name} has no buffers")
-    _program(fn, str(buffers[0].dtype.device))(buffers)
-
-
-_launched: weakref.WeakKeyDictionary[Function, GpuProgram] = weakref.WeakKeyDictionary()
-
-
-def _program(fn: Function, device: str) -> GpuProgram:
-    found = _launched.get(fn)
-    if found is None:
-        found = _launched[fn] = compiler(device).compile(fn)
-    return found
-
-
-__all__ = ["GpuArray", "GpuCompiler", "GpuProgram", "compiler", "launch_tile", "settle", "upload"]
+__all__ = ["GpuArray", "GpuCompiler", "GpuProgram", "compiler", "settle", "upload"]

@@ -25,9 +25,21 @@ from ...machine.simt import SimtMachine
 Array = np.ndarray[Any, Any]
 _RUNTIME = "libintelocl.so"
 _SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
+_OPTIONS = "CL_CONFIG_LLVM_OPTIONS"
 # Division and square roots round as IEEE says wherever the device can; nothing is contracted or reordered.
 _BUILD = ["-cl-fp32-correctly-rounded-divide-sqrt"]
 _CORRECT_DIVISION = 1 << 7  # CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT
+
+
+def _leave_out_the_pass(runtime: Path) -> None:
+    """Skip the CPU compiler's pass that keeps values across barriers off the stack: in 2026.2 it dies on kernels of many such values, or
+    does not, as addresses happen to fall.  Its options come by an environment variable; versions before know none that skips a pass, and
+    end the process over what they do not know."""
+    versions = [p.name.removeprefix(f"{_RUNTIME}.").split(".") for p in runtime.parent.glob(f"{_RUNTIME}.*")]
+    if any([int(n) for n in v if n.isdigit()] >= [2026, 22] for v in versions):
+        given = os.environ.get(_OPTIONS, "")
+        if "-opt-disable" not in given:
+            os.environ[_OPTIONS] = f"{given} -opt-disable=sycl-kernel-reduce-cross-barrier-values".strip()
 
 
 def _offer_cpu_runtime() -> None:
@@ -39,6 +51,8 @@ def _offer_cpu_runtime() -> None:
     if found is None:
         return
     system = sorted(_SYSTEM_VENDORS.glob("*.icd")) if _SYSTEM_VENDORS.is_dir() else []
+    if not any("intelocl" in p.read_text(errors="replace") for p in system):
+        _leave_out_the_pass(found)
     if not system:
         os.environ["OCL_ICD_VENDORS"] = str(found)
         return
