@@ -7,7 +7,7 @@
   a ``check``).  Shift counts are read as unsigned: out of range they give 0, or the sign for ``shift_right`` of signed.
 * ``convert``: floats to integers truncate toward zero and saturate, NaN gives 0; integers to integers wrap; anything to
   bool is ``!= 0``; to 16-bit and smaller floats by way of f32 (two roundings for f64 and wide integers).
-* complex numbers: componentwise textbook formulas.
+* complex numbers: componentwise textbook formulas; quotients and functions are written in functions of the parts before.
 
 Names that are not basic (``exp`` …) evaluate in f64 and round: good to about one ulp, but not what compiled code gives;
 programs are expanded by ``tiling/vmath.py`` before they are compared bit for bit.
@@ -263,13 +263,8 @@ def _complex_mul(a: Array, b: Array) -> Array:
     return _complex(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)
 
 
-def _complex_div(a: Array, b: Array) -> Array:
-    d = b.real * b.real + b.imag * b.imag
-    return _complex((a.real * b.real + a.imag * b.imag) / d, (a.imag * b.real - a.real * b.imag) / d)
-
-
 _COMPLEX: dict[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "neg": np.negative, "mul": _complex_mul, "div": _complex_div,
+    "add": np.add, "sub": np.subtract, "neg": np.negative, "mul": _complex_mul,
     "fma": lambda a, b, c: _complex(
         fma(a.real, b.real, fma(-a.imag, b.imag, c.real)), fma(a.real, b.imag, fma(a.imag, b.real, c.imag))),
     "eq": np.equal, "ne": np.not_equal, "sqrt": np.sqrt,

@@ -14,6 +14,32 @@ from .rules import LOW, Array, is_float
 
 
 # -- division ----------------------------------------------------------------------------------------------------------
+def div(x: Array, y: Array) -> Array:
+    """The quotient; of complex numbers by the textbook formula with room for its squares, where it is undefined by C99, G.5.1."""
+    with np.errstate(all="ignore"):
+        if x.dtype.kind != "c":
+            return np.asarray(np.divide(x, y))
+        wide = np.complex128 if x.dtype == np.complex64 else np.clongdouble
+        p, q = x.astype(wide), y.astype(wide)
+        out = p * np.conj(q) / (q.real * q.real + q.imag * q.imag)
+        return np.where(np.isfinite(out), out, _unusual_quotient(p, q)).astype(x.dtype)
+
+
+def _unusual_quotient(x: Array, y: Array) -> Array:
+    def corner(z: Array, other: Array) -> Array:
+        there, out = np.isinf(z) & np.isfinite(other), np.empty_like(z)
+        out.real, out.imag = (np.where(there, np.copysign(np.isinf(v), v), v) for v in (z.real, z.imag))
+        return out
+
+    p, q = corner(x, y), corner(y, x)
+    size = np.where(np.isinf(x) & np.isfinite(y), np.inf, np.where(np.isinf(y) & np.isfinite(x), 0.0, np.nan))
+    zero, sign = y == 0, np.copysign(np.inf, y.real)
+    parts = (p.real * q.real + p.imag * q.imag, p.imag * q.real - p.real * q.imag)
+    out = np.empty_like(x)
+    out.real, out.imag = (np.where(zero, sign * v, size * t) for v, t in zip((x.real, x.imag), parts, strict=True))
+    return out
+
+
 def floor_div(x: Array, y: Array) -> Array:
     """Rounded down; an integer divided by zero gives 0 (and, compiled, a run-time error)."""
     with np.errstate(all="ignore"):
@@ -177,7 +203,21 @@ erf, erfc, erfinv = _through(math.erf), _through(math.erfc), _through(_erfinv)
 lgamma, digamma = _through(_lgamma), _through(_digamma)
 
 
+def log1p(x: Array) -> Array:
+    """numpy's; of complex numbers without its loss next to 0."""
+    if x.dtype.kind != "c":
+        return np.asarray(np.log1p(x))
+    re, im = x.real.astype(np.longdouble), x.imag.astype(np.longdouble)
+    out = np.empty_like(x)
+    out.real, out.imag = 0.5 * np.log1p(re * (2 + re) + im * im), np.arctan2(im, 1 + re)
+    return out
+
+
 def sigmoid(x: Array) -> Array:
+    if x.dtype.kind == "c":
+        wide = x.astype(np.clongdouble)
+        e = np.exp(np.where(wide.real < 0, wide, -wide))
+        return np.asarray(np.where(wide.real < 0, e / (1 + e), 1 / (1 + e)), x.dtype)
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
 

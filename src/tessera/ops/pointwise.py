@@ -182,6 +182,12 @@ def _one_minus_square(x: Any) -> Any:
     return mul(sub(1.0, x), add(1.0, x))
 
 
+def _acosh_slope(x: Applied) -> Any:
+    """1/sqrt((x - 1)(x + 1)); of complex numbers with two roots, for left of the imaginary axis their product is not the product's root."""
+    low, high = sub(x.operands[0], 1.0), add(x.operands[0], 1.0)
+    return mul(rsqrt(low), rsqrt(high)) if low.dtype.is_complex else rsqrt(mul(low, high))
+
+
 def _chosen(which: int) -> Partial:
     """Of two values the one that was taken.  A tie is shared where both vary; beside a constant it counts as not taken."""
 
@@ -258,7 +264,7 @@ add = binary("add", np.add, NUMBERS, on_bool="logical_or", doc="Elementwise sum;
 sub = binary("sub", np.subtract, NUMBERS, doc="Elementwise difference; integers wrap around.", partials=(one, minus_one))
 mul = binary("mul", np.multiply, NUMBERS, on_bool="logical_and", doc="Elementwise product; integers wrap around.",
              partials=(second, first))
-div = binary("div", np.divide, FP + COMPLEX, ints="f32", doc="True division; integers are converted to f32.",
+div = binary("div", m.div, FP, ints="f32", doc="True division; integers are converted to f32.",
              jvp=_div_jvp, vjp=_div_vjp)
 floor_div = binary("floor_div", m.floor_div, REAL, checked=True,
                    doc="Quotient rounded down; an integer divisor 0 is a run-time error.", partials=(None, None))
@@ -315,7 +321,7 @@ expm1 = unary("expm1", np.expm1, FP, 3, ints="f32", domain=(-20, 80), partials=(
 log = unary("log", np.log, FP, 2, ints="f32", domain=(0, 1e4), partials=(lambda x: reciprocal(x.operands[0]),))
 log2 = unary("log2", np.log2, FP, 2, ints="f32", domain=(0, 1e4), partials=(lambda x: div(1 / math.log(2), x.operands[0]),))
 log10 = unary("log10", np.log10, FP, 2, ints="f32", domain=(0, 1e4), partials=(lambda x: div(1 / math.log(10), x.operands[0]),))
-log1p = unary("log1p", np.log1p, FP, 3, ints="f32", domain=(-0.99, 1e4),
+log1p = unary("log1p", m.log1p, FP, 3, ints="f32", domain=(-0.99, 1e4),
               partials=(lambda x: reciprocal(add(x.operands[0], 1.0)),))
 sqrt = unary("sqrt", np.sqrt, FP, ints="f32", domain=(0, 1e4), doc="Square root, correctly rounded.",
              partials=(lambda x: div(0.5, x.out),))
@@ -345,8 +351,7 @@ cosh: Fn = unary("cosh", np.cosh, FP, 4, ints="f32", domain=(-10, 10), partials=
 tanh = unary("tanh", np.tanh, FP, 4, ints="f32", domain=(-10, 10), partials=(lambda x: _one_minus_square(x.out),))
 asinh = unary("asinh", np.arcsinh, FP, 4, ints="f32", domain=(-1e3, 1e3),
               partials=(lambda x: rsqrt(add(square(x.operands[0]), 1.0)),))
-acosh = unary("acosh", np.arccosh, FP, 4, ints="f32", domain=(1, 1e3),
-              partials=(lambda x: rsqrt(mul(sub(x.operands[0], 1.0), add(x.operands[0], 1.0))),))
+acosh = unary("acosh", np.arccosh, FP, 4, ints="f32", domain=(1, 1e3), partials=(_acosh_slope,))
 atanh = unary("atanh", np.arctanh, FP, 4, ints="f32", domain=(-0.99, 0.99),
               partials=(lambda x: reciprocal(_one_minus_square(x.operands[0])),))
 

@@ -1,8 +1,9 @@
 """Complex numbers as pairs of reals, before anything else is decided about a kernel.
 
 Code generators know real elements only.  A complex buffer becomes a real one with a last axis of 2, a complex scalar two
-scalars.  Multiplication and division are the textbook formulas, as in the interpreters.  A store keeps both parts
-together (``parts = 2``), so that they can be interleaved in registers.
+scalars.  A product is the textbook formula, as in the interpreters; quotients and functions have been written in functions of the
+parts before (``ops/complex_functions.py``).  A store keeps both parts together (``parts = 2``), so that they can be interleaved in
+registers.
 """
 
 from __future__ import annotations
@@ -155,8 +156,6 @@ class _Split:
             return self._converted(x[0], _dtype(op.result))
         if name == "mul":
             return self._product(x[0], x[1])
-        if name == "div":
-            return self._quotient(x[0], x[1])
         raise UnsupportedError(f"{name!r} of complex numbers", loc=op.loc,
                                hints=["take the parts with ts.real and ts.imag, and put them together with ts.complex_"])
 
@@ -172,10 +171,3 @@ class _Split:
     def _product(self, a: Parts, b: Parts) -> Parts:
         e = self.emit
         return (e("sub", e("mul", a[0], b[0]), e("mul", a[1], b[1])), e("add", e("mul", a[0], b[1]), e("mul", a[1], b[0])))
-
-    def _quotient(self, a: Parts, b: Parts) -> Parts:
-        e = self.emit
-        d = e("add", e("mul", b[0], b[0]), e("mul", b[1], b[1]))
-        re = e("add", e("mul", a[0], b[0]), e("mul", a[1], b[1]))
-        im = e("sub", e("mul", a[1], b[0]), e("mul", a[0], b[1]))
-        return (e("div", re, d), e("div", im, d))
