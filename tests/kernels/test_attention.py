@@ -7,6 +7,7 @@ import pytest
 from attentions import attention_function
 from products import Compiled, check
 
+import tessera as ts
 from tessera.ir.core import BufferType, ScalarType
 from tessera.machine import X86_AVX2, host_cpu
 from tessera.types.dims import name
@@ -122,3 +123,15 @@ def test_narrow_vectors():
     fn = attention_function(heads, s, s, d, machine=X86_AVX2)
     got = check(fn, [a.ravel(), b.ravel(), c.ravel(), np.zeros(heads * s * d, np.float32)], machine=X86_AVX2)[3]
     assert np.abs(got.reshape(heads, s, d) - reference(a, b, c)).max() <= 2e-6
+
+
+def test_a_mask_that_adds_the_least_number_weighs_a_hidden_row_evenly():
+    """As models write masks: multiples of that number overflow, sums with scores round to it."""
+    q, k, v = (ts.randn(1, 1, n, 16) for n in (5, 9, 9))
+    mask = np.zeros((5, 9), np.float32)
+    mask[0], mask[1, 4:] = np.finfo(np.float32).min, np.finfo(np.float32).min
+    got, grads = ts.value_and_grad(lambda q, k, v: ts.attention(q, k, v, ts.tensor(mask)).sum(), argnums=(0, 1, 2))(q, k, v)
+    out = ts.attention(q, k, v, ts.tensor(mask)).numpy()[0, 0]
+    np.testing.assert_allclose(out[0], v.numpy()[0, 0].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out[1], ts.attention(q, k[:, :, :4], v[:, :, :4]).numpy()[0, 0, 1], rtol=1e-5, atol=1e-6)
+    assert all(np.isfinite(x.numpy()).all() for x in (got, *grads))

@@ -13,6 +13,7 @@ from tessera.runtime import gpu as runtime
 from tessera.tracing import eager, methods
 
 sys.path.append(str(Path(__file__).parents[1] / "targets" / "nvidia"))
+import attention_forms
 import simulated
 
 
@@ -141,6 +142,20 @@ def test_products_of_narrow_floats_take_the_explicit_program(device, turned):
     want = a.numpy().astype(np.float64) @ (b.numpy().T if turned else b.numpy()).astype(np.float64)
     assert np.abs(got.numpy().astype(np.float64) - want).max() < 0.2
     assert any(k.module.explicit for k in runtime.compiler("gpu:0").kernels.values())
+
+
+@pytest.mark.parametrize("form", attention_forms.FORMS)
+def test_attention_in_all_its_forms_takes_the_explicit_program(device, form):
+    attention_forms.check(form)
+
+
+def test_attention_gives_its_sums_to_the_reverse_pass(device):
+    q, k, v = (ts.randn(1, 2, 72, 64).to(ts.bf16) for _ in range(3))
+    grads = ts.grad(lambda q, k, v: (ts.attention(q, k, v, causal=True).to(ts.f32) ** 2).sum(), argnums=(0, 1, 2))
+    got, want = grads(*(x.to("gpu:0") for x in (q, k, v))), grads(*(x.to(ts.f32) for x in (q, k, v)))
+    for a, b in zip(got, want, strict=True):
+        assert np.abs(a.numpy().astype(np.float64) - b.numpy()).max() < 2e-2 * np.abs(b.numpy()).max()
+    assert any(k.fn.name == "attention" and k.module.explicit for k in runtime.compiler("gpu:0").kernels.values())
 
 
 def test_rows_are_read_once(device):

@@ -90,6 +90,14 @@ class Attention:
     def columns(self, at: Any, n: int, ragged: bool) -> Lanes:
         return Lanes(self.e_name, at, n, self.e, ragged, aligned=True)
 
+    def base(self, top: TileValue) -> TileValue:
+        """What :meth:`exponent` takes for scores less ``top``."""
+        return top * -LOG2_E if self.score is None else top
+
+    def exponent(self, score: TileValue, base: TileValue) -> TileValue:
+        """log2(e) * (score - top).  What masks add may be the least number there is, whose multiples overflow."""
+        return tile.fma(score, LOG2_E, base) if self.score is None else (score - base) * LOG2_E
+
     def row(self, role: str) -> tuple[str, DimLike]:
         """The loop along a row of an operand: d of queries and keys, e of values and what is like the result."""
         return (self.d_name, self.d) if role in ("query", "key") else (self.e_name, self.e)
@@ -349,14 +357,14 @@ def soften(p: Attention, state: State, r: Any, i: Any, panels: Any) -> None:
         high = _larger(tile.load(state.scores, (i, c * width), (n, width)), high)
     old = tile.load(state.top, (r + i,), (n,))
     top = _larger(tile.max(high, 1), old)
-    base = tile.where(tile.eq(top, LOWEST), 0.0, top) * -LOG2_E   # a row that sees nothing yet: 2^(-inf + 0) = 0
+    base = p.base(tile.where(tile.eq(top, LOWEST), 0.0, top))   # a row that sees nothing yet: 2^(-inf + 0) = 0
     total = tile.zeros((n, width), p.compute)
     for c in tile.range(0, panels):
         score = tile.load(state.scores, (i, c * width), (n, width))
-        weights = power_of_two(tile.fma(score, LOG2_E, tile.reshape(base, (n, 1))))
+        weights = power_of_two(p.exponent(score, tile.reshape(base, (n, 1))))
         tile.store(state.scores, (i, c * width), weights)
         total = total + weights
-    factor = power_of_two(tile.fma(old, LOG2_E, base))
+    factor = power_of_two(p.exponent(old, base))
     tile.store(state.factor, (i,), factor)
     tile.store(state.top, (r + i,), top)
     tile.store(state.total, (r + i,), tile.load(state.total, (r + i,), (n,)) * factor + tile.sum(total, 1))

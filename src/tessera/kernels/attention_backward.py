@@ -20,7 +20,7 @@ from ..tiling.dsl import Buffer, TileValue, tile_function
 from ..tiling.templates import register
 from ..types.dims import DimLike, ceildiv, product
 from ..types.dtypes import DType
-from .attention import LOG2_E, LOWEST, Attention, Shape, copy_across, copy_rows, fit, power_of_two, score_tile
+from .attention import LOWEST, Attention, Shape, copy_across, copy_rows, fit, power_of_two, score_tile
 from .attention import _static as static
 from .fused import Lanes
 from .plan import AHEAD, prefetch_row, register_tile
@@ -200,7 +200,7 @@ def copy_block(p: Gradient, state: State, q0: Any, rows: Any) -> None:
             _copy_strip(p, state, q0, r, True)
         lse = tile.load(p.lse, (p.head, q0 + r), (s.mr,), check=(1,))
         # a row that sees no key has -inf, and scores that are all -inf
-        tile.store(state.base, (r,), tile.where(tile.eq(lse, LOWEST), 0.0, lse) * -LOG2_E)
+        tile.store(state.base, (r,), p.base(tile.where(tile.eq(lse, LOWEST), 0.0, lse)))
         tile.store(state.delta, (r,), tile.load(p.delta, (p.head, q0 + r), (s.mr,), check=(1,)))
 
 
@@ -232,7 +232,7 @@ def slope_tile(p: Gradient, state: State, r: Any, c: Any) -> None:
         at = (r + i, c * s.score)
         base = tile.reshape(tile.load(state.base, (r + i,), (n,)), (n, 1))
         delta = tile.reshape(tile.load(state.delta, (r + i,), (n,)), (n, 1))
-        weights = power_of_two(tile.fma(tile.load(state.scores, at, (n, s.score)), LOG2_E, base))
+        weights = power_of_two(p.exponent(tile.load(state.scores, at, (n, s.score)), base))
         tile.store(state.scores, at, weights)
         tile.store(state.slopes, at, weights * (tile.load(state.slopes, at, (n, s.score)) - delta))
 

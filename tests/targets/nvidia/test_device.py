@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import attention_forms
 import numpy as np
 import pytest
 import sweep
@@ -37,6 +38,11 @@ def test_attention(causal, length, width):
     q, k, v = (ts.randn(2, 3, length, width).to(ts.bf16) for _ in range(3))
     got = ts.attention(*(x.to("gpu:0") for x in (q, k, v)), causal=causal)
     close(got.numpy(), ts.attention(*(x.to(ts.f32) for x in (q, k, v)), causal=causal).numpy(), 1e-2)
+
+
+@pytest.mark.parametrize("form", attention_forms.FORMS)
+def test_attention_in_all_its_forms(form):
+    attention_forms.check(form)
 
 
 @pytest.mark.parametrize("n", [1, 100, 4096, 5000, 40000])

@@ -6,16 +6,20 @@ import subprocess
 
 import pytest
 
+import tessera as ts
 from tessera.errors import CompileError
 from tessera.ir.core import Block, BufferType, Op
 from tessera.kernels.hopper import attention, matmul
+from tessera.kernels.hopper.select import explicit_program
 from tessera.kernels.rows import row_program
 from tessera.machine import NVIDIA_SM80, NVIDIA_SM90
 from tessera.runtime.llvm_workers import Request, workers
+from tessera.scheduling import schedule
 from tessera.targets.nvidia import kernels
 from tessera.targets.nvidia.emit import TensorMap
 from tessera.tiling import dsl
 from tessera.tiling import explicit as x
+from tessera.transforms.pipeline import optimize
 from tessera.types.dims import name
 from tessera.types.dtypes import bf16, f32
 
@@ -56,6 +60,17 @@ def test_attention(width, causal, groups, tmp_path):
     module, text = ptx(fn)
     assert module.threads == 128 * (groups + 1)
     assert "ex2.approx.ftz.f32" in text
+    assert not kernels.complaints(assemble(text, tmp_path))
+
+
+@pytest.mark.parametrize("form, width", [("bool", 128), ("added", 128), ("offset", 64), ("plain", 256), ("plain", 96)])
+def test_forms_of_attention_spill_nothing(form, width, tmp_path):
+    q, k = ts.Tensor[2, 8, 1024, width, ts.bf16], ts.Tensor[2, 8, 4096, width, ts.bf16]
+    mask = {"bool": [ts.Tensor[1024, 4096, ts.bool_]], "added": [ts.Tensor[2, 1, 1024, 4096, ts.bf16]]}.get(form, [])
+    graph = ts.jit(lambda *x: ts.attention(*x, causal=form == "offset")).trace(q, k, k, *mask)
+    (op,) = (o for o in schedule(optimize(graph, NVIDIA_SM90), NVIDIA_SM90).body.ops if o.name == "template")
+    module, text = ptx(explicit_program(op, NVIDIA_SM90, {}))
+    assert module.explicit and module.shared <= 232448
     assert not kernels.complaints(assemble(text, tmp_path))
 
 

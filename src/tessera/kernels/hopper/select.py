@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ...ir.core import Function, Op
-from ...scheduling.templates import block, flat_index, is_plain_store
+from ...ir.core import Block, BufferType, Function, Op
+from ...scheduling.templates import affine, block, flat_index, is_plain_store
 from ...tiling import dsl
 from ...tiling.dsl import Buffer, TileValue
-from ...types.dims import DimLike, evaluate
+from ...types.dims import Dim, DimLike, evaluate, floordiv, product
 from ...types.dims import name as dim_name
 from ...types.dtypes import bf16, f16, f32
 from ..fused import BlockRunner, Lanes, Point, edge_mask, gather_offsets, load, place
@@ -77,8 +79,8 @@ class _Whole(Point):
         return counted
 
 
-class _Epilogue(BlockRunner):
-    """An epilogue whose value is wanted, not stored: the copy engine does that."""
+class _InPlace(BlockRunner):
+    """A block on tiles that lie as the matrix unit's results do."""
 
     def _load(self, op: Op, values: dict[Any, Any], point: Point) -> TileValue:
         """What is the same along rows or columns is loaded by each thread for its own elements, not passed between them."""
@@ -86,7 +88,17 @@ class _Epilogue(BlockRunner):
         at = place(buffer, index, point)
         if at is not None and None not in at.axes:
             return load(buffer, index, point)
-        return dsl.gather(buffer, gather_offsets(buffer, index, point), mask=edge_mask(point))
+        return dsl.gather(buffer, gather_offsets(buffer, index, point), mask=edge_mask(_only(point, index)))
+
+
+def _only(point: Point, index: Sequence[DimLike]) -> Point:
+    """The point whose edges are those of the loops that an index contains: what lies beyond others is never used."""
+    named = {n for d in index if isinstance(d, Dim) for n in d.names}
+    return replace(point, lanes=tuple(a if a.loop in named else replace(a, ragged=False) for a in point.lanes))
+
+
+class _Epilogue(_InPlace):
+    """An epilogue whose value is wanted, not stored: the copy engine does that."""
 
     def _store(self, op: Op, values: dict[Any, Any], point: Point) -> None:
         self.value = values[op.operands[1]]
@@ -132,28 +144,111 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
                                  extra=extra, before=stored[0] - 2, config=config)
 
 
+class _Scores(_InPlace):
+    """What becomes of scores; it is loaded before they are there."""
+
+    def ready(self, point: Point) -> dict[Any, Any]:
+        """What the block's loads give at the point."""
+        return {o.result: super(_Scores, self)._load(o, {}, point) for o in self.block.ops if o.name == "load"}
+
+    def changed(self, point: Point, loaded: dict[Any, Any], s: TileValue) -> TileValue:
+        (value,) = self._ops(self.block, {self.scalars[0]: s, "loaded": loaded}, point)
+        return dsl.broadcast_to(value, s.shape)
+
+    def _load(self, op: Op, values: dict[Any, Any], point: Point) -> TileValue:
+        found: TileValue = values["loaded"][op.result]
+        return found
+
+
 def _attention(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
     a = op.attrs
     width = int(evaluate(a["d"][1], dict(env)))
     dtype = op.operands[0].type.dtype
-    if a["blocks"] != ("epilogue",) or "sums" in a or "accumulate" in a or dtype not in (bf16, f16) or len(op.operands) != 4:
+    if "accumulate" in a or dtype not in (bf16, f16) or any(v.type.dtype is not dtype for v in op.operands[:3]):
         return None
-    if width not in (64, 128) or int(evaluate(a["e"][1], dict(env))) != width:
+    if not 0 < width <= 256 or width % 32 or int(evaluate(a["e"][1], dict(env))) != width or 1 in (a["q"][1], a["t"][1]):
         return None
-    if any(v.type.dtype is not dtype for v in op.operands) or not all(role in a for role in ("query", "key", "value")):
+    d, e = (a["d"][0], width), (a["e"][0], width)
+    found = [_heads(op, i, _read(op, role, i), rows, along, env) for i, (role, rows, along) in
+             enumerate((("query", a["q"], d), ("key", a["t"], d), ("value", a["t"], e))) if role in a]
+    query, key, value = found if len(found) == 3 else [None] * 3
+    scored, epilogue = block(op, "score"), block(op, "epilogue")
+    if query is None or key is None or value is None or epilogue is None:
         return None
-    batch, q, t, d, e = a["batch"], a["q"], a["t"], a["d"], a["e"]
+    if not _is_simple(epilogue) or (scored is not None and not _is_simple(scored)):
+        return None
     stored = _stored(op)
-    if stored is None or stored[1] != _dense(*batch, q, e) or _read(op, "query", 0) != _dense(*batch, q, d) or \
-            _read(op, "key", 1) != _dense(*batch, t, d) or _read(op, "value", 2) != _dense(*batch, t, e):
+    output = _heads(op, *stored, a["q"], e, env) if stored is not None and op.operands[stored[0]].type.dtype is dtype else None
+    if output is None and _reads_what_it_writes(op, epilogue):
         return None
-    if a["causal"] and int(evaluate(a.get("causal_offset", 0), dict(env))) != 0:
+    problem = attention.Problem(
+        a["batch"], a["q"][1], a["t"][1], width, dtype, a["scale"], query, key, value, output, causal=a["causal"],
+        offset=a.get("causal_offset", 0), sums=a.get("sums"), score=None if scored is None else _scores_of(op, scored),
+        epilogue=None if output is not None else _results_of(op, epilogue))
+    lying: dict[int, tuple[DimLike, ...]] = {h.buffer: h.shape for h in (query, key, value, output) if h is not None}
+    if "sums" in a:
+        lying[a["sums"]] = (product(extent for _, extent in a["batch"]), a["q"][1])
+    return attention.program(problem, [(f"x{i}", BufferType(v.type.dtype, lying.get(i, v.type.shape))) for i, v in enumerate(op.operands)])
+
+
+def _is_simple(body: Block) -> bool:
+    """True for loads, elementwise ops and stores that depend on nothing loaded."""
+    return not any(o.name in ("check", "guard") or o.blocks or o.attrs.get("dyn") for o in body.ops)
+
+
+def _reads_what_it_writes(op: Op, epilogue: Block) -> bool:
+    written = {op.operands[i] for i in op.attrs["outs"]}
+    return any(o.name == "load" and op.operands[epilogue.args.index(o.operands[0])] in written for o in epilogue.ops)
+
+
+def _heads(op: Op, operand: int, offset: DimLike, rows: tuple[str, DimLike], along: tuple[str, int],
+           env: Mapping[str, int]) -> attention.Heads | None:
+    """How the matrices of heads lie in an operand: dense along ``along``, in rows of whole 16 bytes, a number of times ``rows`` of them;
+    None: not so."""
+    form = affine(offset, (rows[0], along[0]))
+    if form is None or form[1].get(along[0]) != 1 or 0 in (size := op.operands[operand].type.size, form[1].get(rows[0], 0)):
         return None
-    heads: DimLike = 1
-    for _, extent in batch:
-        heads = heads * extent
-    return attention.attention_program(heads, q[1], t[1], width, dtype=dtype, scale=a["scale"], causal=a["causal"],
-                                       statistics=False)
+    columns = form[1][rows[0]]
+    matrix = columns * rows[1]
+    outer: DimLike = 0
+    column: DimLike = 0
+    for mono, coefficient in form[0].terms if isinstance(form[0], Dim) else (((), form[0]),):
+        term = Dim(((mono, coefficient),)) if mono else coefficient
+        whole = floordiv(term, matrix)
+        if whole * matrix == term:
+            outer = outer + whole
+        else:
+            column = column + term
+    sizes = dict(env)
+    widest = int(evaluate(column, {**sizes, **{n: int(evaluate(x, sizes)) - 1 for n, x in op.attrs["batch"]}}))
+    every, one, row = (int(evaluate(x, sizes)) for x in (size, matrix, columns))
+    if one <= 0 or every % one or row % 8 or widest < 0 or widest + along[1] > row or _falls(column):
+        return None
+    return attention.Heads(operand, floordiv(size, matrix), rows[1], columns, (outer, column))
+
+
+def _falls(d: DimLike) -> bool:
+    return isinstance(d, Dim) and any(coefficient < 0 for _, coefficient in d.terms)
+
+
+def _scores_of(op: Op, body: Block) -> attention.Scores:
+    (q, rows), (t, keys) = op.attrs["q"], op.attrs["t"]
+
+    def scores(row: Any, key: Any, count: int, loops: Mapping[str, Any], buffers: Sequence[Buffer]) -> Any:
+        runner = _Scores(body, buffers)
+        point = _Whole(loops, (Lanes(q, row, 64, rows, True), Lanes(t, key, count, keys, True, aligned=True)))
+        return functools.partial(runner.changed, point, runner.ready(point))
+
+    return scores
+
+
+def _results_of(op: Op, body: Block) -> attention.Results:
+    (q, rows), (e, width) = op.attrs["q"], op.attrs["e"]
+
+    def results(values: TileValue, row: Any, loops: Mapping[str, Any], buffers: Sequence[Buffer]) -> None:
+        _InPlace(body, buffers).run(_Whole(loops, (Lanes(q, row, 64, rows, True), Lanes(e, 0, values.shape[1], width))), values)
+
+    return results
 
 
 __all__ = ["explicit_program"]
