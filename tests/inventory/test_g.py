@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from one_source import attention, built, exact_attention
 
 import tessera as ts
 from tessera import Tile, tile
@@ -23,7 +24,6 @@ from tessera.ir.interpret_tile import TileError
 from tessera.machine import AMD_GFX942, NVIDIA_SM80, NVIDIA_SM86, NVIDIA_SM89, NVIDIA_SM90, X86_AVX2
 from tessera.runtime.llvm_workers import Request, workers
 from tessera.targets.nvidia import kernels as nvidia
-from tessera.types.shapes import unify
 
 
 @ts.kernel
@@ -33,15 +33,6 @@ def tile_matmul(A: Tile["M", "K", ts.bf16], B: Tile["K", "N", ts.bf16], C: Tile[
     b_tile = tile.load(B, shape=(ctx.K, ctx.N))
     c_tile = tile.mma(a_tile, b_tile)
     tile.store(C, c_tile)
-
-
-def built(kernel: Any, *arrays: np.ndarray, **static: Any) -> tuple[Any, dict[str, int]]:
-    """(tile function, sizes) of a kernel for arrays."""
-    b = kernel.build({n: ts.Tensor(a).type for n, a in zip(kernel.declared.specs, arrays, strict=True)}, static)
-    env: dict[str, int] = {}
-    for p, a in zip(b.params.values(), arrays, strict=True):
-        unify(p.type.shape, a.shape, env)
-    return b.function, env
 
 
 def ptx_of(fn: Any, machine: Any = NVIDIA_SM80) -> str:
@@ -250,48 +241,14 @@ def test_g046_g047_shapes_as_arguments_or_as_a_keyword() -> None:
         ((128, 64), ts.bf16), ((128, 64), ts.bf16), ((128,), ts.f32), ((128, 64), ts.f32), ((128, 64), ts.f32)]
 
 
-def attention_kernel(waits: bool) -> Any:
-    def wait() -> None:
-        tile.barrier()
-
-    def go_on() -> None:
-        pass
-
-    meet = wait if waits else go_on
-
-    @ts.kernel
-    def attention(Q: Tile["B*H", "S", "D", ts.bf16], K: Tile["B*H", "S", "D", ts.bf16], V: Tile["B*H", "S", "D", ts.bf16],
-                  O: Tile["B*H", "S", "D", ts.bf16], scale: float):
-        q, k, v = (tile.alloc_shared(32, 16, dtype=ts.bf16) for _ in range(3))
-        m, l, acc = tile.alloc_register(32, dtype=ts.f32), tile.alloc_register(32, dtype=ts.f32), tile.alloc_register(32, 16, dtype=ts.f32)
-        tile.fill(m, -float("inf"))
-        tile.fill(l, 0.0)
-        tile.fill(acc, 0.0)
-        for i in tile.range(Q.shape[1], step=32):
-            tile.load_async(q, Q[i:i + 32])
-            for j in tile.range(K.shape[1], step=32):
-                tile.load_async(k, K[j:j + 32])
-                tile.load_async(v, V[j:j + 32])
-                meet()
-                m_new, l_new, p = tile.online_softmax(tile.matmul(q, k.T) * scale, m, l)
-                tile.update_accumulator(acc, tile.matmul(p.to(ts.bf16), v), m, m_new, l, l_new)
-                m = m_new
-                l = l_new
-        tile.store(O, acc / l)
-
-    return attention
-
-
 def test_g051_attention_without_its_barrier_is_a_race() -> None:
     q, k, v = (np.random.default_rng(i).standard_normal((2, 50, 16)).astype(ts.bf16.np) for i in range(3))
     o = np.full((2, 50, 16), np.nan, ts.bf16.np)
-    fn, env = built(attention_kernel(True), q, k, v, o, scale=0.25)
+    static = {"scale": 0.25, "block": 32, "width": 16}
+    fn, env = built(attention, q, k, v, o, **static)
     interpret_tile.run(fn, [q, k, v, o], env)
-    s = np.einsum("bqd,bkd->bqk", q.astype(np.float64), k.astype(np.float64)) * 0.25
-    p = np.exp(s - s.max(-1, keepdims=True))
-    expected = p / p.sum(-1, keepdims=True) @ v.astype(np.float64)
-    assert np.abs(o.astype(np.float64) - expected).max() < 2**-6  # every row was written
-    fn, env = built(attention_kernel(False), q, k, v, o, scale=0.25)
+    assert np.abs(o.astype(np.float64) - exact_attention(q, k, v, 0.25)).max() < 2**-6  # every row was written
+    fn, env = built(attention, q, k, v, o, **static, wait=False)
     with pytest.raises(TileError, match="race: accesses memory that store may still be writing") as e:
         interpret_tile.run(fn, [q, k, v, o], env)
     (line,) = [row for row in str(e.value).splitlines() if "← Error here" in row]
@@ -300,7 +257,7 @@ def test_g051_attention_without_its_barrier_is_a_race() -> None:
 
 def test_g052_attention_takes_the_matrix_unit(tmp_path: Path) -> None:
     q = np.zeros((2, 50, 16), ts.bf16.np)
-    text = ptx_of(built(attention_kernel(True), q, q, q, q, scale=0.25)[0])
+    text = ptx_of(built(attention, q, q, q, q, scale=0.25, block=32, width=16)[0])
     assert text.count("mma.sync.aligned.m16n8k16") >= 2 and "ldmatrix" in text and "cp.async.cg" in text
     assert not nvidia.complaints(assembled(text, tmp_path))
 

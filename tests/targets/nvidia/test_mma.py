@@ -6,6 +6,7 @@ The kernels' LLVM IR runs on an emulated warp machine (``emulated.py``), and a P
 import numpy as np
 import pytest
 from emulated import Emulated
+from one_source import attention, built, exact_attention, product, product_nt
 from test_emit import assemble, ptx
 
 import tessera as ts
@@ -17,39 +18,6 @@ from tessera.targets.nvidia import kernels
 from tessera.tiling import dsl
 from tessera.tiling.copies import pipelined, synchronous
 from tessera.types.dtypes import int16
-
-
-def product(kind, out=ts.f32, m=64, n=64, k=32, right=None, transposed=False):
-    right = right or kind
-    if transposed:
-        @ts.kernel
-        def matmul(A: ts.Tile["M", "K", kind], B: ts.Tile["N", "K", right], C: ts.Tile["M", "N", out]):
-            for i in tile.range(A.shape[0], step=m):
-                for j in tile.range(B.shape[0], step=n, parallel=False):
-                    acc = tile.zeros((m, n), out)
-                    for l in tile.range(A.shape[1], step=k):
-                        acc = tile.mma(A[i:i + m, l:l + k], tile.transpose(tile.load(B[j:j + n, l:l + k])), acc)
-                    tile.store(C[i:i + m, j:j + n], acc)
-        return matmul
-
-    @ts.kernel
-    def matmul(A: ts.Tile["M", "K", kind], B: ts.Tile["K", "N", right], C: ts.Tile["M", "N", out]):
-        for i in tile.range(A.shape[0], step=m):
-            for j in tile.range(B.shape[1], step=n, parallel=False):
-                acc = tile.zeros((m, n), out)
-                for l in tile.range(A.shape[1], step=k):
-                    acc = tile.mma(A[i:i + m, l:l + k], B[l:l + k, j:j + n], acc)
-                tile.store(C[i:i + m, j:j + n], acc)
-    return matmul
-
-
-def built(kernel, arrays, symbolic=True):
-    """(tile function, sizes) of a kernel for arrays."""
-    b = kernel.build({n: ts.Tensor(a).type for n, a in zip(kernel.declared.specs, arrays)}, {}, specialize=symbolic)
-    env = {}
-    for p, a in zip(b.params.values(), arrays):
-        ts.types.shapes.unify(p.type.shape, a.shape, env)
-    return b.function, env
 
 
 def operands(kind, right, out, shape_a, shape_b, shape_c, seed=0):
@@ -77,7 +45,7 @@ def test_products_on_an_emulated_machine(kind, right, out, machine, tiles, threa
     M, N, K = m - 3, n + 16, 2 * k + 16 // kind.itemsize
     right = right or kind
     arrays = operands(kind, right, out, (M, K), (N, K) if transposed else (K, N), (M, N))
-    fn, env = built(product(kind, out, m, n, k, right, transposed), arrays)
+    fn, env = built(product_nt if transposed else product, *arrays, m=m, n=n, k=k)
     fn.attrs["threads"] = threads
     module = kernels.lower(fn, machine)
     assert "mma.sync" in module.text and "cp.async" in module.text and module.threads == threads
@@ -89,7 +57,7 @@ def test_products_on_an_emulated_machine(kind, right, out, machine, tiles, threa
 def test_rows_that_begin_anywhere():
     """K = 41: rows of bf16 begin at no multiple of 16 bytes, so the copies go element by element, which the kernel finds out."""
     arrays = operands(ts.bf16, ts.bf16, ts.f32, (20, 41), (41, 12), (20, 12))
-    fn, env = built(product(ts.bf16, m=16, n=16, k=16), arrays)
+    fn, env = built(product, *arrays, m=16, n=16, k=16)
     fn.attrs["threads"] = 32
     Emulated(kernels.lower(fn, NVIDIA_SM80), arrays, [env[s] for s in fn.attrs["sizes"]]).run(2)
     np.testing.assert_array_equal(arrays[2], arrays[0].astype(np.float32) @ arrays[1].astype(np.float32))
@@ -99,7 +67,7 @@ def test_the_pipeline_means_what_the_loop_meant():
     """The interpreter, which reports races, gives the same bits with and without the stages, for every number of iterations."""
     for size in (0, 8, 16, 31, 100):
         arrays = operands(ts.bf16, ts.bf16, ts.f32, (20, size), (size, 16), (20, 16), size)
-        fn, env = built(product(ts.bf16, m=16, n=16, k=16), arrays)
+        fn, env = built(product, *arrays, m=16, n=16, k=16)
         staged = pipelined(fn, NVIDIA_SM80)
         names = [op.name for op in staged.walk()]
         assert names.count("copy_async") == 2 * 4 and names.count("copy_commit") == 4
@@ -118,7 +86,7 @@ def test_a_loop_that_writes_what_it_reads_is_left_alone():
             x = tile.mma(tile.load(A, (0, l), shape=(16, 16)), tile.load(B, (l, 0), shape=(16, 16)))
             tile.store(C[0:16, l:l + 16], x.to(ts.f16))
     arrays = [np.zeros((64, 64), np.float16) for _ in range(3)]
-    fn, _ = built(powers, arrays)
+    fn, _ = built(powers, *arrays)
     assert not any(op.name == "copy_async" for op in pipelined(fn, NVIDIA_SM80).walk())
 
 
@@ -129,7 +97,7 @@ def test_a_loop_that_writes_what_it_reads_is_left_alone():
 @pytest.mark.parametrize("symbolic", [False, True])
 def test_the_assembler_finds_nothing_slow(kind, out, tiles, machine, symbolic, tmp_path):
     arrays = operands(kind, kind, out, (256, 256), (256, 256), (256, 256))
-    fn, _ = built(product(kind, out, *tiles), arrays, symbolic)
+    fn, _ = built(product, *arrays, specialize=symbolic, **dict(zip("mnk", tiles)))
     _, text = ptx(fn, machine)
     assert "mma.sync.aligned" in text and "cp.async.cg.shared.global" in text and "ldmatrix.sync.aligned.m8n8.x4" in text
     assert "cp.async.wait_group" in text and "st.local" not in text
@@ -138,7 +106,7 @@ def test_the_assembler_finds_nothing_slow(kind, out, tiles, machine, symbolic, t
 
 def test_sums_of_f32_keep_their_order():
     arrays = operands(ts.f32, ts.f32, ts.f32, (16, 16), (16, 16), (16, 16))
-    fn, _ = built(product(ts.f32, m=16, n=16, k=16), arrays)
+    fn, _ = built(product, *arrays, m=16, n=16, k=16)
     assert "mma.sync" not in kernels.lower(fn, NVIDIA_SM80).text
 
 
@@ -159,7 +127,7 @@ def fragments(A: ts.Tile["M", "K", ts.bf16], B: ts.Tile["K", "N", ts.bf16], C: t
 
 def test_fragments_become_ldmatrix_and_mma():
     arrays = operands(ts.bf16, ts.bf16, ts.f32, (13, 40), (40, 15), (13, 15))
-    fn, env = built(fragments, arrays)
+    fn, env = built(fragments, *arrays)
     fn.attrs["threads"] = 32
     module = kernels.lower(fn, NVIDIA_SM80)
     assert module.text.count("cp.async.cg") >= 2 and module.text.count(".ldmatrix.") >= 2
@@ -186,7 +154,7 @@ def test_copies_that_kernels_start(tmp_path):
     for shape in ((16, 16), (13, 11)):
         x, z = np.arange(np.prod(shape), dtype=np.float32).reshape(shape), np.arange(5, dtype=np.float32)
         arrays = [x, np.zeros(shape, np.float32), z]
-        fn, env = built(double, arrays)
+        fn, env = built(double, *arrays)
         fn.attrs["threads"] = 32
         module = kernels.lower(fn, NVIDIA_SM80)
         assert "cp.async.wait.group(i32 1)" in module.text and module.text.count("cp.async.commit.group(") == 3
@@ -198,37 +166,14 @@ def test_copies_that_kernels_start(tmp_path):
 
 def test_attention_of_one_block():
     """Copies, products, reductions, conversions between fragments and the order of it all, as the emulated machine runs them."""
-    @ts.kernel
-    def attention(Q: ts.Tile["B", "S", "D", ts.bf16], K: ts.Tile["B", "S", "D", ts.bf16], V: ts.Tile["B", "S", "D", ts.bf16],
-                  O: ts.Tile["B", "S", "D", ts.bf16], scale: float):
-        q, k, v = (tile.alloc_shared(32, 16, dtype=ts.bf16) for _ in range(3))
-        m, l, acc = tile.alloc_register(32, dtype=ts.f32), tile.alloc_register(32, dtype=ts.f32), tile.alloc_register(32, 16, dtype=ts.f32)
-        tile.fill(m, -float("inf"))
-        tile.fill(l, 0.0)
-        tile.fill(acc, 0.0)
-        for i in tile.range(Q.shape[1], step=32):
-            tile.load_async(q, Q[i:i + 32])
-            for j in tile.range(K.shape[1], step=32):
-                tile.load_async(k, K[j:j + 32])
-                tile.load_async(v, V[j:j + 32])
-                tile.barrier()
-                m_new, l_new, p = tile.online_softmax(tile.matmul(q, k.T) * scale, m, l)
-                tile.update_accumulator(acc, tile.matmul(p.to(ts.bf16), v), m, m_new, l, l_new)
-                m = m_new
-                l = l_new
-        tile.store(O, acc / l)
-
     arrays = [np.random.default_rng(i).standard_normal((1, 50, 16)).astype(ts.bf16.np) for i in range(3)]
     arrays.append(np.zeros_like(arrays[0]))
-    b = attention.build({n: ts.Tensor(a).type for n, a in zip("QKVO", arrays)}, {"scale": 0.25})
-    b.function.attrs["threads"] = 64
-    module = kernels.lower(b.function, NVIDIA_SM80)
+    fn, sizes = built(attention, *arrays, scale=0.25, block=32, width=16)
+    fn.attrs["threads"] = 64
+    module = kernels.lower(fn, NVIDIA_SM80)
     assert module.text.count("mma.sync") == 8 and module.text.count("cp.async.cg") == 3
-    sizes = {"B": 1, "S": 50, "D": 16}
-    Emulated(module, arrays, [sizes[s] for s in b.function.attrs["sizes"]]).run(2)
-    q, k, v = (a.astype(np.float64)[0] for a in arrays[:3])
-    p = np.exp(q @ k.T * 0.25)
-    assert np.abs(arrays[3][0].astype(np.float64) - p / p.sum(-1, keepdims=True) @ v).max() < 2**-6
+    Emulated(module, arrays, [sizes[s] for s in fn.attrs["sizes"]]).run(2)
+    assert np.abs(arrays[3].astype(np.float64) - exact_attention(*arrays[:3], 0.25)).max() < 2**-6
 
 
 def test_checks_of_narrow_tiles_read_each_element():
