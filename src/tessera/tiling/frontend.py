@@ -159,6 +159,7 @@ class Kernel:
         self._frozen: dict[Any, frozenset[str]] = {}
         self._example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._variants: dict[Schedule, Kernel] = {}
+        self._elsewhere: dict[Any, Any] = {}  # programs on devices: tiling/elsewhere.py
         self._derivative: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         functools.update_wrapper(self, fn)
 
@@ -339,39 +340,48 @@ class Kernel:
 
     # -- running ---------------------------------------------------------------------------------------------------------
     def _run(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
+        from ..tracing.indexing import owned
         from ..tracing.tensor import Tensor
-        on_device = self._run_placed(tensors, static)
-        if on_device is not None:
-            return on_device
-        arrays = {n: np.asarray(t._concrete("a kernel call") if isinstance(t, Tensor) else t) for n, t in tensors.items()}
-        built = self.build({n: _type_of(a) for n, a in arrays.items()}, static)
-        env: dict[str, int] = {}
-        for p in built.params.values():
-            unify(p.type.shape, arrays[p.name].shape, env)
-        buffers = [_dense(arrays[n], i in built.writes) for i, n in enumerate(built.names)]
-        if all(b.size for i, b in enumerate(buffers) if i in built.writes):
-            launch(built.function, buffers, env)
-        results = [_write_back(tensors[built.names[i]], buffers[i]) for i in built.writes]
+        results = self._nothing(tensors, static) or self._run_elsewhere(tensors, static)
+        if results is None:
+            own = {n for n, t in tensors.items() if not isinstance(t, Tensor) or (type(t._p) is np.ndarray and owned(t))}
+            arrays = {n: np.asarray(t._concrete("a kernel call") if isinstance(t, Tensor) else t) for n, t in tensors.items()}
+            built = self.build({n: _type_of(a) for n, a in arrays.items()}, static)
+            env: dict[str, int] = {}
+            for p in built.params.values():
+                unify(p.type.shape, arrays[p.name].shape, env)
+            buffers = [_dense(arrays[n], i in built.writes, n in own) for i, n in enumerate(built.names)]
+            if all(b.size for i, b in enumerate(buffers) if i in built.writes):
+                launch(built.function, buffers, env)
+            results = [_write_back(tensors[built.names[i]], buffers[i]) for i in built.writes]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _run_placed(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
-        """Start it on the device that holds all arguments, in place; None where there is no such device."""
-        from ..tracing import placed
-        arrays: dict[str, placed.DeviceArray] = {}
-        for n, t in tensors.items():
-            a = getattr(t, "_p", None)
-            if not isinstance(a, placed.DeviceArray):
-                return None
-            arrays[n] = a
-        places = {a.dtype.device for a in arrays.values()}
-        start = placed.LAUNCH.get(next(iter(places)).partition(":")[0]) if len(places) == 1 else None
-        if start is None or any(a.pointer % 16 for a in arrays.values()):
+    def _nothing(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> list[Any] | None:
+        """The written arguments, where all of them are empty; what the kernel writes is asked of one with sizes 1 for 0."""
+        if all(t.size for t in tensors.values()):
             return None
-        built = self.build({n: TensorType(a.dtype.dtype, a.shape) for n, a in arrays.items()}, static)
-        if all(arrays[built.names[i]].nbytes for i in built.writes):
-            start(built.function, [arrays[n] for n in built.names])
-        results = [tensors[built.names[i]] for i in built.writes]
-        return results[0] if len(results) == 1 else tuple(results)
+        types_ = {n: t.type if hasattr(t, "_p") else _type_of(t) for n, t in tensors.items()}
+        built = self.build({n: t.with_shape([d or 1 for d in t.shape]) for n, t in types_.items()}, static)
+        written = [tensors[built.names[i]] for i in built.writes]
+        return None if any(t.size for t in written) else written
+
+    def _run_elsewhere(self, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> list[Any] | None:
+        """Run it on the device that holds the arguments; None: on the CPU.
+
+        Raises:
+            DeviceError: they are on different devices.
+        """
+        from .elsewhere import computed, device_of_call, started
+        device = device_of_call(tensors)
+        if device is None:
+            return None
+        build = functools.partial(self.build, static=static)
+        out = started(device, tensors, build)
+        if out is None:
+            key = _values(static) if _hashable(static) else None
+            out = computed(device, tensors, functools.partial(build, specialize=False), lambda trace, given: self._record(
+                trace, given, static), self._elsewhere, key)
+        return out
 
     def _record(self, trace: Any, tensors: Mapping[str, Any], static: Mapping[str, Any]) -> Any:
         """Record a ``kernel_call``; written arguments become its results."""
@@ -517,26 +527,19 @@ def _type_of(a: np.ndarray[Any, Any]) -> TensorType:
     return TensorType(as_dtype(a.dtype), tuple(a.shape))
 
 
-def _dense(a: np.ndarray[Any, Any], written: bool) -> np.ndarray[Any, Any]:
-    if a.flags.c_contiguous and (a.flags.writeable or not written):
+def _dense(a: np.ndarray[Any, Any], written: bool, own: bool) -> np.ndarray[Any, Any]:
+    """The array as a kernel takes it; one that it writes and other tensors share is copied, because tensors are values."""
+    if a.flags.c_contiguous and (not written or (own and a.flags.writeable)):
         return a
     return np.array(a, order="C", copy=True)
 
 
 def _write_back(target: Any, buffer: np.ndarray[Any, Any]) -> Any:
     """Give an output argument its new contents."""
-    from ..tracing.placed import DeviceArray, returned
-    if isinstance(target, np.ndarray):
-        if buffer is not target:
-            target[...] = buffer
-        return target
-    if isinstance(target._p, DeviceArray):
-        target._p = returned(buffer, target._p)
-    elif target._p is not buffer:
-        if target._p.flags.writeable:
-            target._p[...] = buffer
-        else:
-            target._p = buffer
+    if not isinstance(target, np.ndarray):
+        target._p = buffer
+    elif buffer is not target:
+        target[...] = buffer
     return target
 
 
