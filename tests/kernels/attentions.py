@@ -10,7 +10,7 @@ from tessera.kernels.attention import attention
 from tessera.machine import CpuMachine, host_cpu
 from tessera.scheduling.templates import flat_index
 from tessera.types.dims import DimLike, name, product
-from tessera.types.dtypes import DType, f32
+from tessera.types.dtypes import DType, f32, f64
 
 Score = Callable[[Builder, list[Value], Value], Value]
 
@@ -19,7 +19,7 @@ def attention_op(heads: int, q: DimLike, t: DimLike, d: int, e: int | None = Non
                  key_block: int = 64, dtype: DType = f32, joined: bool = False, extra: Sequence[BufferType] = (),
                  score: Score | None = None) -> Op:
     """``heads`` query heads, each ``groups`` of which share a key head; ``joined``: all operands are [s, h * d] in memory."""
-    e = d if e is None else e
+    e, compute = d if e is None else e, f64 if dtype is f64 else f32
     kv = heads // groups
     h, iq, it, id_, ie = (name(x) for x in ("b0", "q", "t", "d", "e"))
     q_at, t_at = (iq if q != 1 else 0), (it if t != 1 else 0)
@@ -39,14 +39,14 @@ def attention_op(heads: int, q: DimLike, t: DimLike, d: int, e: int | None = Non
     outer = Block(types, names)
     blocks = []
     if score is not None:
-        body = Block([*types, ScalarType(f32)], [*names, "score"])
+        body = Block([*types, ScalarType(compute)], [*names, "score"])
         b = Builder(body)
         b.op("yield", [score(b, body.args[:-1], body.args[-1])])
         blocks.append(body)
-    body = Block([*types, ScalarType(f32)], [*names, "acc"])
+    body = Block([*types, ScalarType(compute)], [*names, "acc"])
     b = Builder(body)
     value = body.args[-1]
-    if dtype is not f32:
+    if dtype is not compute:
         value = b.value("convert", (value,), ScalarType(dtype))
     b.op("store", (body.args[-2], value), (), {"index": xo})
     b.op("yield")
@@ -55,7 +55,7 @@ def attention_op(heads: int, q: DimLike, t: DimLike, d: int, e: int | None = Non
         "template": "attention", "name": "attention", "outs": (len(types) - 1,),
         "blocks": ("score", "epilogue") if score is not None else ("epilogue",), "batch": (("b0", heads),),
         "q": ("q", q), "t": ("t", t), "d": ("d", d), "e": ("e", e), "query": xq, "key": xk, "value": xv, "scale": d ** -0.5,
-        "causal": causal, "causal_offset": t - q, "key_block": key_block, "compute": f32}, blocks)
+        "causal": causal, "causal_offset": t - q, "key_block": key_block, "compute": compute}, blocks)
 
 
 def attention_function(*args: Any, machine: CpuMachine | None = None, **kwargs: Any) -> Function:

@@ -15,6 +15,7 @@ A causal product stops at the diagonal: panels of keys that no row of a strip se
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,11 @@ class Shape:
         return self.keys // self.score
 
 
-class Attention:
+class Operands:
     """One ``attention`` template op: its loops, operands and blocks, in terms of tiles."""
 
-    def __init__(self, op: Op, buffers: list[Buffer], shape: Shape):
+    def __init__(self, op: Op, buffers: Sequence[Buffer]):
         a = op.attrs
-        self.shape = shape
         self.batch: tuple[tuple[str, DimLike], ...] = a["batch"]
         (self.q_name, self.q), (self.t_name, self.t), (self.d_name, self.d), (self.e_name, self.e) = (a[x] for x in "qtde")
         self.compute: DType = a.get("compute", f32)
@@ -73,10 +73,10 @@ class Attention:
         return t if self.accumulate is self.compute else t.to(self.accumulate).to(self.compute)
 
     def operand(self, role: str, *lanes: Lanes) -> TileValue:
-        """A tile of query, key or value, in the dtype of the computation."""
+        """A tile of query, key or value, as it is in memory."""
         buffer, index = self.maps[role]
         point = Point(self.env, lanes)
-        return tile.broadcast_to(load(buffer, index, point).to(self.compute), point.shape)
+        return tile.broadcast_to(load(buffer, index, point), point.shape)
 
     def queries(self, at: Any, n: int, ragged: bool) -> Lanes:
         return Lanes(self.q_name, at, n, self.q, ragged)
@@ -121,6 +121,18 @@ class Attention:
         if not self.causal:
             return tile.size(self.t)
         return tile.minimum(tile.size(self.t), tile.maximum(first_row + rows + tile.size(self.offset), 0))
+
+
+class Attention(Operands):
+    """The same, cut into register tiles and panels."""
+
+    def __init__(self, op: Op, buffers: Sequence[Buffer], shape: Shape):
+        super().__init__(op, buffers)
+        self.shape = shape
+
+    def operand(self, role: str, *lanes: Lanes) -> TileValue:
+        """A tile of query, key or value, in the dtype of the computation."""
+        return super().operand(role, *lanes).to(self.compute)
 
 
 @register("attention")
@@ -172,7 +184,7 @@ class State:
 
     def __init__(self, p: Attention, rows: int):
         s, d = p.shape, p.compute
-        depth, width = _static(p.d, "d"), _static(p.e, "e")
+        depth, width = static_width(p.d, "d"), static_width(p.e, "e")
         self.width = -(-width // s.value) * s.value
         self.key = tile.alloc((s.strips, depth, s.score), d)
         self.value = tile.alloc((self.width // s.value, s.keys, s.value), d)
@@ -183,7 +195,7 @@ class State:
         self.out = tile.alloc((rows, self.width), p.accumulate)
 
 
-def _static(n: DimLike, what: str) -> int:
+def static_width(n: DimLike, what: str) -> int:
     from ..errors import UnsupportedError
     if not isinstance(n, int):
         raise UnsupportedError(f"attention: the extent {what} of a head is a number known when the program is compiled, not {n}")
@@ -354,9 +366,9 @@ def soften(p: Attention, state: State, r: Any, i: Any, panels: Any) -> None:
     n, width = s.together, s.score
     high = tile.full((n, width), LOWEST, p.compute)
     for c in tile.range(0, panels):
-        high = _larger(tile.load(state.scores, (i, c * width), (n, width)), high)
+        high = larger(tile.load(state.scores, (i, c * width), (n, width)), high)
     old = tile.load(state.top, (r + i,), (n,))
-    top = _larger(tile.max(high, 1), old)
+    top = larger(tile.max(high, 1), old)
     base = p.base(tile.where(tile.eq(top, LOWEST), 0.0, top))   # a row that sees nothing yet: 2^(-inf + 0) = 0
     total = tile.zeros((n, width), p.compute)
     for c in tile.range(0, panels):
@@ -370,7 +382,7 @@ def soften(p: Attention, state: State, r: Any, i: Any, panels: Any) -> None:
     tile.store(state.total, (r + i,), tile.load(state.total, (r + i,), (n,)) * factor + tile.sum(total, 1))
 
 
-def _larger(a: TileValue, b: TileValue) -> TileValue:
+def larger(a: TileValue, b: TileValue) -> TileValue:
     """The larger; ``b`` where ``a`` is NaN (a NaN score shows in the sum)."""
     return tile.where(a > b, a, b)
 
@@ -431,4 +443,4 @@ def finish(p: Attention, state: State, q0: Any, r: Any, c: Any) -> None:
         p.epilogue.run(Point(p.env, (p.queries(q0 + r, n, True), p.columns(c, s.value, ragged_columns))), acc)
 
 
-__all__ = ["Attention", "Shape", "attend", "attention", "fit"]
+__all__ = ["Attention", "Operands", "Shape", "attend", "attention", "fit", "larger", "power_of_two", "static_width"]

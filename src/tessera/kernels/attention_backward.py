@@ -21,7 +21,7 @@ from ..tiling.templates import register
 from ..types.dims import DimLike, ceildiv, product
 from ..types.dtypes import DType
 from .attention import LOWEST, Attention, Shape, copy_across, copy_rows, fit, power_of_two, score_tile
-from .attention import _static as static
+from .attention import static_width as static
 from .fused import Lanes
 from .plan import AHEAD, prefetch_row, register_tile
 from .programs import open_program

@@ -40,7 +40,7 @@ _SM89 = (*_SM80, *(_mma(32, a, b) for a in _FP8 for b in _FP8))
 NVIDIA_SM80 = SimtMachine("NVIDIA Ampere (sm_80)", "nvidia", "nvptx64-nvidia-cuda", "sm_80", ("ptx80",), lanes=32,
                           block_threads=128, max_threads=1024, shared_bytes=163 << 10, units=108, resident_blocks=864,
                           global_bandwidth=2.0e12, instructions=tuple(i for i, _ in _SM80), fragments=tuple(f for _, f in _SM80),
-                          has_async_copies=True, tile_elements=16384)
+                          has_async_copies=True, has_special_functions=True, tile_elements=16384)
 # GeForce RTX 30 and A10 are sm_86, GeForce RTX 40 and L4 are sm_89: the instructions of sm_80, less shared memory.
 NVIDIA_SM86 = replace(NVIDIA_SM80, name="NVIDIA Ampere (sm_86)", cpu="sm_86", shared_bytes=99 << 10, units=84, resident_blocks=672,
                       global_bandwidth=7.6e11)
@@ -49,6 +49,6 @@ NVIDIA_SM89 = replace(NVIDIA_SM86, name="NVIDIA Ada (sm_89)", cpu="sm_89", units
 NVIDIA_SM90 = SimtMachine("NVIDIA Hopper (sm_90a)", "nvidia", "nvptx64-nvidia-cuda", "sm_90a", ("ptx86",), lanes=32,
                           block_threads=128, max_threads=1024, shared_bytes=227 << 10, units=132, resident_blocks=1056,
                           global_bandwidth=4.8e12, has_warp_groups=True, instructions=NVIDIA_SM89.instructions,
-                          fragments=NVIDIA_SM89.fragments, has_async_copies=True, tile_elements=16384)
+                          fragments=NVIDIA_SM89.fragments, has_async_copies=True, has_special_functions=True, tile_elements=16384)
 
 __all__ = ["NVIDIA_SM80", "NVIDIA_SM86", "NVIDIA_SM89", "NVIDIA_SM90"]

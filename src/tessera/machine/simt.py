@@ -52,6 +52,7 @@ class SimtMachine:
         has_warp_groups: groups of 128 threads share a matrix unit that reads shared memory, beside a copy engine with barriers in
             shared memory: what ``ir/tile_explicit.py`` is about.
         has_async_copies: threads copy into shared memory without waiting (``copy_async``).
+        has_special_functions: one instruction gives powers of two, logarithms and reciprocals of f32 to about 22 bits.
         tile_elements: elements of a tile of a user's kernel that stays in the registers of a block; larger ones go to memory.
     """
 
@@ -76,6 +77,7 @@ class SimtMachine:
     has_warp_groups: bool = False
     register_bytes: int = 256 << 10
     has_async_copies: bool = False
+    has_special_functions: bool = False
     tile_elements: int = 256
 
     kind = "simt"

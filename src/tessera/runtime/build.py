@@ -235,7 +235,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
     from ..tiling.large_tiles import fit_registers
     from ..tiling.lower import lower_kernel
     from ..tiling.templates import TEMPLATES
-    from ..tiling.vmath import expand
+    from ..tiling.vmath import APPROXIMATE, expand
     if op.name == "launch":
         callee = fn.functions.get(op.attrs["callee"])
         if callee is None or callee.level != "tile":
@@ -250,7 +250,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         tile = special or build(op, machine, "kernel")
     else:
         tile = lower_kernel(op, machine, "kernel", sizes)
-    return expand(tile)
+    return expand(tile, APPROXIMATE if isinstance(machine, SimtMachine) and machine.has_special_functions else frozenset())
 
 
 _STEM = re.compile(r"[^A-Za-z0-9_]")

@@ -10,7 +10,7 @@ Constants, ``splat``, ``iota`` and ``broadcast`` cost nothing to make again: eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +61,8 @@ class _Classes:
         self.lanes = int(machine.lanes)
         self.groups = any(of_groups(op) for op in fn.walk())
         self.threads = GROUP if self.groups else threads_of(fn, machine)
+        self.rows_first = rows_first(fn)
+        self.nest = {op: b for b in _blocks(fn.body) for op in b.ops}
         self.vector = self._vector_elements(fn)
         self.parent: dict[Value, Value] = {}
         self.members: dict[Value, list[Value]] = {}
@@ -131,12 +133,17 @@ class _Classes:
         if unit is None:
             return
         m, n = op.operands[2].type.shape
-        layouts = operand_layouts(unit, self.machine, max(1, self.threads // self.lanes), m, n, op.operands[0].type.shape[1])
+        layouts = operand_layouts(unit, self.machine, max(1, self.threads // self.lanes), (m, op.operands[0].type.shape[1], n),
+                                  self.rows_first)
         for v, layout in zip(op.operands, layouts[:2], strict=False):
             if v.op is not None and v.op.name == "transpose":
                 v, layout = v.op.operands[0], layout.permuted((1, 0))
-            if v.op is not None and v.op.name == "load" and v.op.operands[0].type.space == "shared":
+            if v.op is not None and v.op.name == "load" and (v.op.operands[0].type.space == "shared" or self._once(v.op, op)):
                 self.wanted.setdefault(v, layout)
+
+    def _once(self, load: Op, product: Op) -> bool:
+        """Whether an operand is loaded before the loop in which it is multiplied: then it is not moved in every turn."""
+        return self.nest[load] is not self.nest[product]
 
     def _carry(self, group: Sequence[Value]) -> None:
         self._join(group)
@@ -170,7 +177,7 @@ class _Classes:
             if v in self.wanted and len(members) == 1:
                 return self.wanted[v]
         if "dot" in makers:
-            return product_layout(makers["dot"], self.machine, self.lanes, max(1, self.threads // self.lanes))
+            return product_layout(makers["dot"], self.machine, self.lanes, max(1, self.threads // self.lanes), self.rows_first)
         for name in ("reduce", "reshape", "transpose"):
             op = makers.get(name)
             if op is None or (name != "reduce" and ("load" in makers or "gather" in makers)):
@@ -184,13 +191,25 @@ class _Classes:
         return self.default(shape)
 
 
-def product_layout(op: Op, machine: Any, lanes: int, warps: int) -> Layout:
+def rows_first(fn: Function) -> bool:
+    """Whether the warps of a block share out the rows of products alone (the attribute ``warps`` of the function is ``"rows"``)."""
+    return fn.attrs.get("warps") == "rows"
+
+
+def _blocks(block: Block) -> Iterator[Block]:
+    yield block
+    for op in block.ops:
+        for b in op.blocks:
+            yield from _blocks(b)
+
+
+def product_layout(op: Op, machine: Any, lanes: int, warps: int, by_rows: bool = False) -> Layout:
     """The layout of a product's result: that of the machine's matrix instruction where there is one for it, else threads in a grid."""
     unit = unit_of(op, machine)
     m, n = op.operands[2].type.shape
     if unit is None:
         return grid_of_threads((m, n), lanes, warps)
-    return operand_layouts(unit, machine, warps, m, n, op.operands[0].type.shape[1])[2]
+    return operand_layouts(unit, machine, warps, (m, op.operands[0].type.shape[1], n), by_rows)[2]
 
 
 def unit_of(op: Op, machine: Any) -> Any:
@@ -201,10 +220,12 @@ def unit_of(op: Op, machine: Any) -> Any:
     return machine.tile_instruction(a.dtype, b.dtype, acc.dtype, m, n, k) if fits else None
 
 
-def operand_layouts(unit: Any, machine: Any, warps: int, m: int, n: int, k: int) -> tuple[Layout, Layout, Layout]:
-    """The layouts of lhs [m, k], rhs [k, n] and the result [m, n] of a product by a matrix instruction."""
+def operand_layouts(unit: Any, machine: Any, warps: int, shape: tuple[int, int, int], by_rows: bool = False) -> tuple[
+        Layout, Layout, Layout]:
+    """The layouts of lhs [m, k], rhs [k, n] and the result [m, n] of a product by a matrix instruction; ``shape`` is (m, k, n)."""
+    m, k, n = shape
     fragments = machine.fragments_of(unit)
-    taken = warps_of_product(m, n, (unit.m, unit.n), warps)
+    taken = warps_of_product(m, n, (unit.m, unit.n), warps, by_rows)
     rows = [s if s[0] else (0, 0) for s in taken]
     columns = [s if s[1] else (0, 0) for s in taken]
     return (of_fragments((m, k), (unit.m, unit.k), fragments.lhs, rows), of_fragments((k, n), (unit.k, unit.n), fragments.rhs, columns),
@@ -393,4 +414,4 @@ class _Assigner(Copier):
         return new
 
 
-__all__ = ["assign_layouts", "operand_layouts", "powers", "produced", "same_numbers", "sliced", "threads_of", "unit_of"]
+__all__ = ["assign_layouts", "operand_layouts", "powers", "produced", "rows_first", "same_numbers", "sliced", "threads_of", "unit_of"]

@@ -319,15 +319,16 @@ def of_fragments(shape: tuple[int, int], unit: tuple[int, int], steps: tuple[Seq
                          ("warp", tuple(map(number, warps)))))
 
 
-def warps_of_product(m: int, n: int, unit: tuple[int, int], warps: int) -> list[tuple[int, int]]:
-    """Which instructions of an [m, n] result the warps take: rows and columns in turn, so that each reads few of either."""
+def warps_of_product(m: int, n: int, unit: tuple[int, int], warps: int, rows_first: bool = False) -> list[tuple[int, int]]:
+    """Which instructions of an [m, n] result the warps take: rows and columns in turn, so that each reads few of either; or rows as
+    long as there are any, so that a row stays within a warp."""
     steps = [[(unit[0] << i, 0) for i in range(log2_up(m // unit[0]))], [(0, unit[1] << i) for i in range(log2_up(n // unit[1]))]]
     out: list[tuple[int, int]] = []
     axis = 0
     while len(out) < log2_up(warps):
         axis = axis if steps[axis] else 1 - axis
         out.append(steps[axis].pop(0) if steps[axis] else (0, 0))
-        axis = 1 - axis
+        axis = 0 if rows_first else 1 - axis
     return out
 
 

@@ -8,9 +8,11 @@ import re
 
 import numpy as np
 import pytest
+from attentions import attention_op
 
 import tessera as ts
 from tessera import tile
+from tessera.kernels.simt.attention import attention_program
 from tessera.machine import AMD_GFX942, AMD_GFX950
 from tessera.runtime.llvm_workers import Request, workers
 from tessera.targets.amd import code_object
@@ -176,3 +178,17 @@ def test_fragments_become_mfma(machine):
     asm = compiled(module, machine, "asm").decode()
     assert asm.count("v_mfma_f32_16x16x16_bf16") == 2 or asm.count("v_mfma_f32_16x16x32_bf16") == 1
     assert "ds_read" in asm and code_object.kernels(binary)[0].private_bytes == 0
+
+
+@pytest.mark.parametrize("machine, kind, d, instruction", [
+    (AMD_GFX942, ts.bf16, 64, "v_mfma_f32_32x32x8_bf16"), (AMD_GFX942, ts.f16, 128, "v_mfma_f32_32x32x8_f16"),
+    (AMD_GFX950, ts.bf16, 128, "v_mfma_f32_32x32x16_bf16"), (AMD_GFX950, ts.f16, 64, "v_mfma_f32_32x32x16_f16")],
+    ids=lambda x: getattr(x, "cpu", str(x)))
+def test_attention_uses_matrix_instructions(machine, kind, d, instruction):
+    fn = attention_program(attention_op(4, 1000, 1000, d, dtype=kind, causal=True), machine, "k")
+    binary, module = build(fn, machine, compiled)
+    asm = compiled(module, machine, "asm").decode()
+    keys, depth = 64 if d == 64 else 32, int(re.search(r"x(\d+)_", instruction[12:]).group(1))
+    assert len(re.findall(instruction, asm)) == 2 * (keys // 32) * (d // depth)  # scores and values of 32 queries a wave
+    (k,) = code_object.kernels(binary)
+    assert k.private_bytes == 0 and k.shared_bytes <= 16384 and k.registers <= 512

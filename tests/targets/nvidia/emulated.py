@@ -200,8 +200,11 @@ class Thread:
             return self.number
         if name.endswith("sreg.ctaid.x"):
             return self.block
-        if name.startswith("llvm.smin"):
-            return min((self.typed(a) for a in args), key=lambda v: v - (v >> 63 << 64))
+        if name.startswith("llvm.smin") or name.startswith("llvm.smax"):
+            half = 1 << (int(name.rpartition("i")[2]) - 1)
+            return (min if "min" in name else max)((self.typed(a) for a in args), key=lambda v: v - 2 * half * (v >= half))
+        if "ex2.approx.ftz.f" in name:
+            return float(np.exp2(np.float32(self.typed(args[0]))))
         if name.startswith("llvm.umin") or name.startswith("llvm.umax"):
             return (min if "min" in name else max)(self.typed(a) for a in args)
         if name in ("llvm.maximum.f32", "llvm.minimum.f32"):
@@ -209,9 +212,9 @@ class Thread:
         if name == "llvm.fma.f32":
             a, b, c = (np.float64(self.typed(v)) for v in args)
             return float(np.float32(a * b + c))  # the product is exact; twice rounded at worst
-        if "ff2bf16x2.rn" in name:
+        if "ff2bf16x2.rn" in name or "ff2f16x2.rn" in name:
             high, low = (np.float32(self.typed(a)) for a in args)
-            return [int(v) for v in np.array([low, high]).astype(as_dtype("bf16").np).view(np.uint16)]
+            return [int(v) for v in np.array([low, high]).astype(as_dtype("bf16" if "bf16" in name else "f16").np).view(np.uint16)]
         if "barrier" in name:
             return (yield ("barrier",))
         if "cp.async.cg" in name:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from ...ir.core import Function, Op
 from ...machine.simt import SimtMachine
+from .attention import attention_program
 
 Rule = Callable[[Op, SimtMachine, str], Function | None]
 """(template op, machine, the program's name) -> the program, or None where the general one has to do."""
 
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule] = {"attention": attention_program}
 """Template name -> rule."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...ir.core import Op
 from ...machine.cpu import MatrixInstruction
-from ...tiling.assign import operand_layouts, unit_of
+from ...tiling.assign import operand_layouts, rows_first, unit_of
 from .emit import HANDLERS as SIMT
 from .emit import Emitter, Handler
 from .tiles import convert
@@ -43,7 +43,7 @@ def dot_by(unit: MatrixUnit) -> Handler:
             SIMT["dot"](e, op)
             return
         m, n = acc.shape
-        at_a, at_b, at_c = operand_layouts(found, e.machine, max(1, e.threads // e.machine.lanes), m, n, a.shape[1])
+        at_a, at_b, at_c = operand_layouts(found, e.machine, max(1, e.threads // e.machine.lanes), (m, a.shape[1], n), rows_first(e.fn))
         a, b, held = convert(e, a, at_a), convert(e, b, at_b), convert(e, acc, at_c)
         result = Regs(acc.dtype, acc.shape, at_c, _multiply(e, unit, found, a, b, held))
         e.define(op, convert(e, result, layout_of(op.result.type)).names)
