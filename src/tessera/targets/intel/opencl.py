@@ -39,7 +39,7 @@ def _leave_out_the_pass(runtime: Path) -> None:
     if any([int(n) for n in v if n.isdigit()] >= [2026, 22] for v in versions):
         given = os.environ.get(_OPTIONS, "")
         if "-opt-disable" not in given:
-            os.environ[_OPTIONS] = f"{given} -opt-disable=sycl-kernel-reduce-cross-barrier-values".strip()
+            os.environ[_OPTIONS] = f"{given} -opt-bisect-verbose=0 -opt-disable=sycl-kernel-reduce-cross-barrier-values".strip()
 
 
 def _offer_cpu_runtime() -> None:
