@@ -142,12 +142,19 @@ def place(buffer: Buffer, index: Sequence[DimLike], point: Point) -> Place | Non
     for k, (n, _) in enumerate(strides):
         axes[names[n]] = k
     parts = _spread(form[0], units)
+    outermost = next((a for a in point.lanes if strides and a.loop == strides[0][0]), None)
+    if outermost is not None and outermost.ragged:
+        ends = _one_of_many(shape[0], parts[0], outermost.end)
+        if ends is not None:  # the loop's end is then an axis's
+            (many, which), axes = ends, [None if k is None else k + 1 for k in axes]
+            shape, parts = [many, outermost.end, *shape[1:]], [which, 0, *parts[1:]]
+            strides = [("", 0), *strides]
     bound = {**point.env, **{a.loop: a.base for a in point.lanes if a.loop not in names}}
     offsets: list[Any] = []
     check: list[int] = []
     mask = point.mask
     for k, part in enumerate(parts):
-        lane = point.lanes[names[strides[k][0]]] if k < len(strides) else None
+        lane = point.lanes[names[strides[k][0]]] if k < len(strides) and strides[k][0] else None
         at = tile.evaluate(part, bound)
         offsets.append(at if lane is None else lane.base + at if not (isinstance(part, int) and part == 0) else lane.base)
         if lane is None or not lane.ragged:
@@ -157,6 +164,15 @@ def place(buffer: Buffer, index: Sequence[DimLike], point: Point) -> Place | Non
         else:
             mask = both(mask, tile.lt(point.number(lane.loop), tile.size(lane.end)))
     return Place(tile.view(buffer, shape), offsets, axes, check, mask)
+
+
+def _one_of_many(extent: DimLike, start: DimLike, end: DimLike) -> tuple[DimLike, DimLike] | None:
+    """An axis along which a loop up to ``end`` begins at ``start``, as (how many such loops lie along it, which one this is); None where
+    it is the only one, or they do not divide the axis."""
+    if end == extent or end == 0:
+        return None
+    many, which = _quotient(extent, end), _quotient(start, end)
+    return None if many is None or which is None else (many, which)
 
 
 def both(a: TileValue | None, b: TileValue) -> TileValue:

@@ -218,7 +218,7 @@ def plan_product(op: Op, machine: Any, m: DimLike, n: DimLike, k: DimLike, batch
     return Plan(
         dtype=dtype, vector=machine.tile_lanes, mr=mr, nr=nr, rows=rows, columns=columns, depth=depth,
         rows_padded=0 if resting else (rows if isinstance(rows, int) else most_rows(columns)), grid_m=grid_m, grid_n=grid_n, k=k,
-        lhs_along_k=bool(unit) or _along_k(op, "lhs"), rhs_along_k=_along_k(op, "rhs"),
+        lhs_along_k=bool(unit) or along_k(op, "lhs"), rhs_along_k=along_k(op, "rhs"),
         whole_rows=isinstance(m, int) and m % mr == 0, whole_columns=isinstance(n, int) and n % nr == 0, single_depth=single,
         unit=unit, group=1 if instruction is None else 4 if instruction.lhs is int8 else 2, ahead=asked.get("prefetch_distance", AHEAD),
         in_place=unit is None and isinstance(m, int) and m <= IN_PLACE_STRIPS * mr and _lies_in_rows(op, dtype))
@@ -229,7 +229,7 @@ def _matrix_unit(op: Op, machine: Any, m: DimLike, n: DimLike) -> str | None:
     policy of 16-bit products allows."""
     if (isinstance(m, int) and m < 16) or (isinstance(n, int) and n < 16) or op.attrs["k"][1] == 1:
         return None
-    dtypes = [_dtype(op, role) for role in ("lhs", "rhs")]
+    dtypes = [element_dtype(op, role) for role in ("lhs", "rhs")]
     instruction = machine.product_instruction(dtypes[0], dtypes[1], op.attrs["accumulate"], EMITTED)
     return str(instruction.name) if instruction is not None else None
 
@@ -241,7 +241,7 @@ def _lies_in_rows(op: Op, dtype: DType) -> bool:
     return form is not None and form[1][op.attrs["n"][0]] == 1 and t.dtype is dtype
 
 
-def _dtype(op: Op, role: str) -> DType:
+def element_dtype(op: Op, role: str) -> DType:
     """The dtype of an operand's elements."""
     body = block(op, role)
     t = op.operands[0 if role == "lhs" else 1].type if body is None else body.terminator.operands[0].type
@@ -284,7 +284,7 @@ def _alike(a: Any, b: Any) -> bool:
     return bool(a.dtype.itemsize == b.dtype.itemsize and a.size == b.size)
 
 
-def _along_k(op: Op, role: str) -> bool:
+def along_k(op: Op, role: str) -> bool:
     """True when the operand's neighbours in memory are neighbours in k."""
     body = block(op, role)
     k_name, other = op.attrs["k"][0], op.attrs["m" if role == "lhs" else "n"][0]
@@ -377,4 +377,4 @@ def _cut_symbolic(e: Extents, widest: int, most_rows: Callable[[int], int], mach
     return e.mr * ceildiv(e.m, e.mr * dim_max(1, count)), count, columns, grid_n
 
 
-__all__ = ["Plan", "plan_product", "register_tile"]
+__all__ = ["Plan", "along_k", "element_dtype", "guess", "plan_product", "register_tile"]

@@ -56,6 +56,17 @@ def chunk(axis: int, size: DimLike, total: DimLike) -> tuple[Any, Any]:
     return lo, tile.minimum(lo + size, tile.size(total))
 
 
+def in_bands(t: Any, rows: Any, columns: Any, height: int) -> tuple[Any, Any]:
+    """(row, column) of the ``t``-th tile in an order that walks ``height`` rows of tiles column by column, then the next ones: tiles
+    at work together share rows and columns of the operands."""
+    band = t // (columns * height)
+    first = band * height
+    inside = tile.minimum(rows - first, height)
+    rest = t - band * (columns * height)
+    column = rest // inside
+    return first + (rest - column * inside), column
+
+
 def working(dtype: DType) -> DType:
     """The dtype in which arithmetic on ``dtype`` is done."""
     return f32 if dtype in (f16, bf16) or dtype.is_small_float else dtype

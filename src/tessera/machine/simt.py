@@ -53,6 +53,7 @@ class SimtMachine:
             shared memory: what ``ir/tile_explicit.py`` is about.
         has_async_copies: threads copy into shared memory without waiting (``copy_async``).
         has_special_functions: one instruction gives powers of two, logarithms and reciprocals of f32 to about 22 bits.
+        registers: 32-bit registers of one thread that a tile program may count on.
         tile_elements: elements of a tile of a user's kernel that stays in the registers of a block; larger ones go to memory.
     """
 
@@ -79,10 +80,10 @@ class SimtMachine:
     has_async_copies: bool = False
     has_special_functions: bool = False
     tile_elements: int = 256
+    registers: int = 64
 
     kind = "simt"
     unrolls_products = False  # products of tiles are loops
-    registers = 64  # of one thread, that a tile program may count on
     has_half_conversion = False  # small floats are converted by integer arithmetic, alike everywhere
     caches = ()
 

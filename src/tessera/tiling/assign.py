@@ -15,12 +15,26 @@ from itertools import pairwise
 from typing import Any
 
 from ..ir.core import Block, Builder, Copier, Function, Op, TileType, Value
-from ..ir.tile import POINTWISE
+from ..ir.tile import POINTWISE, root
 from ..ir.tile_explicit import GROUP, of_groups
-from .layouts import Layout, axis_bits, blocked, fragment, grid_of_threads, log2_up, of_fragments, warps_of_product
+from ..types.dtypes import f32
+from .layouts import (
+    Layout,
+    axis_bits,
+    blocked,
+    factors_of,
+    fragment,
+    grid_of_threads,
+    log2_up,
+    of_fragments,
+    squares,
+    warps_of_product,
+)
 
 FREE = frozenset({"constant", "full", "splat", "iota", "broadcast", "uninitialized"})
 """Ops that are made again for each layout that is asked of them."""
+UNROLLED = 16
+"""The most steps of k of a product by fma whose operands threads take from memory straight into registers."""
 SUMS = 64
 """Elements of a product's result that one thread sums into in registers."""
 
@@ -63,12 +77,13 @@ class _Classes:
         self.threads = GROUP if self.groups else threads_of(fn, machine)
         self.rows_first = rows_first(fn)
         self.nest = {op: b for b in _blocks(fn.body) for op in b.ops}
-        self.vector = self._vector_elements(fn)
+        self.vector = self._vector_elements(fn) if machine.access_elements(f32) > 1 else 1
         self.parent: dict[Value, Value] = {}
         self.members: dict[Value, list[Value]] = {}
         self.found: dict[Value, Layout] = {}
         self.asked: set[Value] = set()
-        self.wanted: dict[Value, Layout] = {}  # operands of matrix instructions that shared memory holds -> their fragments
+        self.wanted: dict[Value, Layout] = {}  # operands of products that memory of the block holds -> what threads take of them
+        self.read_down: dict[Value, int] = {}  # operands of matrix instructions that lie along rows -> neighbours down a column of one lane
         for op in fn.walk():
             self._relate(op)
         for v in list(self.parent):
@@ -128,22 +143,33 @@ class _Classes:
             self._join(op.results)
 
     def _fragments(self, op: Op) -> None:
-        """Operands of a product that are loaded from shared memory come in the layout that the matrix instruction takes."""
+        """Operands of a product that are loaded from memory of the block come in the layout that the product takes."""
         unit = unit_of(op, self.machine)
+        (m, k), n = op.operands[0].type.shape, op.operands[1].type.shape[1]
+        sources = [_untransposed(v) for v in op.operands[:2]]
         if unit is None:
+            if k <= UNROLLED and powers((m, k, n)) and all(_from_scratch(v) for v in sources):
+                layouts = factors_of(product_layout(op, self.machine, self.lanes, max(1, self.threads // self.lanes)), k)
+                self._want(op, sources, layouts)
             return
-        m, n = op.operands[2].type.shape
-        layouts = operand_layouts(unit, self.machine, max(1, self.threads // self.lanes), (m, op.operands[0].type.shape[1], n),
-                                  self.rows_first)
-        for v, layout in zip(op.operands, layouts[:2], strict=False):
-            if v.op is not None and v.op.name == "transpose":
-                v, layout = v.op.operands[0], layout.permuted((1, 0))
-            if v.op is not None and v.op.name == "load" and (v.op.operands[0].type.space == "shared" or self._once(v.op, op)):
-                self.wanted.setdefault(v, layout)
+        self._want(op, [v if _from_scratch(v, "shared") or self._once(v, op) else None for v in sources],
+                   operand_layouts(unit, self.machine, max(1, self.threads // self.lanes), (m, k, n), self.rows_first)[:2])
+        fragments = self.machine.fragments_of(unit)
+        for v, source, steps in zip(op.operands, sources, (fragments.lhs[0], fragments.rhs[0]), strict=False):
+            contracted = (1 if v is op.operands[0] else 0) if source is v else (0 if v is op.operands[0] else 1)
+            if contracted == 0:
+                axis = 1 if v is op.operands[0] else 0
+                self.read_down[source] = 1 << sum(s[axis] == 1 << i for i, s in enumerate(steps))
 
-    def _once(self, load: Op, product: Op) -> bool:
+    def _want(self, op: Op, sources: Sequence[Value | None], layouts: Sequence[Layout]) -> None:
+        for v, source, layout in zip(op.operands, sources, layouts, strict=False):
+            if source is not None:
+                self.wanted.setdefault(source, layout if source is v else layout.permuted((1, 0)))
+
+    def _once(self, operand: Value, product: Op) -> bool:
         """Whether an operand is loaded before the loop in which it is multiplied: then it is not moved in every turn."""
-        return self.nest[load] is not self.nest[product]
+        load = operand.op
+        return load is not None and load.name == "load" and self.nest[load] is not self.nest[product]
 
     def _carry(self, group: Sequence[Value]) -> None:
         self._join(group)
@@ -159,14 +185,14 @@ class _Classes:
             self.found[root] = made
         return self.found[root]
 
-    def default(self, shape: tuple[int, ...]) -> Layout:
+    def default(self, shape: tuple[int, ...], vector: int = 0) -> Layout:
         """The layout for memory access; in programs of warp groups, whose matrices have 64 rows, that of accumulators."""
         if self.groups and shape[0] == 64 and len(shape) <= 2:
             if len(shape) == 1:
                 return fragment((64, 8)).without(1).compact()
             if shape[1] % 8 == 0:
                 return fragment(shape)
-        return blocked(shape, self.vector, self.lanes, max(1, self.threads // self.lanes))
+        return blocked(shape, self.vector if self.vector == 1 or not vector else vector, self.lanes, max(1, self.threads // self.lanes))
 
     def _decide(self, members: Sequence[Value]) -> Layout:
         shape = members[0].type.shape
@@ -176,8 +202,14 @@ class _Classes:
         for v in members:
             if v in self.wanted and len(members) == 1:
                 return self.wanted[v]
+        for v in members:
+            if v in self.read_down and len(shape) == 2 and "transpose" not in makers:
+                each = max(1, 16 // v.type.dtype.itemsize)
+                return squares(shape, each, self.read_down[v], self.lanes, max(1, self.threads // self.lanes))
         if "dot" in makers:
             return product_layout(makers["dot"], self.machine, self.lanes, max(1, self.threads // self.lanes), self.rows_first)
+        if "load" in makers and makers.keys() <= {"load", "for", "if"}:  # nothing of another dtype shares the layout
+            return self.default(shape, max(1, 16 // max(m.type.dtype.itemsize for m in members)))
         for name in ("reduce", "reshape", "transpose"):
             op = makers.get(name)
             if op is None or (name != "reduce" and ("load" in makers or "gather" in makers)):
@@ -208,8 +240,20 @@ def product_layout(op: Op, machine: Any, lanes: int, warps: int, by_rows: bool =
     unit = unit_of(op, machine)
     m, n = op.operands[2].type.shape
     if unit is None:
-        return grid_of_threads((m, n), lanes, warps)
+        return grid_of_threads((m, n), lanes, warps, machine.access_elements(op.operands[2].type.dtype))
     return operand_layouts(unit, machine, warps, (m, op.operands[0].type.shape[1], n), by_rows)[2]
+
+
+def _untransposed(v: Value) -> Value:
+    return v.op.operands[0] if v.op is not None and v.op.name == "transpose" else v
+
+
+def _from_scratch(v: Value, space: str = "") -> bool:
+    """Whether a value is loaded from memory of the block (in ``space``)."""
+    if v.op is None or v.op.name != "load":
+        return False
+    made = root(v.op.operands[0]).op
+    return made is not None and made.name == "alloc" and space in ("", v.op.operands[0].type.space)
 
 
 def unit_of(op: Op, machine: Any) -> Any:

@@ -136,9 +136,10 @@ def _plain_accesses(memory: Value, users: Mapping[Value, Sequence[Op]]) -> bool:
 
 
 def fetchable(load: Op, loops: Mapping[Value, Op]) -> bool:
-    """Whether a load is what ``copy_async`` does: a box of whole chunks along a parameter's last axes, with zeros outside."""
+    """Whether a load is what ``copy_async`` does: a box of whole chunks along the last axes of a parameter, or of a view of one, with
+    zeros outside."""
     source, out = load.operands[0].type, load.result.type
-    if not isinstance(out, TileType) or load.operands[0].op is not None or load.attrs.get("masked") or load.attrs.get("fill", 0):
+    if not isinstance(out, TileType) or root(load.operands[0]).op is not None or load.attrs.get("masked") or load.attrs.get("fill", 0):
         return False
     rank = source.rank
     trailing = rank >= 2 and tile_axes(load) == (rank - 2, rank - 1)

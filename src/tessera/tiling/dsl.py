@@ -319,6 +319,9 @@ def view(buffer: Buffer, shape: Sequence[DimLike]) -> Buffer:
     def make() -> Any:
         return Buffer(prog.builder.value("view", (buffer.value,), t, loc=prog.builder.loc or location()))
 
+    if buffer.value.op is None:  # of a parameter: one for the whole program
+        with prog.before():
+            return prog.memo(("view", buffer.value, t.shape), make)  # type: ignore[return-value]
     return prog.memo(("view", buffer.value, t.shape), make)  # type: ignore[return-value]
 
 

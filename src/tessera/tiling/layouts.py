@@ -277,21 +277,56 @@ def blocked(shape: tuple[int, ...], vector: int, lanes: int, warps: int, order: 
     return Layout(bits, (("reg", (*reg, *more)), ("lane", tuple(lane)), ("warp", tuple(warp))))
 
 
-def grid_of_threads(shape: tuple[int, int], lanes: int, warps: int) -> Layout:
+def grid_of_threads(shape: tuple[int, int], lanes: int, warps: int, vector: int = 4) -> Layout:
     """The layout of a product's result: threads in a grid as square as can be, each holding a rectangle, so that the
-    rows and columns it reads are few."""
+    rows and columns it reads are few.
+
+    Args:
+        vector: neighbouring columns, and rows, of one thread; 1 where the lanes themselves are the elements of a vector, which then
+            all lie along a row.
+    """
     rows, columns = axis_bits(shape)
     threads = log2_up(lanes) + log2_up(warps)
-    across = min(columns, max(threads - rows, (threads + columns - rows + 1) // 2, 0), threads)
+    square = max(threads - rows, (threads + columns - rows + 1) // 2, 0)
+    across = min(columns, threads, square if vector > 1 else threads)
     down = min(rows, threads - across)
     column = [1 << i for i in range(columns)]
     row = [1 << (columns + i) for i in range(rows)]
-    own = min(2, columns - across)
-    hold = [*column[:own], *column[own + across:], *row[down:]]
-    spread = [*column[own:own + across], *row[:down]]
+    own, high = min(log2_up(vector), columns - across), min(log2_up(vector), rows - down)
+    hold = [*column[:own], *row[:high], *column[own + across:], *row[high + down:]]
+    spread = [*column[own:own + across], *row[high:high + down]]
     spread += [0] * (threads - len(spread))
     n = log2_up(lanes)
     return Layout((rows, columns), (("reg", tuple(hold)), ("lane", tuple(spread[:n])), ("warp", tuple(spread[n:]))))
+
+
+def factors_of(result: Layout, k: int) -> tuple[Layout, Layout]:
+    """The layouts of lhs [m, k] and rhs [k, n] in which every thread holds what its part of ``result`` [m, n] is made of."""
+    depth = log2_up(k)
+    rows, columns = result.without(1).compact(), result.without(0).compact()
+    along = tuple(1 << i for i in range(depth))
+    below = tuple(c << columns.bits[0] for c in along)
+    lhs = Layout((rows.bits[0], depth), tuple((p, (*(c << depth for c in cs), *(along if p == "reg" else ()))) for p, cs in rows.places))
+    rhs = Layout((depth, columns.bits[0]), tuple((p, (*cs, *(below if p == "reg" else ()))) for p, cs in columns.places))
+    return lhs, rhs
+
+
+@lru_cache(maxsize=4096)
+def squares(shape: tuple[int, int], vector: int, group: int, lanes: int, warps: int) -> Layout:
+    """The layout for memory access to a tile that is read on in columns: each thread holds ``vector`` neighbours along rows, as
+    :func:`blocked`, and of ``group`` rows, fewer where the tile has too few elements."""
+    rows, columns = axis_bits(shape)
+    threads = log2_up(lanes) + log2_up(warps)
+    spare = max(0, rows + columns - threads)
+    down = min(log2_up(group), rows, spare)
+    own = min(log2_up(vector), columns, spare - down)
+    column = [1 << i for i in range(columns)]
+    row = [1 << (columns + i) for i in range(rows)]
+    rest = [*column[own:], *row[down:]]
+    spread, more = rest[:threads], rest[threads:]
+    spread += [0] * (threads - len(spread))
+    n = log2_up(lanes)
+    return Layout((rows, columns), (("reg", (*column[:own], *row[:down], *more)), ("lane", tuple(spread[:n])), ("warp", tuple(spread[n:]))))
 
 
 def of_fragments(shape: tuple[int, int], unit: tuple[int, int], steps: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]],
@@ -481,5 +516,5 @@ def free_bits(layout: Layout) -> Mapping[str, tuple[int, ...]]:
     return out
 
 
-__all__ = ["Layout", "Movement", "blocked", "complement", "conflicts", "contiguous", "eliminate", "free_bits", "grid_of_threads",
-           "movement", "solve", "swizzle"]
+__all__ = ["Layout", "Movement", "blocked", "complement", "conflicts", "contiguous", "eliminate", "factors_of", "free_bits",
+           "grid_of_threads", "movement", "solve", "squares", "swizzle"]

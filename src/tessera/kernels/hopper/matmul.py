@@ -20,6 +20,7 @@ from ...tiling import explicit as tile
 from ...tiling.dsl import Buffer, tile_function
 from ...types.dims import Dim, DimLike
 from ...types.dtypes import DType, bf16
+from ..programs import in_bands
 
 Epilogue = Callable[..., Any]
 """(values [64, columns] in f32, first row, first column, the program's buffers …) -> what is stored."""
@@ -76,16 +77,6 @@ def matmul_program(m: DimLike, n: DimLike, k: DimLike, *, dtype: DType = bf16, o
     return dsl.build(program, _matmul, c, (m, n, k), transposed, epilogue, before)
 
 
-def _tile_of(t: Any, rows: Any, columns: Any, raster: int) -> tuple[Any, Any]:
-    """Tile number ``t`` in an order that walks ``raster`` rows of tiles column by column, then the next ``raster`` rows."""
-    band = t // (columns * raster)
-    first = band * raster
-    height = dsl.minimum(rows - first, raster)
-    rest = t - band * (columns * raster)
-    column = rest // height
-    return first + (rest - column * height), column
-
-
 @tile_function
 def _matmul(a: Buffer, b: Buffer, *rest: Any) -> None:
     *others, cfg, (m, n, k), transposed, epilogue, before = rest
@@ -107,7 +98,7 @@ def _matmul(a: Buffer, b: Buffer, *rest: Any) -> None:
     with tile.role(registers=40, threads=1):
         use = 0
         for t in dsl.range(start, tiles, step):
-            row, column = _tile_of(t, dsl.size(rows), dsl.size(columns), cfg.raster)
+            row, column = in_bands(t, dsl.size(rows), dsl.size(columns), cfg.raster)
             y = (row * cfg.cluster + rank) * cfg.m
             x = column * cfg.n + half
             for at in dsl.range(0, dsl.size(k), cfg.k):
@@ -124,7 +115,7 @@ def _matmul(a: Buffer, b: Buffer, *rest: Any) -> None:
     with tile.role(groups=cfg.groups, registers=232) as g:
         use = 0
         for t in dsl.range(start, tiles, step):
-            row, column = _tile_of(t, dsl.size(rows), dsl.size(columns), cfg.raster)
+            row, column = in_bands(t, dsl.size(rows), dsl.size(columns), cfg.raster)
             y = (row * cfg.cluster + rank) * cfg.m + g * 64
             x = column * cfg.n
             acc = tile.uninitialized((64, cfg.n))

@@ -237,7 +237,7 @@ class NvEmitter(Emitter):
         return self.maps[key]
 
     # -- values across blocks ------------------------------------------------------------------------------------------------
-    def flat(self, values: Sequence[Any]) -> list[str]:  # type: ignore[override]
+    def flat(self, values: Sequence[Any]) -> list[str]:
         """As words of 32 bits: pairs of 16-bit elements stay packed from one block to the next."""
         out: list[str] = []
         for v in values:

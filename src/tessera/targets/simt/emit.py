@@ -20,6 +20,7 @@ from ...ir.tile import WRITES, root
 from ...machine.simt import SimtMachine
 from ...tiling.layouts import Layout
 from ...types.dims import product
+from ...types.dtypes import DType
 from ..cpu.emit_pointwise import BASIC, pointwise
 from ..cpu.emit_writer import representation
 from .values import EXCHANGE, Memory, Regs, layout_of
@@ -323,25 +324,49 @@ class Emitter:
         return len(self.w.body) - 1
 
     def phis(self, values: Sequence[Value]) -> tuple[list[Any], list[tuple[str, str]]]:
-        """Fresh names for values that a block receives: (the values, (name, LLVM type) of each phi)."""
+        """Fresh names for values that a block receives: (the values, (name, LLVM type) of each phi, whose line is reserved before)."""
         made: list[Any] = []
         phis: list[tuple[str, str]] = []
         for v in values:
             rep = representation(v.type.dtype)
             if isinstance(v.type, TileType):
                 layout = layout_of(v.type)
-                names = [self.w.fresh() for _ in range(1 << len(layout.bases("reg")))]
-                phis += [(n, rep) for n in names]
+                n = 1 << len(layout.bases("reg"))
+                each = self._in_word(v.type.dtype, n)
+                words = [(self.w.fresh(), "i32" if each > 1 else rep) for _ in range(n // each)]
+                phis += words
+                names = [part for word, _ in words for part in (self._parts(rep, word, each) if each > 1 else [word])]
                 made.append(Regs(v.type.dtype, v.type.shape, layout, names))
             else:
                 phis.append((self.w.fresh(), rep))
                 made.append(phis[-1][0])
         return made, phis
 
-    @staticmethod
-    def flat(values: Sequence[Any]) -> list[str]:
-        """The LLVM values of scalars and tiles."""
-        return [n for v in values for n in (v.names if isinstance(v, Regs) else [v])]
+    def flat(self, values: Sequence[Any]) -> list[str]:
+        """The LLVM values of scalars and tiles, as :meth:`phis` receives them."""
+        return [n for v in values for n in (self._words(v) if isinstance(v, Regs) else [v])]
+
+    def _in_word(self, dtype: DType, n: int) -> int:
+        """How many elements of a tile of ``n`` a thread go from block to block in one register of 32 bits."""
+        each = 4 // dtype.itemsize if dtype.itemsize < 4 and dtype.kind != "bool" else 1
+        return each if self.vendor.carries_words and n % each == 0 else 1
+
+    def _words(self, t: Regs) -> list[str]:
+        rep, each = representation(t.dtype), self._in_word(t.dtype, len(t.names))
+        if each == 1:
+            return t.names
+        kind, out = f"<{each} x {rep}>", []
+        for first in range(0, len(t.names), each):
+            made = "poison"
+            for i, name in enumerate(t.names[first:first + each]):
+                made = self.w.let(f"insertelement {kind} {made}, {rep} {name}, i32 {i}")
+            out.append(self.w.let(f"bitcast {kind} {made} to i32"))
+        return out
+
+    def _parts(self, rep: str, word: str, each: int) -> list[str]:
+        kind = f"<{each} x {rep}>"
+        whole = self.w.let(f"bitcast i32 {word} to {kind}")
+        return [self.w.let(f"extractelement {kind} {whole}, i32 {i}") for i in range(each)]
 
     def write_phis(self, at: int, phis: Sequence[tuple[str, str]], incoming: Sequence[tuple[Sequence[str], str]]) -> None:
         """Put phi lines at a reserved line."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from ...ir.core import Op
 from ...machine.cpu import MatrixInstruction
 from ...tiling.assign import operand_layouts, rows_first, unit_of
+from ...tiling.layouts import Layout, movement
 from .emit import HANDLERS as SIMT
 from .emit import Emitter, Handler
-from .tiles import convert
+from .tiles import convert, through_shared
 from .values import Regs, layout_of
 
 
@@ -44,11 +45,18 @@ def dot_by(unit: MatrixUnit) -> Handler:
             return
         m, n = acc.shape
         at_a, at_b, at_c = operand_layouts(found, e.machine, max(1, e.threads // e.machine.lanes), (m, a.shape[1], n), rows_first(e.fn))
-        a, b, held = convert(e, a, at_a), convert(e, b, at_b), convert(e, acc, at_c)
+        (a, b), held = _operands(e, (a, b), (at_a, at_b)), convert(e, acc, at_c)
         result = Regs(acc.dtype, acc.shape, at_c, _multiply(e, unit, found, a, b, held))
         e.define(op, convert(e, result, layout_of(op.result.type)).names)
 
     return dot
+
+
+def _operands(e: Emitter, tiles: Sequence[Regs], layouts: Sequence[Layout]) -> list[Regs]:
+    """Both operands as the instruction takes them; those that pass through shared memory do so together."""
+    far = [i for i, (t, layout) in enumerate(zip(tiles, layouts, strict=True)) if movement(t.layout, layout).kind == "shared"]
+    moved = dict(zip(far, through_shared(e, [(tiles[i], layouts[i]) for i in far]), strict=True)) if far else {}
+    return [moved[i] if i in moved else convert(e, t, layout) for i, (t, layout) in enumerate(zip(tiles, layouts, strict=True))]
 
 
 def _multiply(e: Emitter, unit: MatrixUnit, i: MatrixInstruction, a: Regs, b: Regs, c: Regs) -> list[str]:

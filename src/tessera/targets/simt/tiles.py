@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import CompileError
 from ...ir.core import Op, ScalarType, TileType
 from ...tiling.assign import produced, sliced
-from ...tiling.layouts import PLACES, Layout, contiguous, movement, swizzle
+from ...tiling.layouts import PLACES, Layout, contiguous, factors_of, movement, swizzle
 from ...types.dtypes import DType
 from ..cpu.emit_pointwise import pointwise
 from ..cpu.emit_writer import constant_bits, literal, memory_type, representation, splat_literal
@@ -99,7 +99,7 @@ def convert(e: Emitter, t: Regs, target: Layout) -> Regs:
         return Regs(t.dtype, t.shape, target, [t.names[r] for r in how.registers])
     if how.kind == "shuffle":
         return Regs(t.dtype, t.shape, target, _shuffled(e, t, how.registers, how.lanes, how.lane_map))
-    return Regs(t.dtype, t.shape, target, _through_shared(e, t, target))
+    return through_shared(e, [(t, target)])[0]
 
 
 def _shuffled(e: Emitter, t: Regs, registers: Sequence[int], lanes: Sequence[int], lane_map: Sequence[int]) -> list[str]:
@@ -140,20 +140,48 @@ def _by_words(e: Emitter, dtype: DType, value: str, move: object) -> str:
     return w.let(f"trunc i32 {move(w.let(f'zext {rep} {value} to i32'))} to {rep}")
 
 
-def _through_shared(e: Emitter, t: Regs, target: Layout) -> list[str]:
-    """Written and read at swizzled offsets."""
-    bits = 8 * t.dtype.itemsize
-    offsets = swizzle(t.layout, target, bits, e.machine.banks)
-    back = offsets.inverse()
-    base = e.exchange((1 << t.layout.dim) * t.dtype.itemsize)
-    most = max(1, 16 // t.dtype.itemsize)
-    put, get = (min(contiguous(x, offsets), most) for x in (t.layout, target))
+def through_shared(e: Emitter, moves: Sequence[tuple[Regs, Layout]]) -> list[Regs]:
+    """Tiles in other layouts, written and read at swizzled offsets, all before the threads meet and all after."""
+    found, at = [], 0
+    for t, target in moves:
+        offsets = swizzle(t.layout, target, 8 * t.dtype.itemsize, e.machine.banks)
+        found.append((t, target, offsets, at))
+        at += -(-(t.dtype.itemsize << t.layout.dim) // 128) * 128  # whole rows of banks
+    base = e.exchange(at)
     e.order.touch(EXCHANGE, True)
-    places = _offset_addresses(e, t.dtype, base, t.layout, back, put)
-    e.guarded([e.owner(t.layout)] * len(places),
-              lambda i: write_vector(e, t.dtype, SHARED, places[i], t.names[i * put:(i + 1) * put]))
+    for t, _, offsets, start in found:
+        most = max(1, 16 // t.dtype.itemsize)
+        source, order = _by_offset(t.layout, offsets)
+        names, put = [t.names[r] for r in order], min(contiguous(source, offsets), most)
+        places = _offset_addresses(e, t.dtype, _behind(e, base, start), source, offsets.inverse(), put)
+        e.guarded([e.owner(t.layout)] * len(places), _vector_putter(e, t.dtype, places, names, put))
     e.order.touch(EXCHANGE, False)
-    return [v for p in _offset_addresses(e, t.dtype, base, target, back, get) for v in read_vector(e, t.dtype, SHARED, p, get)]
+    out = []
+    for t, target, offsets, start in found:
+        sorted_, order = _by_offset(target, offsets)
+        get = min(contiguous(sorted_, offsets), max(1, 16 // t.dtype.itemsize))
+        places = _offset_addresses(e, t.dtype, _behind(e, base, start), sorted_, offsets.inverse(), get)
+        names = [v for p in places for v in read_vector(e, t.dtype, SHARED, p, get)]
+        back = dict(zip(order, names, strict=True))
+        out.append(Regs(t.dtype, t.shape, target, [back[r] for r in range(len(names))]))
+    return out
+
+
+def _behind(e: Emitter, base: str, nbytes: int) -> str:
+    return base if not nbytes else e.w.once(("exchange", base, nbytes), lambda: e.w.address("i8", SHARED, base, str(nbytes)))
+
+
+def _vector_putter(e: Emitter, dtype: DType, places: Sequence[str], names: Sequence[str], n: int) -> Callable[[int], None]:
+    return lambda i: write_vector(e, dtype, SHARED, places[i], names[i * n:(i + 1) * n])
+
+
+def _by_offset(layout: Layout, offsets: Layout) -> tuple[Layout, list[int]]:
+    """The layout with the registers in front that lie side by side in memory, and the old register of each."""
+    there = layout.compose(offsets.inverse()).bases("reg")
+    bits = sorted(range(len(there)), key=lambda i: (there[i] & (there[i] - 1) != 0, there[i]))
+    regs = layout.bases("reg")
+    made = Layout(layout.bits, tuple((p, tuple(regs[i] for i in bits) if p == "reg" else cs) for p, cs in layout.places))
+    return made, [sum(1 << i for j, i in enumerate(bits) if r >> j & 1) for r in range(1 << len(bits))]
 
 
 def _offset_addresses(e: Emitter, dtype: DType, base: str, layout: Layout, back: Layout, step: int) -> list[str]:
@@ -348,10 +376,14 @@ UNROLLED = 8  # steps of k that are written out
 
 
 def _dot(e: Emitter, op: Op) -> None:
-    """Both operands lie in shared memory in the accumulator's dtype; each thread goes through k in order, one fma a step."""
+    """Each thread goes through k in order, one fma a step: over its own registers where they hold all that its part of the result is
+    made of, else both operands lie in shared memory in the accumulator's dtype."""
     if op.attrs.get("unit") is not None:
         raise CompileError(f"{e.machine.name} has no matrix instruction {op.attrs['unit']!r}", loc=op.loc)
     a, b, acc = (e.tile(v) for v in op.operands)
+    if (a.layout, b.layout) == factors_of(acc.layout, a.shape[1]):
+        e.define(op, _chains(e, a, b, acc))
+        return
     w, dtype = e.w, acc.dtype
     element = memory_type(dtype)
     rows, columns = (1 << x for x in acc.layout.bits)
@@ -368,6 +400,20 @@ def _dot(e: Emitter, op: Op) -> None:
         e.guarded([e.both(owner, e.inside(t.layout, t.shape, r)) for r in range(len(values))], _putter(e, dtype, places, values))
     e.order.touch(EXCHANGE, False)
     e.define(op, _accumulate(e, acc, base, split, pitch, columns, k))
+
+
+def _chains(e: Emitter, a: Regs, b: Regs, acc: Regs) -> list[str]:
+    """Products and sums of what the thread holds."""
+    w, dtype = e.w, acc.dtype
+
+    def held(t: Regs) -> dict[tuple[int, ...], str]:
+        return {t.layout.index(t.layout.element(reg=r)): pointwise(w, "convert", (n,), (t.dtype,), dtype, 1) for r, n in enumerate(t.names)}
+
+    left, right, names = held(a), held(b), list(acc.names)
+    index = [acc.layout.index(acc.layout.element(reg=r)) for r in range(len(names))]
+    for k in range(a.shape[1]):
+        names = [pointwise(w, "fma", (left[i, k], right[k, j], c), (dtype,) * 3, dtype, 1) for (i, j), c in zip(index, names, strict=True)]
+    return names
 
 
 def _accumulate(e: Emitter, acc: Regs, base: str, split: int, pitch: int, columns: int, k: int) -> list[str]:
@@ -415,4 +461,4 @@ HANDLERS: dict[str, Handler] = {
     "extract": _extract, "reduce": _reduce, "dot": _dot,
 }
 
-__all__ = ["COMBINE", "HANDLERS", "convert", "rearranged", "shuffle_xor"]
+__all__ = ["COMBINE", "HANDLERS", "convert", "rearranged", "shuffle_xor", "through_shared"]

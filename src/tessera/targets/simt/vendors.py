@@ -41,6 +41,7 @@ class Vendor:
         finish: (module text) -> module text: the last word on it.
         intrinsics: names of overloaded intrinsics -> (writer, element, operands) -> value, where LLVM's own does not do.
         dynamic_shared: shared memory is sized by the launch, not by the module.
+        carries_words: numbers of 8 and 16 bits go from block to block in words of 32, since each would take a register of that size.
         narrowing: 16-bit floats -> (writer, f32) -> the rounded value's bits, where one instruction does it (NaN is then the machine's).
     """
 
@@ -59,6 +60,7 @@ class Vendor:
     finish: Callable[[str], str] = lambda text: text
     intrinsics: dict[str, Callable[[ThreadWriter, str, tuple[str, ...]], str]] = field(default_factory=dict)
     dynamic_shared: bool = False
+    carries_words: bool = False
     narrowing: dict[str, Callable[[ThreadWriter, str], str]] = field(default_factory=dict)
 
 
@@ -202,7 +204,7 @@ AMD = Vendor(
     shared_memory=lambda n: f"@shared = internal addrspace(3) global [{n} x i8] poison, align 64",
     after=lambda k: f' nounwind "amdgpu-flat-work-group-size"="{k.threads},{k.threads}" "uniform-work-group-size"="true"',
     tail=lambda k: ['!llvm.module.flags = !{!0}', '!0 = !{i32 1, !"amdhsa_code_object_version", i32 500}'],
-    scope='syncscope("agent") ')
+    scope='syncscope("agent") ', carries_words=True)
 
 VENDORS: dict[str, Vendor] = {v.name: v for v in (INTEL, NVIDIA, AMD)}
 
