@@ -191,4 +191,4 @@ def test_attention_uses_matrix_instructions(machine, kind, d, instruction):
     keys, depth = 64 if d == 64 else 32, int(re.search(r"x(\d+)_", instruction[12:]).group(1))
     assert len(re.findall(instruction, asm)) == 2 * (keys // 32) * (d // depth)  # scores and values of 32 queries a wave
     (k,) = code_object.kernels(binary)
-    assert k.private_bytes == 0 and k.shared_bytes <= 16384 and k.registers <= 512
+    assert k.private_bytes == 0 and k.shared_bytes <= 24576 and k.registers <= 512  # both operands pass through memory together
