@@ -1,5 +1,8 @@
 """Update rules against their formulas in f64, and the objects that apply them."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -191,6 +194,28 @@ def test_states_are_saved_and_taken_up():
     (lambda: optim.Adam({"w": ts.ones(2)}).step({"w": ts.ones(3)}), errors.ShapeError, "not its parameter's shape"),
     (lambda: optim.Adam({"w": ts.ones(2)}).load_state_dict({"lr": 1.0}), errors.ArgumentError, "one side only"),
     (lambda: optim.adam().update([ts.ones(2)], [ts.ones(2)], []), errors.ArgumentError, "rule.init"),
+    (lambda: optim.adam("fast"), errors.ArgumentError, r"adam\(lr=…\) is a number, not 'fast'"),
+    (lambda: optim.adam(True), errors.ArgumentError, "is a number, not True"),
+    (lambda: optim.adam(betas=0.9), errors.ArgumentError, r"adam\(betas=…\) is a pair of numbers, not 0.9"),
+    (lambda: optim.adam(betas=(0.9, None)), errors.ArgumentError, "beta2=…. is a number, not None"),
+    (lambda: optim.adam(lrr=1), errors.ArgumentError, "no argument 'lrr'; did you mean 'lr'"),
+    (lambda: optim.Adam([ts.ones(2)], beta=1), errors.ArgumentError, "beta"),
+    (lambda: optim.Optimizer([ts.ones(2)], "adam"), errors.ArgumentError, "follows a rule, not 'adam'"),
+    (lambda: optim.Adam([{"params": [ts.ones(2)], "lr": 1.0}]), errors.ArgumentError, "an optimiser for each group"),
+    (lambda: setattr(optim.Adam([ts.ones(2)]), "lr", -1.0), errors.ArgumentError, "lr is at least 0"),
+    (lambda: optim.adam().update([ts.ones(2)], [ts.ones(2)], optim.sgd().init([ts.ones(2)])), errors.ArgumentError, "not one of adam"),
+    (lambda: optim.adam().update([ts.ones(2)], [ts.ones(2)], None), errors.ArgumentError, "the state is a NoneType"),
+    (lambda: optim.adam().update([ts.ones(2)], [ts.ones(2)], [3]), errors.ArgumentError, "a parameter has no state"),
+    (lambda: optim.sgd().update([ts.ones(2)], [ts.ones(2)], optim.sgd().init([ts.ones(2)]), lr=-1), errors.ArgumentError, "at least 0"),
+    (lambda: optim.sgd().update([ts.ones(2)], [ts.ones(2)], optim.sgd().init([ts.ones(2)]), lr=ts.ones(2)), errors.ShapeError,
+     "one number"),
+    (lambda: optim.sgd().update({"w": ts.ones(2)}, {}, optim.sgd().init({"w": ts.ones(2)})), errors.ArgumentError, "Give None"),
+    (lambda: optim.sgd().update([ts.arange(2)], [ts.ones(2)], optim.sgd().init([ts.arange(2)])), errors.DTypeError, "of int64 numbers"),
+    (lambda: optim.SGD([ts.ones(2)]).step([ts.ones(2).to(ts.complex64)]), errors.DTypeError, "a complex gradient"),
+    (lambda: optim.SGD({"w": ts.ones(2), "n": ts.arange(2)}).step({"n": ts.ones(2)}), errors.DTypeError, "'n', which is not trained"),
+    (lambda: optim.SGD([ts.ones(2)]).step([ts.ones(2)], where=1.5), errors.ArgumentError, "one truth value"),
+    (lambda: optim.SGD([ts.ones(2)]).step([ts.ones(2)], where=ts.tensor([True, False])), errors.ArgumentError, "flags.all"),
+    (lambda: optim.Adam([ts.ones(2)]).load_state_dict(None), errors.ArgumentError, "a dict of tensors by name, not None"),
     (lambda: ts.assign(3, 4), errors.ArgumentError, "this is a int"),
     (lambda: ts.assign(ts.ones(2), ts.ones(3)), errors.ShapeError, r"changes f32\[2\] to f32\[3\]"),
     (lambda: ts.assign(ts.ones(2), ts.ones(2, dtype=ts.bf16)), errors.DTypeError, "value.to"),
@@ -198,6 +223,102 @@ def test_states_are_saved_and_taken_up():
 def test_errors(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
+
+
+class Tied(ts.nn.Module):
+    def __init__(self):
+        self.a = ts.ones(3)
+        self.b = self.a
+
+
+def test_a_tensor_with_two_names_moves_once_by_its_whole_gradient():
+    model = Tied()
+    optimizer = optim.SGD(model, lr=0.1)
+    optimizer.step(ts.grad(lambda m: (m.a * 2 + m.b * 3).sum())(model))
+    assert np.allclose(model.a.numpy(), 0.5) and list(optimizer.params) == ["a"]
+    optimizer.step({"b": ts.ones(3)})
+    assert np.allclose(model.a.numpy(), 0.4)
+    w = ts.ones(3)
+    with pytest.raises(errors.ArgumentError, match="one tensor stands at '0' and at '1'"):
+        optim.SGD([w, w])
+
+
+def test_complex_parameters_go_down_the_slope():
+    target = np.array([1 + 2j, -1 - 1j], np.complex64)
+    rule, p = optim.adam(0.1), [ts.zeros(2, dtype=ts.complex64)]
+    state, real = rule.init(p), [ts.zeros(2, 2)]
+    again = rule.init(real)
+    for _ in range(5):  # as two real numbers would move
+        p, state = rule.update(p, ts.grad(lambda q: (ts.abs(q[0] - target) ** 2).sum())(p), state)
+        parts = ts.tensor(np.stack([target.real, target.imag], -1))
+        real, again = rule.update(real, ts.grad(lambda q, c=parts: ((q[0] - c) ** 2).sum())(real), again)
+    assert p[0].dtype is ts.complex64 and np.allclose(ts.view_as_real(p[0]).numpy(), real[0].numpy(), atol=1e-6)
+    assert abs(p[0].numpy() - target).max() < abs(target).max()
+
+
+def test_state_follows_a_converted_model(monkeypatch):
+    monkeypatch.setenv("TESSERA_SIM_DEVICES", "1")
+    model, grads = ts.nn.Linear(3, 2), {"weight": ts.ones(3, 2), "bias": ts.ones(2)}
+    optimizer = optim.Adam(model, lr=0.1)
+    optimizer.step(grads)
+    for kind in (ts.bf16, ts.f64, ts.f32):
+        before = model.to(kind).weight.to(ts.f32)
+        optimizer.step(grads)
+        state = optimizer.state["weight"]
+        assert model.weight.dtype is kind and ("master" in state) == (kind is ts.bf16) and state["mean"].dtype is (
+            ts.f64 if kind is ts.f64 else ts.f32)
+        assert np.allclose((before - model.weight.to(ts.f32)).numpy(), 0.1, atol=0.02)
+    model.to("gpu:0")
+    optimizer.step({n: g.to("gpu:0") for n, g in grads.items()})
+    assert int(optimizer.state["weight"]["step"]) == 5 and optimizer.state["weight"]["mean"].device == "gpu:0" == model.weight.device
+    saved = {n: t.cpu() for n, t in optimizer.state_dict().items()}
+    optimizer.load_state_dict(saved)
+    model.load_state_dict({n: t.cpu() for n, t in model.state_dict().items()})
+    assert optimizer.state["bias"]["square"].device == "gpu:0" == model.bias.device
+
+    @ts.jit
+    def step(g):
+        optimizer.step({"weight": g})
+        return g
+
+    step(ts.ones(3, 2).to("gpu:0"))
+    model.to(ts.f64, "cpu")
+    with pytest.raises(errors.TracingError, match="its optimiser has not followed yet"):
+        step(ts.ones(3, 2))
+    optimizer.follow()
+    step(ts.ones(3, 2))
+    assert int(optimizer.state["weight"]["step"]) == 7
+
+
+def test_rules_and_optimisers_are_pickled():
+    rule = pickle.loads(pickle.dumps(optim.sgd(0.5, momentum=0.9)))
+    p = [ts.ones(2)]
+    assert rule.update(p, p, rule.init(p))[0][0].tolist() == [0.5, 0.5]
+    params = {"w": [ts.ones(2)], "none": None}
+    first = optim.Adam(params, lr=0.1)
+    first.step({"w": [ts.ones(2)], "none": None})
+    again = pickle.loads(pickle.dumps(first))
+    for o in (first, again):
+        o.step({"w": [ts.ones(2)], "none": None})
+    assert first.params["w.0"].tolist() == again.params["w.0"].tolist() and again.lr == 0.1
+    model = ts.nn.Linear(2, 2)
+    optimizer = optim.Adam(model)
+    both = copy.deepcopy((model, optimizer))
+    assert both[1].params["weight"] is both[0].weight and both[0].weight is not model.weight
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), [
+    ("lr", -5.0, errors.ArgumentError), ("lr", "x", errors.ArgumentError), ("w.mean", ts.ones(3), errors.ShapeError),
+    ("w.step", 1.5, errors.DTypeError), ("w.square", "x", errors.DTypeError), ("w.square", ts.ones(2, dtype=ts.complex64),
+                                                                               errors.DTypeError)])
+def test_a_state_that_does_not_fit_changes_nothing(name, value, kind):
+    optimizer = optim.Adam({"w": ts.ones(2)}, lr=0.1)
+    optimizer.step({"w": ts.ones(2)})
+    before = {n: t.tolist() for n, t in optimizer.state_dict().items()}
+    other = {n: t * 2 for n, t in optimizer.state_dict().items()}
+    with pytest.raises(kind):
+        optimizer.load_state_dict({**other, name: value})
+    assert {n: t.tolist() for n, t in optimizer.state_dict().items()} == before
 
 
 # -- assign ----------------------------------------------------------------------------------------------------------------------
@@ -217,6 +338,11 @@ def test_an_assigned_tensor_keeps_its_identity():
         ts.assign(y, y + 1)
         return t - 1, y
 
+    wide = ts.zeros(2, dtype=ts.f64)
+    ts.assign(wide, [0.1, 0.2])
+    assert wide.tolist() == [0.1, 0.2]  # rounded once, to f64
+    wide[...] = [0.3, 0.7]
+    assert wide.tolist() == [0.3, 0.7]
     out, y = twice(ts.ones(2))
     assert t.tolist() == [12, 14] and out.tolist() == [11, 13] and y.tolist() == [2, 2] and twice.effects == {"state"}
 
@@ -241,8 +367,14 @@ def test_an_assignment_in_a_branch_or_a_pure_function_is_refused():
     def branch(x):
         return ts.cond(x.sum() > 0, lambda x: [ts.assign(t, x.sum()), x][1], lambda x: x, x)
 
-    with pytest.raises(errors.TracingError, match="is assigned inside cond"):
-        branch(ts.ones(2))
+    def body(carry, x):
+        ts.assign(t, x)
+        return carry + x, x
+
+    for call in (lambda: branch(ts.ones(2)), lambda: ts.scan(body, ts.tensor(0.0), ts.ones(3)),
+                 lambda: ts.jit(lambda xs: ts.scan(body, ts.tensor(0.0), xs))(ts.ones(3))):
+        with pytest.raises(errors.TracingError, match="is assigned inside cond"):
+            call()
 
     @ts.pure
     def pure(x):

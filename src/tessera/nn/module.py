@@ -100,8 +100,9 @@ class Module:
                 raise ts.errors.CheckpointError(
                     f"the shape of {name} is {list(np.shape(state[name]))} in the state and {list(own[name].shape)} in "
                     f"{type(self).__name__}")
-        for name in own.keys() & state.keys():
-            ts.assign(own[name], Parameter(np.asarray(state[name]), own[name].dtype))
+        new = {name: Parameter(np.asarray(state[name]), t.dtype).to(t.device) for name, t in own.items() if name in state}
+        for name, value in new.items():
+            ts.assign(own[name], value)
         return self
 
     def to(self: M, *target: Any, dtype: Any = None, device: str | None = None) -> M:

@@ -5,7 +5,8 @@
     params, state = rule.update(params, grads, state)
 
 Parameters are any tree of tensors.  Updates are computed in f32 (f64 for f64): a parameter in a smaller format has a master copy in f32
-in the state, and is what that copy rounds to.  A gradient of None, and a parameter that is no real number, leave things as they are.
+in the state, and is what that copy rounds to.  A complex number moves as the pair of its parts, down the slope of a real loss.  A gradient
+of None leaves its parameter as it is.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import optree
 
 import tessera as ts
+from tessera.errors.boundary import describe
 
 Slots = dict[str, Any]
 
@@ -31,16 +35,18 @@ class Rule:
         lr: the learning rate, unless ``update`` is told another.
         slots: what the state holds for one parameter, given that in f32 (or f64).
         step: (parameter, gradient, slots, learning rate) of one parameter, all in f32 (or f64), to (parameter, slots).
+        holds: the names in ``slots``, by which a state of another rule is recognised; None: anything.
     """
 
     name: str
     lr: float
     slots: Callable[[Any], Slots]
     step: Callable[[Any, Any, Slots, Any], tuple[Any, Slots]]
+    holds: tuple[str, ...] | None = None
 
     def init(self, params: Any) -> list[Slots]:
         """The state before the first step: a dict for each leaf of ``params``, in optree's order; empty for one that is not trained."""
-        return [self._fresh(p) for p in optree.tree_leaves(params)]
+        return [self.fresh(p) for p in optree.tree_leaves(params)]
 
     def update(self, params: Any, grads: Any, state: list[Slots], lr: Any = None) -> tuple[Any, list[Slots]]:
         """One step.
@@ -52,71 +58,126 @@ class Rule:
             lr: another learning rate: a number or a scalar tensor (which can change without a new program).
 
         Raises:
-            ShapeError: a gradient has not its parameter's shape.
-            ArgumentError: the trees differ.
+            ShapeError: a gradient has not its parameter's shape; the learning rate is no scalar.
+            DTypeError: a gradient for a parameter of integers, or a complex one for real numbers.
+            ArgumentError: the trees differ; the state is not of this rule and these parameters; a learning rate below 0.
         """
         leaves, tree = optree.tree_flatten(params)
         try:
             given = tree.flatten_up_to(grads)
         except (ValueError, TypeError) as e:
-            raise ts.errors.ArgumentError("the gradients are not a tree like the parameters", expected=str(tree), sentence=str(e)) from None
-        if len(state) != len(leaves):
-            raise ts.errors.ArgumentError(f"the state is of {len(state)} parameters, and there are {len(leaves)}",
+            raise ts.errors.ArgumentError(
+                "the gradients are not a tree like the parameters", expected=str(tree), sentence=str(e),
+                hints=["Give None for a parameter that stays as it is"]) from None
+        if not isinstance(state, list | tuple) or len(state) != len(leaves):
+            what = f"of {len(state)} parameters" if isinstance(state, list | tuple) else f"a {type(state).__name__}"
+            raise ts.errors.ArgumentError(f"the state is {what}, and there are {len(leaves)} parameters",
                                           hints=["Start with state = rule.init(params)"])
-        rate = self.lr if lr is None else lr
+        rate = self.lr if lr is None else rate_of(lr)
         moved = [self._moved(p, g, s, rate) for p, g, s in zip(leaves, given, state, strict=True)]
         return optree.tree_unflatten(tree, [p for p, _ in moved]), [s for _, s in moved]
 
-    def _fresh(self, p: Any) -> Slots:
+    def fresh(self, p: Any) -> Slots:
+        """The state of one parameter before the first step."""
         if not trained(p):
             return {}
-        wide = p.to(precision(p))
-        return ({} if wide.dtype is p.dtype else {"master": wide}) | self.slots(wide)
+        p = ts.asarray(p)
+        wide = parts(p)
+        return ({} if wide.dtype is p.dtype.real else {"master": wide}) | self.slots(wide)
 
     def _moved(self, p: Any, g: Any, slots: Slots, lr: Any) -> tuple[Any, Slots]:
-        if g is None or not slots_of(p, slots):
+        if g is None:
             return p, slots
-        wide = precision(p)
-        g = ts.asarray(g)
-        if tuple(g.shape) != tuple(p.shape):
-            raise ts.errors.ShapeError("a gradient has not its parameter's shape", expected=str(list(p.shape)),
-                                       received=str(list(g.shape)))
-        rest = {k: v for k, v in slots.items() if k != "master"}
+        g = _gradient(p, g)
+        p = ts.asarray(p)
+        wide, kind = precision(p), p.dtype.real
+        self._check_state(p, slots)
+        rest = {k: v.to(wide) if v.dtype.is_float else v for k, v in slots.items() if k != "master"}
         rate = lr.to(wide) if isinstance(lr, ts.Tensor) else lr
-        before = p
+        before = parts(p)
         if "master" in slots:  # unless the parameter was given another value since, such as a loaded one
-            before = ts.where(slots["master"].to(p.dtype) == p, slots["master"], p.to(wide))
-        new, rest = self.step(before, g.to(wide), rest, rate)
-        return new.to(p.dtype), ({"master": new} if "master" in slots else {}) | rest
+            before = ts.where(slots["master"].to(kind) == before.to(kind), slots["master"].to(wide), before)
+        new, rest = self.step(before, parts(ts.conj(g) if p.dtype.is_complex else g, wide), rest, rate)
+        out = ts.view_as_complex(new) if p.dtype.is_complex else new.to(p.dtype)
+        return out, ({} if kind is wide else {"master": new}) | rest
+
+    def _check_state(self, p: Any, slots: Any) -> None:
+        hints = ["Start with state = rule.init(params)"]
+        if not isinstance(slots, dict) or not slots:
+            raise ts.errors.ArgumentError("a parameter has no state", expected="a dict from rule.init(params)",
+                                          received=f"{type(slots).__name__} for {p.dtype}{list(p.shape)}", hints=hints)
+        if self.holds is not None and set(slots) - {"master"} != set(self.holds):
+            raise ts.errors.ArgumentError(f"the state is not one of {self.name}", expected=", ".join(self.holds),
+                                          received=", ".join(map(str, slots)), hints=hints)
 
 
 def trained(p: Any) -> bool:
-    """Whether an optimiser moves ``p``: a tensor of real floating-point numbers."""
-    return isinstance(p, ts.Tensor) and bool(p.dtype.is_float)
+    """Whether an optimiser moves ``p``: a tensor, an array or a number that is floating-point or complex."""
+    if isinstance(p, ts.Tensor):
+        return bool(p.dtype.is_float or p.dtype.is_complex)
+    if isinstance(p, np.ndarray | np.generic):
+        return trained(ts.from_numpy(np.asarray(p))) if p.dtype.kind not in "OSUMmV" or p.dtype.isbuiltin == 2 else False
+    return isinstance(p, float | complex)
 
 
 def precision(p: Any) -> Any:
     """The format in which the updates of ``p`` are computed."""
-    return ts.f64 if p.dtype is ts.f64 else ts.f32
+    return ts.f64 if p.dtype.real is ts.f64 else ts.f32
 
 
-def slots_of(p: Any, slots: Slots) -> bool:
-    """Whether the state of ``p`` lets it move.
+def parts(p: Any, wide: Any = None) -> Any:
+    """``p`` in the precision of its updates; of complex numbers the two parts, along a last axis of 2."""
+    return (ts.view_as_real(p) if p.dtype.is_complex else p).to(wide or precision(p))
+
+
+def _gradient(p: Any, g: Any) -> Any:
+    """The gradient of ``p`` as a tensor that can move it."""
+    g, kind = ts.asarray(g), ts.asarray(p).dtype
+    if not trained(p):
+        raise ts.errors.DTypeError(f"a gradient for a parameter of {kind} numbers", expected="a floating-point or complex parameter",
+                                   received=f"{kind}{list(np.shape(p))}", hints=["Give None in place of this gradient",
+                                                                                 "Keep what is not trained out of the parameters"])
+    if tuple(g.shape) != tuple(np.shape(p)):
+        raise ts.errors.ShapeError("a gradient has not its parameter's shape", expected=str(list(np.shape(p))), received=str(list(g.shape)))
+    if g.dtype.is_complex and not kind.is_complex:
+        raise ts.errors.DTypeError(f"a complex gradient for a parameter of {kind} numbers", expected=str(kind), received=str(g.dtype),
+                                   hints=["The gradient of a real loss is real: take ts.real(gradient)"])
+    return g if not kind.is_complex or g.dtype.is_complex else g.to(kind)
+
+
+def rate_of(lr: Any) -> Any:
+    """A learning rate: a checked number, or a scalar tensor as it is.
 
     Raises:
-        ArgumentError: the parameter is trained and its state is missing.
+        ArgumentError: no number, or one below 0 or without end.
+        ShapeError: a tensor of several numbers.
     """
-    if trained(p) and not slots:
-        raise ts.errors.ArgumentError("a parameter has no state", received=f"{p.dtype}{list(p.shape)}",
-                                      hints=["Start with state = rule.init(params), after parameters change their dtype"])
-    return trained(p)
+    if not isinstance(lr, ts.Tensor):
+        return number("update", "lr", lr, 0, math.inf)
+    if tuple(lr.shape):
+        raise ts.errors.ShapeError("a learning rate is one number", expected="[]", received=str(list(lr.shape)),
+                                   hints=["Take several steps with rules of their own, one a group of parameters"])
+    return lr if lr.is_traced else number("update", "lr", lr, 0, math.inf) and lr
 
 
-def _check(name: str, **values: tuple[float, float, float]) -> None:
-    for what, (value, low, high) in values.items():
-        if not low <= value < high:
-            bound = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}, which it is less than"
-            raise ts.errors.ArgumentError(f"{name}({what}={value!r})", expected=f"{what} is {bound}", received=repr(value))
+def number(name: str, what: str, value: Any, low: float, high: float) -> float:
+    """A real number of a rule within [low, high).
+
+    Raises:
+        ArgumentError: it is none, or outside.
+    """
+    real = isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool)
+    if isinstance(value, ts.Tensor) and not value.is_traced and value.size == 1 and not value.dtype.is_complex:
+        real = True
+    bound = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}, which it is less than"
+    if not real:
+        later = isinstance(value, ts.Tensor) and value.is_traced
+        raise ts.errors.ArgumentError(f"{name}({what}=…) is a number, not {describe(value)}", expected=f"{what} is {bound}",
+                                      received=describe(value), hints=["Give it to the step: rule.update(params, grads, state, lr=lr)"]
+                                      if later and what == "lr" else [])
+    if not low <= float(value) < high:
+        raise ts.errors.ArgumentError(f"{name}({what}={value!r})", expected=f"{what} is {bound}", received=repr(value))
+    return float(value)
 
 
 # -- the methods ---------------------------------------------------------------------------------------------------------------
@@ -130,19 +191,22 @@ def sgd(lr: float = 1e-2, *, momentum: float = 0.0, nesterov: bool = False, weig
     Raises:
         ArgumentError: a number out of its range; nesterov without momentum.
     """
-    _check("sgd", lr=(lr, 0, math.inf), momentum=(momentum, 0, 1), weight_decay=(weight_decay, 0, math.inf))
+    lr, momentum = number("sgd", "lr", lr, 0, math.inf), number("sgd", "momentum", momentum, 0, 1)
+    decay = number("sgd", "weight_decay", weight_decay, 0, math.inf)
     if nesterov and not momentum:
         raise ts.errors.ArgumentError("nesterov goes with a momentum", hints=["sgd(lr, momentum=0.9, nesterov=True)"])
+    names = ("velocity",) if momentum else ()
+    return Rule("sgd", lr, partial(_counted, names), partial(_sgd_step, momentum=momentum, nesterov=bool(nesterov), decay=decay),
+                ("step", *names))
 
-    def step(p: Any, g: Any, slots: Slots, lr: Any) -> tuple[Any, Slots]:
-        if weight_decay:
-            g = g + weight_decay * p
-        if not momentum:
-            return p - lr * g, {"step": slots["step"] + 1}
-        v = momentum * slots["velocity"] + g
-        return p - lr * (g + momentum * v if nesterov else v), {"step": slots["step"] + 1, "velocity": v}
 
-    return Rule("sgd", lr, lambda p: _counted(velocity=ts.zeros_like(p)) if momentum else _counted(), step)
+def _sgd_step(p: Any, g: Any, slots: Slots, lr: Any, *, momentum: float, nesterov: bool, decay: float) -> tuple[Any, Slots]:
+    if decay:
+        g = g + decay * p
+    if not momentum:
+        return p - lr * g, {"step": slots["step"] + 1}
+    v = momentum * slots["velocity"] + g
+    return p - lr * (g + momentum * v if nesterov else v), {"step": slots["step"] + 1, "velocity": v}
 
 
 def momentum(lr: float = 1e-2, beta: float = 0.9, *, nesterov: bool = False, weight_decay: float = 0.0) -> Rule:
@@ -173,22 +237,26 @@ def adamw(lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: f
 
 
 def _adam(name: str, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool) -> Rule:
-    first, second = betas
-    _check(name, lr=(lr, 0, math.inf), beta1=(first, 0, 1), beta2=(second, 0, 1), eps=(eps, 0, math.inf),
-           weight_decay=(weight_decay, 0, math.inf))
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        raise ts.errors.ArgumentError(f"{name}(betas=…) is a pair of numbers, not {describe(betas)}", expected="betas=(0.9, 0.999)",
+                                      received=describe(betas))
+    first, second = (number(name, f"beta{i + 1}", b, 0, 1) for i, b in enumerate(betas))
+    step = partial(_adam_step, first=first, second=second, eps=number(name, "eps", eps, 0, math.inf),
+                   decay=number(name, "weight_decay", weight_decay, 0, math.inf), decoupled=decoupled)
+    return Rule(name, number(name, "lr", lr, 0, math.inf), partial(_counted, ("mean", "square")), step, ("step", "mean", "square"))
 
-    def step(p: Any, g: Any, slots: Slots, lr: Any) -> tuple[Any, Slots]:
-        if weight_decay and decoupled:
-            p = p * (1 - lr * weight_decay)
-        elif weight_decay:
-            g = g + weight_decay * p
-        n = slots["step"] + 1
-        m = first * slots["mean"] + (1 - first) * g
-        v = second * slots["square"] + (1 - second) * g * g
-        size = ts.sqrt(v / _share(second, n, p.dtype)) + eps
-        return p - lr / _share(first, n, p.dtype) * (m / size), {"step": n, "mean": m, "square": v}
 
-    return Rule(name, lr, lambda p: _counted(mean=ts.zeros_like(p), square=ts.zeros_like(p)), step)
+def _adam_step(p: Any, g: Any, slots: Slots, lr: Any, *, first: float, second: float, eps: float, decay: float,
+               decoupled: bool) -> tuple[Any, Slots]:
+    if decay and decoupled:
+        p = p * (1 - lr * decay)
+    elif decay:
+        g = g + decay * p
+    n = slots["step"] + 1
+    m = first * slots["mean"] + (1 - first) * g
+    v = second * slots["square"] + (1 - second) * g * g
+    size = ts.sqrt(v / _share(second, n, p.dtype)) + eps
+    return p - lr / _share(first, n, p.dtype) * (m / size), {"step": n, "mean": m, "square": v}
 
 
 def _share(beta: float, n: Any, dtype: Any) -> Any:
@@ -196,8 +264,8 @@ def _share(beta: float, n: Any, dtype: Any) -> Any:
     return 1.0 if beta == 0 else -ts.expm1(n.to(dtype) * math.log(beta))
 
 
-def _counted(**slots: Any) -> Slots:
-    return {"step": ts.tensor(0, dtype=ts.int32), **slots}
+def _counted(names: tuple[str, ...], p: Any) -> Slots:
+    return {"step": ts.tensor(0, dtype=ts.int32), **{n: ts.zeros_like(p) for n in names}}
 
 
 __all__ = ["Rule", "adam", "adamw", "momentum", "sgd"]

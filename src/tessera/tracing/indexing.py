@@ -379,6 +379,8 @@ def _fitting(x: Tensor, value: Any) -> Tensor:
         raise DTypeError(f"Cannot implicitly convert from {t.dtype} to {x.dtype}", expected=str(x.dtype), received=str(t.type),
                          sentence="Assignment keeps the tensor's dtype, and nothing is narrowed unless you say so.",
                          hints=[f"Convert the value: v.to({x.dtype})"])
+    if isinstance(value, list | tuple) and t.dtype.is_float:
+        return lift(as_array(value, x.dtype))  # Python's numbers, rounded once
     return t.to(x.dtype)
 
 

@@ -26,10 +26,11 @@ import optree
 
 from ..errors import ArgumentError, DTypeError, EffectError, ShapeError, TesseraError, TracingError, suggest
 from ..ir.core import TensorType
+from ..types.dims import Dim
 from ..types.effects import EFFECTS
 from .function import TracedFunction
 from .placed import DeviceArray, returned, where
-from .recorder import STATE, Hidden, Trace, check_effects, lift, user_loc
+from .recorder import STATE, Hidden, Trace, as_array, check_effects, lift, user_loc
 from .tensor import Conversions, Tensor, Traced, make
 
 _STATE = frozenset({"state"})
@@ -272,9 +273,8 @@ def assign(target: Tensor, value: Any) -> None:
     if not isinstance(target, Tensor):
         raise ArgumentError(f"assign() gives a tensor a new value, and this is a {type(target).__name__}", received=repr(target)[:80],
                             expected="assign(tensor, value)")
-    new = lift(value)
-    if not isinstance(value, Tensor):
-        new = new.to(target.dtype)
+    new = lift(value if isinstance(value, Tensor | Dim) else as_array(value, target.dtype))  # numbers are rounded once
+    new = new if isinstance(value, Tensor) else new.to(target.dtype)
     if new.type != target.type:
         kind: type[TesseraError] = DTypeError if new.type.shape == target.type.shape else ShapeError
         raise kind(f"assign() changes {target.type} to {new.type}", expected=str(target.type), received=str(new.type),
@@ -346,8 +346,8 @@ def written(trace: Trace) -> list[Any]:
     out = [a for a in trace.state.values() if a.changed]
     body = set(trace.function.body.ops) if out else set()
     for a in out:
-        op = trace.lower(a.value).op
-        if op is not None and op not in body:
+        value = trace.lower(a.value)
+        if value.op not in body and value not in trace.function.args:
             raise TracingError(
                 f"{a.what} is assigned inside cond(), while_loop() or scan()", sentence="What a branch or a loop computes "
                 "leaves it as a result.", hints=["Make the state part of the carry, and assign it after the loop"])

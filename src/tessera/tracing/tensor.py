@@ -281,7 +281,7 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (np.ascontiguousarray(self._concrete("pickling")), self.dtype.name)
+        return _unpickle, (np.array(self._concrete("pickling"), order="C"), self.dtype.name)  # of rank 0 too
 
     def __copy__(self) -> Tensor:
         return make(self._p)
