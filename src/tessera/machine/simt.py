@@ -54,6 +54,7 @@ class SimtMachine:
         has_async_copies: threads copy into shared memory without waiting (``copy_async``).
         has_special_functions: one instruction gives powers of two, logarithms and reciprocals of f32 to about 22 bits.
         registers: 32-bit registers of one thread that a tile program may count on.
+        has_shuffles: lanes of a warp read each other's registers; without, values pass through shared memory.
         tile_elements: elements of a tile of a user's kernel that stays in the registers of a block; larger ones go to memory.
     """
 
@@ -81,6 +82,7 @@ class SimtMachine:
     has_special_functions: bool = False
     tile_elements: int = 256
     registers: int = 64
+    has_shuffles: bool = True
 
     kind = "simt"
     unrolls_products = False  # products of tiles are loops
@@ -156,7 +158,7 @@ class SimtMachine:
     def key(self) -> str:
         """What compiled code depends on: it enters cache keys."""
         return (f"{self.vendor} {self.triple} {self.cpu} {','.join(self.features)} {self.lanes} {self.block_threads} "
-                f"{self.max_threads} {self.map_unroll} {self.shared_bytes} {self.banks} {self.resident_blocks} "
+                f"{self.max_threads} {self.map_unroll} {self.has_shuffles} {self.shared_bytes} {self.banks} {self.resident_blocks} "
                 f"{','.join(f.name for f in self.fragments)}")
 
 

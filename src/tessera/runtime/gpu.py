@@ -25,7 +25,7 @@ from ..machine.simt import SimtMachine
 from ..targets.cpu import abi
 from ..targets.cpu.program import _callee_sizes, arena_bytes, reachable
 from ..targets.nvidia import driver, kernels
-from ..tracing.placed import DeviceArray, PlacedDType, placed_dtype
+from ..tracing.placed import DeviceArray, PlacedDType, placed_dtype, stored
 from ..types.dims import evaluate
 from ..types.dtypes import DType
 from ..types.shapes import unify
@@ -72,7 +72,7 @@ class GpuArray(DeviceArray):
 
     def to_host(self) -> np.ndarray[Any, Any]:
         kind = self.dtype.dtype
-        out = np.empty(self.shape, _stored(kind))
+        out = np.empty(self.shape, stored(kind))
         self.gpu.enter()
         self.gpu.download(out.ctypes.data, self.pointer, self.nbytes, self.gpu.stream)
         settle(self.gpu)
@@ -94,14 +94,9 @@ class GpuArray(DeviceArray):
         return capsule(self)
 
 
-def _stored(dtype: DType) -> Any:
-    """NumPy's type of an element in device memory: 4-bit integers are extended to a byte, whatever the host keeps in its upper half."""
-    return dtype.np if dtype.bits != 4 or not dtype.is_integer else np.int8 if dtype.kind == "int" else np.uint8
-
-
 def upload(gpu: driver.Gpu, a: np.ndarray[Any, Any], dtype: DType) -> GpuArray:
     """A copy of a host array on a device."""
-    dense = np.ascontiguousarray(a).astype(_stored(dtype), copy=False)
+    dense = np.ascontiguousarray(a).astype(stored(dtype), copy=False)
     out = GpuArray(gpu, dtype, dense.shape if a.ndim else ())
     gpu.upload(out.pointer, dense.ctypes.data, dense.nbytes, out.stream)
     return out

@@ -25,7 +25,7 @@ from ..targets.intel.opencl import Block as Memory
 from ..targets.intel.opencl import OpenCL, devices
 from ..targets.simt.emit import Module, emit
 from ..tiling.assign import assign_layouts
-from ..tracing.placed import DeviceArray, placed_dtype
+from ..tracing.placed import DeviceArray, placed_dtype, stored
 from ..types.dims import evaluate, product
 from ..types.dtypes import DType, as_dtype
 from ..types.shapes import unify
@@ -49,15 +49,17 @@ class IntelArray(DeviceArray):
         self.pointer = self.memory.address
 
     def to_host(self) -> Array:
-        out = np.empty(self.shape, self.dtype.dtype.np)
+        kind = self.dtype.dtype
+        out = np.empty(self.shape, stored(kind))
         self.opencl.read(self.pointer, out)
-        return out
+        return out if out.dtype == kind.np else out.astype(kind.np)
 
 
 def upload(a: Array, device: str) -> IntelArray:
     """A copy of a host array on a device."""
-    out = IntelArray(compiler(device), as_dtype(a.dtype), a.shape)
-    out.opencl.write(out.pointer, a)
+    dtype = as_dtype(a.dtype)
+    out = IntelArray(compiler(device), dtype, a.shape)
+    out.opencl.write(out.pointer, a.astype(stored(dtype), copy=False))
     return out
 
 
@@ -267,7 +269,7 @@ class Plan(plans.Plan[Launch]):
 
     def _place(self, data: Array, op: Op) -> int:
         held = self.device.allocate(data.nbytes)
-        self.device.write(held.address, data)
+        self.device.write(held.address, data.astype(stored(as_dtype(data.dtype)), copy=False))
         self.constants.append(held)
         return held.address
 

@@ -41,6 +41,11 @@ def placed_dtype(dtype: DType, device: str) -> PlacedDType:
     return found
 
 
+def stored(dtype: DType) -> Any:
+    """NumPy's type of an element in device memory: 4-bit integers are extended to a byte, whatever the host keeps in its upper half."""
+    return dtype.np if dtype.bits != 4 or not dtype.is_integer else np.int8 if dtype.kind == "int" else np.uint8
+
+
 TAKE: Callable[[Any], DeviceArray] | None = None
 """Another library's device tensor (DLPack) as a payload; filled when the package is assembled."""
 MOVE: dict[str, Callable[[Any, str], DeviceArray]] = {}
@@ -148,4 +153,4 @@ def _mixed(a: str, b: str) -> DeviceError:
                        hints=[f'Move one of them: x.to("{b}")', "Python numbers and 0-d CPU tensors go along with any device"])
 
 
-__all__ = ["DeviceArray", "PlacedDType", "beside", "payload_name", "placed_dtype", "returned", "spoken", "to_device", "where"]
+__all__ = ["DeviceArray", "PlacedDType", "beside", "payload_name", "placed_dtype", "returned", "spoken", "stored", "to_device", "where"]

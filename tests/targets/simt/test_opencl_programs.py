@@ -93,6 +93,12 @@ def test_linear_algebra_on_the_device_and_on_the_host() -> None:
     check(lambda x: ts.linalg.eigh(x + x.T)[0], f32(8, 8), tolerance=1e-4)  # LAPACK: copied to the host and back
 
 
+def test_integers_of_four_bits_lie_in_bytes() -> None:
+    x = np.array([-8, -1, 0, 7], np.int8).astype(ts.int4.np)
+    check(lambda v: v.to(ts.int8) * 2, x)
+    check(lambda v: v.to(ts.int8) + ts.tensor(x).to(ts.int8), x)
+
+
 def test_control_flow() -> None:
     run = check(lambda x: ts.while_loop(lambda i, y: i < 5, lambda i, y: (i + 1, y * 1.5), (np.int64(0), x)), f32(10))
     assert any(op.name == "while" for op in run.sched.walk())
@@ -153,9 +159,7 @@ def test_tensors_live_on_the_device() -> None:
         x + y
 
 
-
-
 @pytest.mark.parametrize("shape", [(4, 9), (36,), (33,), (3, 3)])
 def test_reductions_to_a_number(shape: tuple[int, ...]) -> None:
-    """Their kernels hold shuffles and hardly anything else."""
+    """Their kernels pass values between lanes and do hardly anything else."""
     check(lambda v: (v.sum(), v.max(), v.prod()), f32(*shape))

@@ -117,7 +117,7 @@ class Emitter:
         lines = [self.vendor.shared_memory(max(16, shared)), *sorted(w.declarations)]
         define = (f"define {self.vendor.convention} void @{fn.name}({', '.join(self.parameters)})"
                   f"{self.vendor.after(facts)} {{")
-        text = self.vendor.finish("\n".join([*lines, define, *w.body, *self.vendor.tail(facts), *self.tail, ""]))
+        text = "\n".join([*lines, define, *w.body, *self.vendor.tail(facts), *self.tail, ""])
         return Module(text, fn.name, self.threads, shared, self.scratch_bytes)
 
     def _parameters(self) -> None:

@@ -103,21 +103,69 @@ def convert(e: Emitter, t: Regs, target: Layout) -> Regs:
 
 
 def _shuffled(e: Emitter, t: Regs, registers: Sequence[int], lanes: Sequence[int], lane_map: Sequence[int]) -> list[str]:
-    w, out = e.w, []
+    w = e.w
     straight = all(x == 1 << i for i, x in enumerate(lane_map))
     base = w.lane_id() if straight else w.selected((("lane", tuple(lane_map)),))
-    for r, flip in zip(registers, lanes, strict=True):
-        if straight:
-            out.append(shuffle_xor(e, t.dtype, t.names[r], flip) if flip else t.names[r])
-        else:
-            lane = base if not flip else w.once(("lane of", base, flip), lambda f=flip: w.let(f"xor i32 {base}, {f}"))
-            out.append(_by_words(e, t.dtype, t.names[r], lambda v, n=lane: e.vendor.shuffle(w, v, n)))
+    senders = [base if not flip else w.once(("lane of", base, flip), lambda f=flip: w.let(f"xor i32 {base}, {f}")) for flip in lanes]
+    moving = [i for i, flip in enumerate(lanes) if flip or not straight]
+    out = [t.names[r] for r in registers]
+    if not e.machine.has_shuffles:
+        names = _through_memory(e, t.dtype, [out[i] for i in moving], [senders[i] for i in moving])
+    elif straight:
+        names = [shuffle_xor(e, t.dtype, out[i], lanes[i]) for i in moving]
+    else:
+        names = [_by_words(e, t.dtype, out[i], lambda v, n=senders[i]: e.vendor.shuffle(w, v, n)) for i in moving]
+    for i, name in zip(moving, names, strict=True):
+        out[i] = name
     return out
 
 
 def shuffle_xor(e: Emitter, dtype: DType, value: str, mask: int) -> str:
     """The value of the lane whose number differs in ``mask``."""
-    return _by_words(e, dtype, value, lambda v: e.vendor.shuffle_xor(e.w, v, mask))
+    return shuffles_xor(e, dtype, [value], mask)[0]
+
+
+def shuffles_xor(e: Emitter, dtype: DType, values: Sequence[str], mask: int) -> list[str]:
+    """The values of the lane whose number differs in ``mask``."""
+    w = e.w
+    if e.machine.has_shuffles:
+        return [_by_words(e, dtype, value, lambda v: e.vendor.shuffle_xor(w, v, mask)) for value in values]
+    sender = w.once(("lane of", w.lane_id(), mask), lambda: w.let(f"xor i32 {w.lane_id()}, {mask}"))
+    return _through_memory(e, dtype, values, [sender] * len(values))
+
+
+def _through_memory(e: Emitter, dtype: DType, values: Sequence[str], senders: Sequence[str]) -> list[str]:
+    """Value i as the lane ``senders[i]`` of the same warp has it, through shared memory: all values at once, 32 bits at least each."""
+    if not values:
+        return []
+    w, rep, threads = e.w, representation(dtype), e.threads
+    narrow = rep not in ("i32", "float", "i64", "double")
+    element = "i32" if narrow else rep
+    slots = {v: i for i, v in enumerate(dict.fromkeys(values))}
+    base = e.exchange(len(slots) * threads * (8 if element in ("i64", "double") else 4))
+    own = w.once(("slot", element, w.thread_id()), lambda: w.address(element, SHARED, base, w.wide(w.thread_id())))
+    e.order.touch(EXCHANGE, True)
+    for v, i in slots.items():
+        word = w.let(f"zext {rep} {v} to i32") if narrow else v
+        w.line(f"store {element} {word}, ptr addrspace({SHARED}) {w.address(element, SHARED, own, str(i * threads))}")
+    e.order.touch(EXCHANGE, False)
+    out = []
+    for v, sender in zip(values, senders, strict=True):
+        thread = _in_warp(e, sender)
+        there = w.once(("slot", element, thread), lambda t=thread: w.address(element, SHARED, base, w.wide(t)))
+        at = w.address(element, SHARED, there, str(slots[v] * threads))
+        got = w.let(f"load {element}, ptr addrspace({SHARED}) {at}")
+        out.append(got if not narrow else w.let(f"icmp ne i32 {got}, 0") if rep == "i1" else w.let(f"trunc i32 {got} to {rep}"))
+    return out
+
+
+def _in_warp(e: Emitter, lane: str) -> str:
+    """The thread that is a lane of this thread's warp."""
+    w = e.w
+    if e.threads <= e.machine.lanes:
+        return lane
+    first = w.once("warp's first", lambda: w.let(f"and i32 {w.thread_id()}, {-e.machine.lanes}"))
+    return w.once(("in warp", lane), lambda: w.let(f"or i32 {first}, {lane}"))
 
 
 def _by_words(e: Emitter, dtype: DType, value: str, move: object) -> str:
@@ -342,9 +390,8 @@ def _fold(e: Emitter, t: Regs, axis: int, bit: int, unit: int, n: int, name: str
         return out
     step = 1 << lanes.index(unit)
     upper = w.once(("upper", step), lambda: w.let(f"icmp ne i32 {w.let(f'and i32 {w.lane_id()}, {step}')}, 0"))
-    for r, own in enumerate(t.names):
-        other = shuffle_xor(e, t.dtype, own, step)
-        whole = n == 2 << bit
+    whole = n == 2 << bit
+    for r, (own, other) in enumerate(zip(t.names, shuffles_xor(e, t.dtype, t.names, step), strict=True)):
         if whole:
             out[r] = combine(own, other)
             continue

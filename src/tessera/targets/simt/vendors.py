@@ -38,7 +38,6 @@ class Vendor:
         after: (kernel) -> what follows the parameters in the definition.
         tail: (kernel) -> lines at the module's end.
         scope: synchronisation scope of atomics on global memory that the host sees.
-        finish: (module text) -> module text: the last word on it.
         intrinsics: names of overloaded intrinsics -> (writer, element, operands) -> value, where LLVM's own does not do.
         dynamic_shared: shared memory is sized by the launch, not by the module.
         carries_words: numbers of 8 and 16 bits go from block to block in words of 32, since each would take a register of that size.
@@ -57,7 +56,6 @@ class Vendor:
     after: Callable[[Kernel], str]
     tail: Callable[[Kernel], list[str]]
     scope: str
-    finish: Callable[[str], str] = lambda text: text
     intrinsics: dict[str, Callable[[ThreadWriter, str, tuple[str, ...]], str]] = field(default_factory=dict)
     dynamic_shared: bool = False
     carries_words: bool = False
@@ -106,18 +104,6 @@ def _opencl_barrier(w: ThreadWriter) -> None:
     w.line(f"call spir_func void @{name}(i32 3)")
 
 
-def _opencl_finish(text: str) -> str:
-    """Threads that shuffle meet in a barrier of the whole block: the CPU runtime's compiler (2026.2) forms the sub-group of a kernel
-    only where it finds one, and otherwise answers a shuffle with 0."""
-    if "sub_group_shuffle" not in text:
-        return text
-    text = text.replace("_Z17sub_group_barrierj", "_Z7barrierj")
-    if "_Z7barrierj" in text:
-        return text
-    declared = "declare spir_func void @_Z7barrierj(i32) convergent\n"
-    return declared + text.replace("\nstart:\n", "\nstart:\n  call spir_func void @_Z7barrierj(i32 3)\n", 1)
-
-
 def _opencl_shuffle(w: ThreadWriter, value: str, lane: str) -> str:
     w.declare("declare spir_func i32 @_Z17sub_group_shuffleij(i32, i32) convergent")
     return w.let(f"call spir_func i32 @_Z17sub_group_shuffleij(i32 {value}, i32 {lane})")
@@ -134,7 +120,7 @@ INTEL = Vendor(
     shared_memory=lambda n: f"@shared = internal addrspace(3) global [{n} x i8] undef, align 64",
     after=lambda k: " !reqd_work_group_size !0 !intel_reqd_sub_group_size !1",
     tail=lambda k: [f"!0 = !{{i32 {k.threads}, i32 1, i32 1}}", f"!1 = !{{i32 {k.lanes}}}"],
-    scope='syncscope("device") ', finish=_opencl_finish, intrinsics=_EXTREMA)
+    scope='syncscope("device") ', intrinsics=_EXTREMA)
 
 
 # -- NVIDIA: PTX ------------------------------------------------------------------------------------------------------------
