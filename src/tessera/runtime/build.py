@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import CompileError
+from ..errors import CompileError, UnsupportedError
 from ..ir.core import Block, BufferType, Function, Op, rewrite
 from ..ir.text import _attrs, _Names, _print_ops, print_function
+from ..ir.tile_explicit import of_groups
 from ..machine import CpuMachine, SimtMachine
 from ..targets.cpu import program
 from ..targets.cpu.program import Kernel, arena_bytes, emit_program, external_calls, launch_work, reachable
@@ -228,6 +229,7 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
 
     Raises:
         CompileError: the template or tile function that it names does not exist.
+        UnsupportedError: a kernel of warp groups, on a machine that has none.
     """
     from .. import kernels  # noqa: F401  (importing the room enters its templates)
     from ..kernels.simt.select import simt_program
@@ -240,6 +242,12 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         callee = fn.functions.get(op.attrs["callee"])
         if callee is None or callee.level != "tile":
             raise CompileError(f"the program launches {op.attrs['callee']!r}, which it does not define", loc=op.loc)
+        groups = isinstance(machine, SimtMachine) and machine.has_warp_groups
+        if not groups and any(of_groups(o) for o in callee.walk()):
+            raise UnsupportedError(f"the kernel {callee.name!r} is written for warp groups, which {machine.name} does not have", loc=op.loc,
+                                   hints=['Give it tensors of an NVIDIA Hopper GPU: x.to("gpu:0")',
+                                          "Call it on CPU tensors outside jit: the interpreter runs it, and reports races",
+                                          "Write it on the tile level, which every machine has"])
         own = rewrite(callee) if machine.has_async_copies else rewrite(synchronous(callee))
         tile = fit_registers(own, machine.tile_elements, machine.unrolls_products)  # it is the user's, and will be renamed
     elif op.name == "template":

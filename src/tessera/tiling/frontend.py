@@ -9,8 +9,10 @@ How the grid comes about:
 
 1. Axes written as a product in a Tile type, and all but the last two axes, are grid axes: one program for each position.
 2. The outermost ``tile.range`` over an axis of a parameter is spread over the grid: one program for each iteration,
-   which runs the whole body.  Where a store does not depend on the loop (two programs would write the same place), the
-   loop is sequential instead.
+   which runs the whole body; so are loops that stand directly in it, where nothing is computed between the two.  A loop is
+   sequential instead where a store does not depend on it (two programs would write the same place), where an atomic update
+   outside it would be done by every program, and where its iterations store what goes from one to the next.  (What is set
+   before the outermost loop and stored after it is each program's own.)
 3. Windows that the body loads or stores without a position are the program's own: the grid walks those axes.
 """
 
@@ -29,6 +31,8 @@ from ..errors import KernelError, suggest
 from ..errors.frames import is_internal
 from ..ir import interpret_tile
 from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
+from ..ir.tile import WRITES, written
+from ..ir.tile_explicit import of_groups
 from ..scheduling.decisions import Schedule, as_schedule
 from ..types.dims import Dim, DimLike
 from ..types.shapes import unify
@@ -36,8 +40,8 @@ from .access import Access, analyze
 from .control import TileRange
 from .counts import access_pattern, count_flops
 from .kernel_ops import KernelRange
-from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Volatile, Window, plain
-from .rewrite import Machinery, rewritten
+from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Spread, Volatile, Window, plain
+from .rewrite import Carried, Cells, Machinery, rewritten
 from .tile_types import Bound, Declared, Tile, Tile3D, TileSpec, bind, read, symbolic
 from .values import TileValue, current, fail, internal, tracing
 
@@ -61,7 +65,7 @@ class KernelMachinery(Machinery):
             fail("cannot iterate over a tensor", hints=["use tile.range(X.shape[0], step=…) and windows", "use tile.split(X)"])
         prog = current()
         if isinstance(items, KernelRange) and isinstance(prog, KernelProgram):
-            if items.key is not None and not prog.nested and cls._spread(prog, items, body):
+            if items.key is not None and not prog.nested and cls._spread(prog, items, body, live):
                 return
             cls.traced_loop(items, body, lambda i: body(cls._item(prog, items, i)), live, names, index)
             return
@@ -77,16 +81,33 @@ class KernelMachinery(Machinery):
         return items.item(i)
 
     @staticmethod
-    def _spread(prog: KernelProgram, items: KernelRange, body: Callable[[Any], None]) -> bool:
-        """Run the body once, at this program's position, if this loop is the one that the grid replaces."""
+    def _spread(prog: KernelProgram, items: KernelRange, body: Callable[[Any], None], live: tuple[str, ...]) -> bool:
+        """Run the body once, at this program's position, if this loop is one that the grid replaces.
+
+        Raises:
+            _Serial: it is inside another one, and an iteration reads what the one before it wrote.
+        """
         number = prog.loops
         prog.loops += 1
-        if prog.grid_loop is not None or number in prog.serial:
+        around = prog.spread[-1] if prog.spread else None
+        if number in prog.serial or (around is not None and not around.holds_nothing_yet(prog)):
             return False
-        prog.grid_loop = number
         total = items.hi.dim if isinstance(items.hi, SizeValue) else int(items.hi)
         assert items.key is not None and total is not None
-        body(items.item(prog.window(items.key, total, items.step)))
+        if around is None:
+            offset = prog.window(items.key, total, items.step)
+            axis = prog.grid_keys[items.key]
+        else:
+            axis, offset = prog.loop_position(number, total, items.step)
+        loop = Spread(number, axis, len(prog.fn.body.ops))
+        prog.spread.append(loop)
+        state = Carried(Cells(body), live, prog.registers)
+        body(items.item(offset))
+        loop.last = len(prog.fn.body.ops)
+        read = {v for op in prog.fn.body.ops[loop.first:] for o in op.walk() for v in o.operands}
+        loop.carries = state.goes_on(read)
+        if around is not None and loop.carries:
+            raise _Serial(number)
         return True
 
     @staticmethod
@@ -305,14 +326,14 @@ class Kernel:
         with prog:
             prog.active.append(self.function.__code__)
             returned = body(**prog.params, **static)
-        written = [p for p in prog.params.values() if p.buffer.value in prog.written]
-        self._check(prog, written, returned)
+        outputs = [p for p in prog.params.values() if p.buffer.value in prog.written]
+        self._check(prog, outputs, returned)
         fn = prog.finish()
         return Built(fn, tuple(params), tuple(fn.attrs["writes"]), params, prog.spans)
 
-    def _check(self, prog: KernelProgram, written: list[Param], returned: Any) -> None:
+    def _check(self, prog: KernelProgram, outputs: list[Param], returned: Any) -> None:
         """Every program must write places of its own."""
-        if not written:
+        if not outputs:
             raise KernelError(f"the kernel {self.function.__name__!r} writes nothing", loc=self._loc(),
                               hints=["store results with tile.store(O, value)"])
         if returned is not None and not isinstance(returned, Param | Register | Window):
@@ -320,13 +341,15 @@ class Kernel:
                               loc=self._loc(), hints=["tile.store(O, value) to an output parameter"])
         if not prog.fn.attrs["grid"]:
             prog.fn.attrs["grid"] = (1,)
+        for loop in prog.spread:
+            if loop.leaves_out_effects(prog) or (loop.carries and loop.stores_all(prog)):
+                raise _Serial(loop.number)
+        params = {p.buffer.value for p in prog.params.values()}
         for key, axis in prog.grid_keys.items():
             for op in prog.fn.walk():
-                if op.name in ("store", "scatter") and op.operands[0] in {p.buffer.value for p in prog.params.values()} and \
-                        not _depends(op, axis):
-                    if prog.grid_loop is not None and key in prog.windows:
-                        raise _Serial(prog.grid_loop)
-                    raise self._collision(key, op)
+                if op.name in WRITES - {"atomic"} and written(op) in params and not _depends(op, axis):
+                    loop = next((s for s in prog.spread if s.axis == axis), None)
+                    raise self._collision(key, op) if loop is None else _Serial(loop.number)
 
     def _collision(self, key: str, op: Op) -> KernelError:
         name = plain(key)
@@ -544,9 +567,10 @@ def _write_back(target: Any, buffer: np.ndarray[Any, Any]) -> Any:
 
 
 def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, int]) -> None:
-    """Run a Tile function on arrays, in place: by the compiler where there is one, else by the tile interpreter."""
+    """Run a Tile function on arrays, in place: by the compiler where there is one, else by the tile interpreter, which also runs what is
+    written for the warp groups of a GPU."""
     from ..tracing import eager
-    if eager.COMPILER is not None:
+    if eager.COMPILER is not None and not any(of_groups(op) for op in fn.walk()):
         eager.COMPILER.launch(fn, buffers)
     else:
         interpret_tile.run(fn, buffers, sizes)
@@ -572,8 +596,9 @@ _RENAMED: WeakKeyDictionary[Function, dict[str, Function]] = WeakKeyDictionary()
 
 def _depends(store: Op, axis: int) -> bool:
     """True when where a store goes depends on the program's position along a grid axis."""
-    rank = store.operands[0].type.rank if store.name == "store" else 1
-    stack: list[Value] = list(store.operands[1:1 + rank])
+    at = store.operands.index(written(store)) + 1
+    rank = 1 if store.name == "scatter" else written(store).type.rank
+    stack: list[Value] = list(store.operands[at:at + rank])
     seen: set[Value] = set()
     while stack:
         v = stack.pop()

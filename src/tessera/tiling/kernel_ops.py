@@ -92,8 +92,9 @@ class SplitRange(KernelRange):
 def range(*bounds: Any, step: Any = None, **attrs: Any) -> KernelRange:
     """``tile.range(stop)``, ``tile.range(start, stop, step)``: a loop over positions of tiles.
 
-    The outermost loop over an axis of a parameter (``tile.range(Q.shape[1], step=128)``) runs its iterations as separate
-    programs where each store depends on it; other loops, and those with ``parallel=False``, are sequential.
+    The outermost loop over an axis of a parameter (``tile.range(Q.shape[1], step=128)``), and loops that stand directly in it, run
+    their iterations as separate programs, if each store depends on them and nothing goes from one iteration to the next; other
+    loops, and those with ``parallel=False``, are sequential.
     """
     parallel = attrs.pop("parallel", True)
     plain = dsl.range(*bounds, step=step, **attrs)

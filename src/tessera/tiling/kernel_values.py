@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ..ir.core import BufferType, Value
-from ..ir.tile import POINTWISE
+from ..ir.core import BufferType, ScalarType, Value
+from ..ir.tile import POINTWISE, WRITES, written
 from ..types.dims import Dim, DimLike, ceildiv, format_dim
 from ..types.dtypes import DType, int64
 from ..types.shapes import divisible
@@ -85,6 +85,7 @@ class KernelProgram(TileProgram):
         spans: grid axis -> (size of the axis, extent of a window), for axes walked in windows.
         registers: every register allocated so far.
         tiles: the extents that ``tile.context()`` reports.
+        spread: the loops that the grid replaces, outermost first.
     """
 
     def __init__(self, name: str, bound: dict[str, Bound], sizes: Sequence[str], tiles: dict[str, int], serial: frozenset[int],
@@ -95,17 +96,26 @@ class KernelProgram(TileProgram):
         self.spans: dict[int, tuple[DimLike, int]] = {}
         self.registers: list[Register] = []
         self.tiles = tiles
-        self.serial = serial  # ordinals of outermost loops over an axis that must not be spread over the grid
+        self.serial = serial  # ordinals of loops over an axis that must not be spread over the grid
         self.volatile = volatile  # ordinals of shared memories whose valid extents live in memory
         self.shared = 0
         self.loops = 0
-        self.grid_loop: int | None = None
+        self.spread: list[Spread] = []
         self.active: list[Any] = []
         self.multiples: dict[Value, tuple[int, DimLike]] = {}  # loop variable -> (step, end): a multiple of step below end
         self.params = {n: Param(b, v) for (n, b), v in zip(bound.items(), self.buffers, strict=True)}
         for p in self.params.values():
             for axis in p.bound.grid:
                 self.grid_axis(p.bound.keys[axis], p.buffer.shape[axis])
+
+    def loop_position(self, number: int, total: DimLike, step: int) -> tuple[int, TileValue]:
+        """(grid axis, offset) of this program in a loop inside the one that the grid replaces."""
+        axis = self.grid_axis(f"loop {number}", ceildiv(total, step))
+        self.spans[axis] = total, step
+        with self.before():
+            offset = dsl.program_id(axis) * step
+        self.multiples[offset.value] = step, total
+        return axis, offset
 
     def grid_axis(self, key: str, extent: DimLike) -> int:
         """The grid axis for ``key``, made on first use."""
@@ -126,6 +136,36 @@ class KernelProgram(TileProgram):
             offset = self.memo(("window", key), lambda: dsl.program_id(axis) * extent)
         self.multiples.setdefault(offset.value, (extent, total))
         return offset
+
+
+_EMPTY = ("alloc", "constant", "full")
+
+
+class Spread:
+    """A loop that the grid replaces: its ordinal among the kernel's loops, its grid axis, and which ops of the body are its own."""
+
+    __slots__ = ("axis", "carries", "first", "last", "number")
+
+    def __init__(self, number: int, axis: int, first: int):
+        self.number, self.axis, self.first = number, axis, first
+        self.last: int | None = None  # None while its body runs
+        self.carries = False  # an iteration reads what the one before it wrote
+
+    def holds_nothing_yet(self, prog: KernelProgram) -> bool:
+        """True while its body runs and has computed no more than positions: then a loop directly in it may be spread as well."""
+        return self.last is None and all(
+            op.name in _EMPTY or (op.results and all(isinstance(r.type, ScalarType) for r in op.results))
+            for op in prog.fn.body.ops[self.first:])
+
+    def stores_all(self, prog: KernelProgram) -> bool:
+        """True when every store to a parameter stands in the loop."""
+        ops, params = prog.fn.body.ops, {p.buffer.value for p in prog.params.values()}
+        return not any(o.name in WRITES and written(o) in params for op in (*ops[:self.first], *ops[self.last:]) for o in op.walk())
+
+    def leaves_out_effects(self, prog: KernelProgram) -> bool:
+        """True when what must happen once stands outside the loop; every program would do it."""
+        ops = prog.fn.body.ops
+        return any(o.name == "atomic" for op in (*ops[:self.first], *ops[self.last:]) for o in op.walk())
 
 
 def program() -> KernelProgram:

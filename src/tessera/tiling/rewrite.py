@@ -21,7 +21,7 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeVar
 
 from ..errors import KernelError
@@ -57,7 +57,7 @@ class Unset:
         return self._fail()
 
 
-class _Cells:
+class Cells:
     """The variables of the enclosing function that a nested body shares with it."""
 
     def __init__(self, *bodies: Callable[..., Any]):
@@ -76,10 +76,10 @@ class _Cells:
             self.cells[name].cell_contents = value
 
 
-class _State:
+class State:
     """What a loop or branch may change: variables of the enclosing function, and registers (objects with ``value``)."""
 
-    def __init__(self, cells: _Cells, live: tuple[str, ...], names: tuple[str, ...], registers: Sequence[Any]):
+    def __init__(self, cells: Cells, live: tuple[str, ...], names: tuple[str, ...], registers: Sequence[Any]):
         self.cells, self.all = cells, names
         self.registers = list(registers)
         for n in live:  # a variable that is rebound holds values from here on
@@ -112,6 +112,20 @@ class _State:
         self.put(values)
 
 
+class Carried:
+    """Whether something goes from one iteration of a loop to the next: compares variables and registers before its body and after."""
+
+    def __init__(self, cells: Cells, live: tuple[str, ...], registers: Sequence[Any]):
+        self.cells = cells
+        self.names = {n: _content(cells.get(n)) for n in live if not isinstance(cells.get(n), Unset)}
+        self.registers = [(r, r.value) for r in registers if r.value is not None]
+
+    def goes_on(self, read: Container[Any]) -> bool:
+        """True when a variable that the next iteration needs has changed, or a register one of whose old values is in ``read``."""
+        return any(_content(self.cells.get(n)) is not v for n, v in self.names.items()) or \
+            any(r.value is not old and old.value in read for r, old in self.registers)
+
+
 def _content(v: Any) -> Any:
     """A register that a variable holds counts as its value."""
     return v.value if not isinstance(v, Unset) and getattr(v, "is_register", False) and v.value is not None else v
@@ -141,7 +155,7 @@ class Machinery:
     def traced_loop(cls, items: TileRange, body: Callable[[Any], None], run: Callable[[Any], None], live: tuple[str, ...],
                     names: tuple[str, ...], index: str | None) -> None:
         """A ``for`` op; ``run`` is ``body``, perhaps with another view of the loop variable."""
-        state = _State(_Cells(body), live, names, cls.registers())
+        state = State(Cells(body), live, names, cls.registers())
 
         def step(i: TileValue, values: Any) -> Any:
             state.put(values)
@@ -159,7 +173,7 @@ class Machinery:
                 body()
                 go_on = test()
             return
-        state = _State(_Cells(body, test), live, names, cls.registers())
+        state = State(Cells(body, test), live, names, cls.registers())
 
         def go(values: Any) -> Any:
             state.put(values)
@@ -179,7 +193,7 @@ class Machinery:
             (then if (test.const if isinstance(test, TileValue) else test) else otherwise)()
             return
         test = predicate(test)
-        cells, registers = _Cells(then, otherwise), list(cls.registers())
+        cells, registers = Cells(then, otherwise), list(cls.registers())
         before = {n: cells.get(n) for n in names}
         values = [r.value for r in registers]
 
