@@ -348,8 +348,8 @@ class Kernel:
         for key, axis in prog.grid_keys.items():
             for op in prog.fn.walk():
                 if op.name in WRITES - {"atomic"} and written(op) in params and not _depends(op, axis):
-                    loop = next((s for s in prog.spread if s.axis == axis), None)
-                    raise self._collision(key, op) if loop is None else _Serial(loop.number)
+                    around = next((s for s in prog.spread if s.axis == axis), None)
+                    raise self._collision(key, op) if around is None else _Serial(around.number)
 
     def _collision(self, key: str, op: Op) -> KernelError:
         name = plain(key)
