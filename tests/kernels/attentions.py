@@ -7,7 +7,8 @@ from typing import Any
 
 from tessera.ir.core import Block, BufferType, Builder, Function, Op, ScalarType, Value
 from tessera.kernels.attention import attention
-from tessera.machine import CpuMachine, host_cpu
+from tessera.kernels.simt.attention import attention_program
+from tessera.machine import CpuMachine, SimtMachine, host_cpu
 from tessera.scheduling.templates import flat_index
 from tessera.types.dims import DimLike, name, product
 from tessera.types.dtypes import DType, f32, f64
@@ -58,5 +59,8 @@ def attention_op(heads: int, q: DimLike, t: DimLike, d: int, e: int | None = Non
         "causal": causal, "causal_offset": t - q, "key_block": key_block, "compute": compute}, blocks)
 
 
-def attention_function(*args: Any, machine: CpuMachine | None = None, **kwargs: Any) -> Function:
-    return attention(attention_op(*args, **kwargs), machine or host_cpu(), "attention")
+def attention_function(*args: Any, machine: CpuMachine | SimtMachine | None = None, **kwargs: Any) -> Function:
+    op = attention_op(*args, **kwargs)
+    if isinstance(machine, SimtMachine):
+        return attention_program(op, machine, "attention")
+    return attention(op, machine or host_cpu(), "attention")

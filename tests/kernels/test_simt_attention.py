@@ -10,7 +10,7 @@ from tessera.ir import text
 from tessera.ir.core import BufferType
 from tessera.ir.tile import verify
 from tessera.kernels.simt.attention import Cut, attention_program
-from tessera.machine import AMD_GFX942, AMD_GFX950, NVIDIA_SM80, NVIDIA_SM86
+from tessera.machine import AMD_GFX942, AMD_GFX950, INTEL_CPU, NVIDIA_SM80, NVIDIA_SM86
 from tessera.types.dims import name
 from tessera.types.dtypes import bf16, bool_, f16, f32, f64
 
@@ -29,44 +29,48 @@ def attended(machine, heads, q, t, d, e=None, *, groups=1, dtype=f32, joined=Fal
     return got.astype(np.float64), (a, b, c)
 
 
+@pytest.mark.parametrize("machine", [NVIDIA_SM80, INTEL_CPU], ids=lambda m: m.vendor)
 @pytest.mark.parametrize("heads, q, t, d, e, groups, causal, joined", [
     (2, 5, 7, 4, 4, 1, False, False), (2, 30, 70, 20, 40, 2, False, False), (1, 33, 33, 16, 16, 1, True, False),
     (2, 1, 90, 8, 8, 1, True, False), (1, 20, 50, 16, 33, 1, True, True), (1, 70, 9, 8, 8, 1, True, False),
     (3, 1, 1, 3, 1, 3, False, False), (2, 40, 80, 96, 256, 1, False, True)])
-def test_every_form(heads, q, t, d, e, groups, causal, joined):
+def test_every_form(machine, heads, q, t, d, e, groups, causal, joined):
     """Widths that are no powers of two, heads that share keys, heads side by side, rows that see nothing."""
-    got, operands = attended(NVIDIA_SM80, heads, q, t, d, e, groups=groups, causal=causal, joined=joined)
+    got, operands = attended(machine, heads, q, t, d, e, groups=groups, causal=causal, joined=joined)
     assert np.abs(got - reference(*operands, causal, groups)).max() <= 2e-6
 
 
-@pytest.mark.parametrize("machine", [NVIDIA_SM80, AMD_GFX942, AMD_GFX950], ids=lambda m: m.cpu)
+@pytest.mark.parametrize("machine", [NVIDIA_SM80, AMD_GFX942, AMD_GFX950, INTEL_CPU], ids=lambda m: m.cpu or m.vendor)
 @pytest.mark.parametrize("dtype, d, bound", [(bf16, 64, 1e-2), (f16, 80, 1e-3), (f64, 24, 1e-14)])
 def test_dtypes(machine, dtype, d, bound):
     got, operands = attended(machine, 2, 70, 100, d, dtype=dtype, causal=True)
     assert np.abs(got - reference(*operands, True)).max() <= bound
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_symbolic_lengths(causal):
+@pytest.mark.parametrize("machine, causal", [(NVIDIA_SM80, False), (NVIDIA_SM80, True), (INTEL_CPU, True)],
+                         ids=lambda x: getattr(x, "vendor", x))
+def test_symbolic_lengths(machine, causal):
     """One program for every length, of no queries and of no keys too."""
     for q, t in ((1, 1), (1, 130), (70, 70), (50, 300), (0, 4), (5, 0)):
-        got, operands = attended(NVIDIA_SM80, 2, name("Q"), name("T"), 16, causal=causal, sizes={"Q": q, "T": t})
+        got, operands = attended(machine, 2, name("Q"), name("T"), 16, causal=causal, sizes={"Q": q, "T": t})
         assert not got.size or np.abs(got - reference(*operands, causal)).max() <= 3e-6, (q, t)
 
 
+@pytest.mark.parametrize("machine", [NVIDIA_SM80, INTEL_CPU], ids=lambda m: m.vendor)
 @pytest.mark.parametrize("dtype, bound", [(f32, 2e-6), (bf16, 1e-2)])
-def test_masks(dtype, bound):
+def test_masks(machine, dtype, bound):
     """A mask over the keys; rows that see nothing give 0."""
     mask = np.random.default_rng(3).random(37) < 0.5
     mask[:4] = False
-    got, operands = attended(NVIDIA_SM80, 2, 37, 37, 16, dtype=dtype, causal=True, extra=[BufferType(bool_, (37,))], score=_keep, mask=mask)
+    got, operands = attended(machine, 2, 37, 37, 16, dtype=dtype, causal=True, extra=[BufferType(bool_, (37,))], score=_keep, mask=mask)
     assert np.abs(got - reference(*operands, True, mask=mask)).max() <= bound
     assert np.all(got[:, :4] == 0)
 
 
-def test_scores_far_apart():
+@pytest.mark.parametrize("machine", [NVIDIA_SM80, INTEL_CPU], ids=lambda m: m.vendor)
+def test_scores_far_apart(machine):
     """The running maximum keeps every exponent at or below zero, however large the scores; a NaN stays in its row."""
-    fn = attention_program(attention_op(1, 150, 150, 8), NVIDIA_SM80, "k")
+    fn = attention_program(attention_op(1, 150, 150, 8), machine, "k")
     a, b, c = draw(np.random.default_rng(6), *[(1, 150, 8)] * 3)
     a *= 300
     a[0, 3] = np.nan

@@ -32,6 +32,7 @@ from ...types.dtypes import DType, f32, int32
 from ..attention import LOG2_E, LOWEST, Operands, larger, power_of_two, static_width
 from ..fused import Lanes, Point
 from ..programs import open_program
+from . import attention_lanes
 from .operands import Rows
 
 PIECE = 64     # the widest piece of a head
@@ -76,6 +77,11 @@ class Cut:
         rows, keys = 1 << scores // 2, 1 << scores - scores // 2
         return Cut(_rows(q, rows, 1, asked), keys, machine.block_threads, keys, keys // 4, False)
 
+    @staticmethod
+    def in_lanes(machine: SimtMachine, compute: DType) -> Cut:
+        """Where threads are the lanes of a CPU's vectors: a query each (``attention_lanes.py``)."""
+        return Cut(machine.lanes, 64 // compute.itemsize, machine.lanes, NARROWEST, 1, False)
+
     def pieces(self, width: int) -> tuple[tuple[int, int], ...]:
         """(first column, width) of the pieces of a head; the last may reach beyond it."""
         out, at = [], 0
@@ -107,7 +113,7 @@ class Attention(Operands):
         self.out = buffers[self.target]
 
     # -- operands --------------------------------------------------------------------------------------------------------------
-    def piece(self, role: str, row: Any, rows: int, at: int, width: int) -> TileValue:
+    def piece(self, role: str, row: Any, rows: int, at: Any, width: int) -> TileValue:
         """Columns at … at + width - 1 of rows of an operand, as products take them: zeros where there are none."""
         place = self.places[role]
         if place is not None:
@@ -116,7 +122,8 @@ class Attention(Operands):
             name, extent = self.row(role)
             assert isinstance(extent, int)
             lanes = self.queries(row, rows, True) if role in ("query", "cotangent") else self.keys(row, rows, True)
-            got = self.operand(role, lanes, Lanes(name, at, width, extent, at + width > extent, aligned=at % width == 0))
+            ragged = at + width > extent if isinstance(at, int) else extent % width != 0
+            got = self.operand(role, lanes, Lanes(name, at, width, extent, ragged, aligned=not isinstance(at, int) or at % width == 0))
         return got if self.cut.unit else got.to(self.compute)
 
     def fetch_queries(self, row: Any, machine: SimtMachine) -> list[TileValue]:
@@ -209,20 +216,20 @@ class Attention(Operands):
             self.epilogue.run(Point(self.env, (self.queries(q0, c.rows, self.partly(self.q, c.rows)), columns)), value)
 
 
-def attention_program(op: Op, machine: SimtMachine, name: str) -> Function | None:
+def attention_program(op: Op, machine: SimtMachine, name: str) -> Function:
     """The tile program of an ``attention`` template op (attributes and blocks: ``scheduling/templates.py``).
 
     Raises:
         UnsupportedError: the width of a head is not known when the program is compiled.
     """
-    if machine.access_elements(f32) == 1:
-        return None  # its threads are lanes of a CPU's vectors
     a = op.attrs
     (q, d, e), compute = (a[x][1] for x in "qde"), a.get("compute", f32)
     widest = max(static_width(d, "d"), static_width(e, "e"))
     dtypes = {v.type.dtype for v in op.operands[:3]}
     dtype = dtypes.pop() if len(dtypes) == 1 else compute
-    cut = Cut.of(machine, dtype, compute, q, widest, dict(a.get("schedule", ())).get("tile_m"))
+    asked = dict(a.get("schedule", ())).get("tile_m")
+    in_lanes = machine.access_elements(f32) == 1
+    cut = Cut.in_lanes(machine, compute) if in_lanes else Cut.of(machine, dtype, compute, q, widest, asked)
     places = _places(op)
     batch = tuple(extent for _, extent in a["batch"])
     shapes: list[Any] = [None] * len(op.operands)
@@ -240,7 +247,10 @@ def attention_program(op: Op, machine: SimtMachine, name: str) -> Function | Non
         number = tile.program_id(len(batch))
         if p.causal:  # the last queries have most to do: they start first
             number = tile.size(ceildiv(q, cut.rows)) - 1 - number
-        attend(p, machine, number * cut.rows)
+        if in_lanes:
+            attention_lanes.attend(p, number * cut.rows)
+        else:
+            attend(p, machine, number * cut.rows)
     return program.finish()
 
 

@@ -57,30 +57,34 @@ class Rows:
         return Rows((outer, rows, pitch), block, first, width)
 
     # -- pieces --------------------------------------------------------------------------------------------------------------
-    def load(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, int], shape: tuple[int, int]) -> TileValue:
+    def load(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, Any], shape: tuple[int, int]) -> TileValue:
         """Rows and columns from ``at`` on; zeros beyond the matrix."""
         seen, checks, beyond = self._where(buffer, at, shape)
         got = tile.load(seen, self._offsets(env, at), shape, axes=(1, 2), check=checks)
         if beyond and not self.dense:  # what follows in memory belongs to others
-            inside = tile.iota((1, shape[1]), 1) < self.width - at[1]
+            inside = tile.iota((1, shape[1]), 1) + at[1] < self.width
             got = tile.where(tile.broadcast_to(inside, shape), got, tile.zeros(shape, got.dtype))
         return got
 
-    def store(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, int], value: TileValue) -> None:
-        """The inverse of :meth:`load`; nothing is written beyond the matrix."""
-        shape = (value.shape[0], value.shape[1])
-        seen, checks, beyond = self._where(buffer, at, shape)
-        inside = tile.broadcast_to(tile.iota((1, shape[1]), 1) < self.width - at[1], shape) if beyond and not self.dense else None
-        tile.store(seen, self._offsets(env, at), value, axes=(1, 2), check=checks, mask=inside)
+    def store(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, Any], value: TileValue, turned: bool = False) -> None:
+        """The inverse of :meth:`load`; nothing is written beyond the matrix.  ``turned``: columns come first in the tile."""
+        row, column = (1, 0) if turned else (0, 1)
+        seen, checks, beyond = self._where(buffer, at, (value.shape[row], value.shape[column]))
+        inside = None
+        if beyond and not self.dense:
+            count = tile.iota(tuple(n if k == column else 1 for k, n in enumerate(value.shape)), column)
+            inside = tile.broadcast_to(count + at[1] < self.width, value.shape)
+        tile.store(seen, self._offsets(env, at), value, axes=(2, 1) if turned else (1, 2), check=checks, mask=inside)
 
-    def _where(self, buffer: Buffer, at: tuple[Any, int], shape: tuple[int, int]) -> tuple[Buffer, tuple[int, ...], bool]:
-        rows, beyond = self.shape[1], at[1] + shape[1] > self.width
+    def _where(self, buffer: Buffer, at: tuple[Any, Any], shape: tuple[int, int]) -> tuple[Buffer, tuple[int, ...], bool]:
+        rows = self.shape[1]
+        beyond = at[1] + shape[1] > self.width if isinstance(at[1], int) else self.width % shape[1] != 0
         ragged = not isinstance(rows, int) or rows % shape[0] != 0
         return tile.view(buffer, self.shape), (*((1,) if ragged else ()), *((2,) if beyond else ())), beyond
 
-    def _offsets(self, env: Mapping[str, Any], at: tuple[Any, int]) -> tuple[Any, Any, Any]:
+    def _offsets(self, env: Mapping[str, Any], at: tuple[Any, Any]) -> tuple[Any, Any, Any]:
         first = tile.evaluate(self.column, dict(env))
-        return tile.evaluate(self.block, dict(env)), at[0], first + at[1] if at[1] else first
+        return tile.evaluate(self.block, dict(env)), at[0], first if isinstance(at[1], int) and at[1] == 0 else at[1] + first
 
 
 def _quotient(a: DimLike, b: DimLike) -> DimLike | None:
