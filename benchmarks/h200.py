@@ -210,6 +210,57 @@ def attention(more: Any = None, cases: Any = None) -> list[dict[str, Any]]:
     return out
 
 
+def forms() -> list[dict[str, Any]]:
+    """Attention with masks and with heads that lie beside each other, beside the fastest of torch's kernels that take the same."""
+    b, h, s, out = 4, 16, 4096, []
+    sdpa = F.scaled_dot_product_attention
+    causal = torch.ones(s, s, device="cuda", dtype=torch.bool).tril()
+    for width in (64, 128, 256):
+        q, k, v = (torch.randn(b, h, s, width, device="cuda", dtype=BF16) for _ in range(3))
+        few = torch.randn(2, b, h // 4, s, width, device="cuda", dtype=BF16)
+        beside = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+        added = torch.randn(b, 1, s, s, device="cuda", dtype=BF16)
+        hidden = torch.rand(b, 1, 1, s, device="cuda") > 0.2
+        plain, masked = ts.function(lambda q, k, v: ts.attention(q, k, v)), ts.function(lambda q, k, v, m: ts.attention(q, k, v, m))
+        grouped = ts.function(lambda q, k, v: ts.attention(q, k, v, causal=True))
+        apart = ts.function(lambda q, k, v: ts.attention(*(x.transpose(0, 2, 1, 3) for x in (q, k, v))).transpose(0, 2, 1, 3))
+        cases: list[tuple[str, Any, list[torch.Tensor], Run]] = [
+            ("heads apart", plain, [q, k, v], lambda q=q, k=k, v=v: sdpa(q, k, v)),
+            ("B,S,H,D", apart, beside, lambda x=beside: sdpa(*(t.transpose(1, 2) for t in x)).transpose(1, 2)),
+            ("shared keys, causal", grouped, [q, few[0], few[1]],
+             lambda q=q, k=few[0], v=few[1]: sdpa(q, k, v, is_causal=True, enable_gqa=True)),
+            ("bool [S,T]", masked, [q, k, v, causal], lambda q=q, k=k, v=v: sdpa(q, k, v, causal)),
+            ("added [B,1,S,T]", masked, [q, k, v, added], lambda q=q, k=k, v=v, m=added: sdpa(q, k, v, m)),
+            ("bool [B,1,1,T]", masked, [q, k, v, hidden], lambda q=q, k=k, v=v, m=hidden: sdpa(q, k, v, m))]
+        for name, f, inputs, peer in cases:
+            flops = 4 * b * h * s**2 * width / (2 if "causal" in name else 1)
+            result = torch.full_like(inputs[0], math.nan)
+            ours = Ours(program_of(f, *inputs), [(inputs, result)])
+            ours.run(0)
+            ours.stream.synchronize()
+            error = check(f"attention {name} D{width}", result, peer(), 1.5e-2)
+            runs = {"tessera": graph_of(ours, 5), **_backends(peer)}
+            ms = rounds(runs, 5)
+            out.append({"case": f"attention D{width} S{s} {name}", "unit": "TFLOP/s", "error": error,
+                        **{k: flops / t / 1e9 for k, t in ms.items()}})
+            report(out[-1])
+    return out
+
+
+def _backends(call: Run) -> dict[str, Run]:
+    """The graphs of a call under each of torch's kernels that takes it."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    out: dict[str, Run] = {}
+    for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION),
+                          ("efficient", SDPBackend.EFFICIENT_ATTENTION)):
+        try:
+            with sdpa_kernel(backend):
+                out[name] = torch_graph([call], 5)
+        except RuntimeError:
+            torch.cuda.synchronize()
+    return out
+
+
 def _sets(rows: int, columns: int, dtype: torch.dtype, affine: int) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
     return [([torch.randn(rows, columns, device="cuda", dtype=dtype), *(torch.randn(columns, device="cuda", dtype=dtype)
                                                                         for _ in range(affine))],
@@ -329,14 +380,14 @@ def facts(commit: str) -> dict[str, Any]:
 
 def main(more: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="gemm,epilogue,attention,rows,chain,host")
+    parser.add_argument("--only", default="gemm,epilogue,attention,forms,rows,chain,host")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"h200-{time.strftime('%Y%m%d')}.json")
     parser.add_argument("--commit", default=commit())
     args = parser.parse_args()
     torch.zeros(1, device="cuda")
     results: list[dict[str, Any]] = []
     for name in args.only.split(","):
-        f = {"gemm": gemm, "epilogue": epilogue, "attention": attention, "rows": rows, "chain": chain, "host": host}[name]
+        f = {"gemm": gemm, "epilogue": epilogue, "attention": attention, "forms": forms, "rows": rows, "chain": chain, "host": host}[name]
         results += f(more=more) if name in ("gemm", "attention") else f()
         args.out.write_text(json.dumps({**facts(args.commit), "results": results}, indent=1) + "\n")
     for peer in ("cublas", "cudnn", "reference", "copy"):

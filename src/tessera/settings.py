@@ -6,6 +6,8 @@ A setting that changes what is compiled enters the key of the compile cache.
 from __future__ import annotations
 
 import os
+import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,20 @@ def _models(text: str) -> tuple[str, ...]:
 def _cache_home() -> Path | None:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tessera"
+
+
+def private_folder(root: Path) -> bool:
+    """Make the directory; False (with a warning) where somebody else could plant code in it."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        s = root.stat()
+    except OSError:
+        return False
+    if s.st_uid != os.getuid() or s.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        warnings.warn(f"the compile cache {root} is not used: other users could write to it (it should belong to you "
+                      "with mode 0700)", stacklevel=3)
+        return False
+    return True
 
 
 def _directory_or_off(text: str) -> Path | None:

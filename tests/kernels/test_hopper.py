@@ -1,13 +1,17 @@
 """The library's kernels of the explicit level: right in the interpreter, without races, at ragged sizes too."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from tessera.ir import interpret_tile, text, tile
-from tessera.kernels.hopper import attention, matmul
+from tessera.ir.core import BufferType
+from tessera.kernels.hopper import approximate, attention, matmul
 from tessera.tiling import dsl
 from tessera.types.dims import name
+from tessera.types.dtypes import f32
 
 BF16 = ml_dtypes.bfloat16
 SMALL = matmul.Config(n=128, stages=2, blocks=4)
@@ -27,6 +31,30 @@ def test_product(transposed, seed):
     interpret_tile.run(fn, [a, b, c], {"M": m, "N": n, "K": k}, seed=seed)
     want = a.astype(np.float64) @ (b.T if transposed else b).astype(np.float64)
     assert np.abs(c.astype(np.float64) - want).max() < 2**-8 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("m, n, k", [(136, 152, 136), (600, 136, 320), (72, 128, 128)])
+def test_product_that_is_stored_beside_the_next(m, n, k):
+    rng = np.random.default_rng(4)
+    fn = matmul.matmul_program(*(name(x) for x in "MNK"), config=matmul.Config(n=128, stages=2, blocks=2, spread=2))
+    a, b, c = random(rng, m, k), random(rng, n, k), np.full((m, n), np.nan, BF16)
+    interpret_tile.run(fn, [a, b, c], {"M": m, "N": n, "K": k}, seed=2)
+    want = a.astype(np.float64) @ b.T.astype(np.float64)
+    assert np.abs(c.astype(np.float64) - want).max() < 2**-8 * np.abs(want).max()
+
+
+EXACT = {"exp": np.exp, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh, "erf": np.vectorize(math.erf)}
+
+
+@pytest.mark.parametrize("function", approximate.FUNCTIONS)
+def test_functions_for_results_of_16_bits(function):
+    program = dsl.TileProgram("f", [("x", BufferType(f32, (1024,))), ("y", BufferType(f32, (1024,)))], (), grid=(1,))
+    fn = dsl.build(program, lambda x, y: dsl.store(y, (0,), approximate.FUNCTIONS[function](dsl.load(x, (0,), (1024,)))))
+    x = np.concatenate([np.linspace(-20, 20, 512), np.geomspace(1e-6, 9, 256), -np.geomspace(1e-6, 9, 256)]).astype(np.float32)
+    y = np.full_like(x, np.nan)
+    interpret_tile.run(fn, [x, y], {})
+    want = EXACT[function](x.astype(np.float64))
+    assert (np.abs(y - want) <= 4e-6 * np.abs(want)).all()
 
 
 def test_product_with_an_epilogue():

@@ -7,11 +7,13 @@ import sys
 import textwrap
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
-from tessera.runtime.cache import DiskCache, key_of
+from tessera.runtime.cache import DiskCache, key_of, open_cache
 from tessera.runtime.manifest import Manifest, pack, unpack
+from tessera.targets.nvidia import driver
 
 KEY = key_of("a", "program")
 
@@ -162,3 +164,21 @@ def test_manifest_round_trip():
 def test_payloads_that_are_no_program(payload):
     with pytest.raises(ValueError):
         unpack(payload)
+
+
+def test_what_a_driver_assembles_is_kept_beside_it(tmp_path, monkeypatch):
+    for name in ("CUDA_CACHE_PATH", "CUDA_CACHE_MAXSIZE", "CUDA_CACHE_DISABLE"):
+        monkeypatch.setenv(name, "x")  # to be put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "cache"))
+    driver.keep_code()
+    folder = Path(os.environ["CUDA_CACHE_PATH"])
+    assert folder == tmp_path / "cache" / "cuda" and int(os.environ["CUDA_CACHE_MAXSIZE"]) > 1 << 28
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "code").write_bytes(bytes(100))
+    (used,) = (u for u in open_cache().usage() if u.tier == "cuda")
+    assert (used.files, used.nbytes) == (1, 100)
+    assert open_cache().clear() == 1 and not folder.exists()
+    monkeypatch.setenv("CUDA_CACHE_PATH", "/elsewhere")
+    driver.keep_code()
+    assert os.environ["CUDA_CACHE_PATH"] == "/elsewhere"

@@ -15,16 +15,16 @@ import hashlib
 import itertools
 import os
 import shutil
-import stat
 import time
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..settings import CACHE, CACHE_LIMIT
+from ..settings import CACHE, CACHE_LIMIT, private_folder
 
 TIERS = ("programs", "kernels", "tuning")
+DRIVER = "cuda"
+"""Where NVIDIA's driver keeps what it assembles, by its own rules and limit (``targets/nvidia/driver.py``)."""
 _MAGIC = b"TSCACHE1"
 _DIGEST = 16
 _STALE_SECONDS = 3600.0
@@ -61,7 +61,7 @@ class DiskCache:
     """
 
     def __init__(self, root: Path | None, limit: int):
-        self.root = root if root is not None and _usable(root) else None
+        self.root = root if root is not None and private_folder(root) else None
         self.limit = limit
         self._written = limit  # so that the first write of a process looks at the total
 
@@ -142,9 +142,9 @@ class DiskCache:
 
     def clear(self) -> int:
         """Delete every entry; returns how many there were."""
-        n = len(self._files())
+        n = sum(u.files for u in self.usage())
         if self.root is not None:
-            for tier in TIERS:
+            for tier in (*TIERS, DRIVER):
                 shutil.rmtree(self.root / tier, ignore_errors=True)
         return n
 
@@ -155,25 +155,12 @@ class DiskCache:
         for tier in TIERS:
             mine = [n for _, n, p in files if p.parent.parent.name == tier]
             out.append(Usage(tier, len(mine), sum(mine)))
-        return out
+        kept = [p.stat().st_size for p in (self.root / DRIVER).rglob("*") if p.is_file()] if self.root is not None else []
+        return [*out, Usage(DRIVER, len(kept), sum(kept))]
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _usable(root: Path) -> bool:
-    """Make the directory; False (with a warning) where somebody else could plant code in it."""
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        s = root.stat()
-    except OSError:
-        return False
-    if s.st_uid != os.getuid() or s.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        warnings.warn(f"the compile cache {root} is not used: other users could write to it (it should belong to you "
-                      "with mode 0700)", stacklevel=2)
-        return False
-    return True
 
 
 @lru_cache(maxsize=1)

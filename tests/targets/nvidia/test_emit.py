@@ -54,6 +54,16 @@ def test_product(transposed, tmp_path):
     assert not kernels.complaints(assemble(text, tmp_path))
 
 
+@pytest.mark.parametrize("after", ["nothing", "gelu", "silu"])
+def test_products_and_what_follows_spill_nothing(after, tmp_path):
+    x, w, b = ts.Tensor[4096, 1024, ts.bf16], ts.Tensor[1024, 4096, ts.bf16], ts.Tensor[4096, ts.bf16]
+    graph = ts.jit(lambda x, w, b: x @ w if after == "nothing" else getattr(ts, after)(x @ w + b)).trace(x, w, b)
+    (op,) = (o for o in schedule(optimize(graph, NVIDIA_SM90), NVIDIA_SM90).body.ops if o.name == "template")
+    _, text = ptx(explicit_program(op, NVIDIA_SM90, {}))
+    assert not kernels.complaints(assemble(text, tmp_path))
+    assert ("ex2.approx" in text) == (after != "nothing")
+
+
 @pytest.mark.parametrize("width, causal, groups", [(128, False, 2), (128, True, 2), (64, False, 3), (64, True, 3), (64, True, 2)])
 def test_attention(width, causal, groups, tmp_path):
     fn = attention.attention_program(H, S, S if causal else T, width, causal=causal, config=attention.Config(groups=groups))

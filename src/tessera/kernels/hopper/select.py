@@ -15,7 +15,10 @@ from ...types.dims import Dim, DimLike, evaluate, floordiv, product
 from ...types.dims import name as dim_name
 from ...types.dtypes import bf16, f16, f32
 from ..fused import BlockRunner, Lanes, Point, edge_mask, gather_offsets, load, place
-from . import attention, matmul
+from . import approximate, attention, matmul
+
+SPREAD = 8
+"""In how many pieces a tile of a product is stored beside the products of the next (+1 to 2 % on an H200), if it is stored as it is."""
 
 
 def explicit_program(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
@@ -98,10 +101,20 @@ def _only(point: Point, index: Sequence[DimLike]) -> Point:
 
 
 class _Epilogue(_InPlace):
-    """An epilogue whose value is wanted, not stored: the copy engine does that."""
+    """An epilogue whose value is wanted, not stored: the copy engine does that.  For 16 bits, functions are approximated."""
 
     def _store(self, op: Op, values: dict[Any, Any], point: Point) -> None:
         self.value = values[op.operands[1]]
+
+    def _pointwise(self, op: Op, values: dict[Any, Any]) -> TileValue:
+        rough = approximate.FUNCTIONS.get(op.name)
+        if rough is None or op.result.type.dtype is not f32 or not self.narrow:
+            return super()._pointwise(op, values)
+        return rough(values[op.operands[0]])
+
+    @property
+    def narrow(self) -> bool:
+        return all(o.operands[0].type.dtype.bits <= 16 for o in self.block.ops if o.name == "store")
 
 
 def _epilogue_of(op: Op) -> matmul.Epilogue | None:
@@ -138,7 +151,8 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
     if columns % 8 or depth % 8 or rows < 64 or columns < 64 or depth < 64:
         return None
     blocks = machine.units // 2 * 2
-    config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks)
+    config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks,
+                           spread=SPREAD if is_plain_store(op) and out.bits == 16 and depth >= 64 * SPREAD else 0)
     extra = tuple((f"x{i}", v.type) for i, v in enumerate(op.operands) if i not in (0, 1, stored[0]))
     return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, epilogue=_epilogue_of(op),
                                  extra=extra, before=stored[0] - 2, config=config)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from ...errors import DeviceError, TesseraError
+from ...settings import CACHE, CACHE_LIMIT, private_folder
 from ...types.dtypes import DType
 
 
@@ -29,6 +31,7 @@ def api() -> Any:
     """
     try:
         from cuda.bindings import driver  # type: ignore[import-not-found,unused-ignore]
+        keep_code()
         code, *_ = driver.cuInit(0)
     except (ImportError, RuntimeError, OSError) as e:
         raise DeviceError("NVIDIA devices need their driver and the package cuda-bindings", received=str(e)[:200],
@@ -36,6 +39,16 @@ def api() -> Any:
     if int(code):
         raise DeviceError("the NVIDIA driver does not start", received=str(code))
     return driver
+
+
+def keep_code() -> None:
+    """Let the driver keep what it assembles beside the compile cache: it reads these variables when it starts.  A place that the user
+    named, or that another library's start has settled, remains."""
+    root = CACHE.get()
+    if "CUDA_CACHE_PATH" in os.environ or "CUDA_CACHE_DISABLE" in os.environ or root is None or not private_folder(root):
+        return
+    os.environ["CUDA_CACHE_PATH"] = str(root / "cuda")
+    os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(min(CACHE_LIMIT.get(), (1 << 32) - 1)))  # the driver's own limit
 
 
 def call(name: str, *args: Any) -> Any:
