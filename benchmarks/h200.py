@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import tessera as ts
+from tessera import tile
 from tessera.runtime import gpu as runtime
 from tessera.targets.nvidia import driver
 
@@ -261,6 +262,80 @@ def _backends(call: Run) -> dict[str, Run]:
     return out
 
 
+@ts.kernel
+def tile_product(A: ts.Tile["M", "K", ts.bf16], B: ts.Tile["K", "N", ts.bf16], C: ts.Tile["M", "N", ts.bf16]):  # noqa: F821
+    for i in tile.range(A.shape[0], step=128):
+        for j in tile.range(B.shape[1], step=256):
+            acc = tile.alloc_register(128, 256, dtype=ts.f32)
+            tile.fill(acc, 0.0)
+            for k in tile.range(A.shape[1], step=64):
+                acc = tile.mma(A[i:i + 128, k:k + 64], B[k:k + 64, j:j + 256], acc)
+            tile.store(C[i:i + 128, j:j + 256], acc)
+
+
+@ts.kernel
+def tile_attention(Q: ts.Tile["H", "S", "D", ts.bf16], K: ts.Tile["H", "T", "D", ts.bf16], V: ts.Tile["H", "T", "D", ts.bf16],  # noqa: F821
+                   O: ts.Tile["H", "S", "D", ts.bf16], scale: float):  # noqa: F821
+    for i in tile.range(Q.shape[1], step=128):
+        m, l = tile.alloc_register(128, dtype=ts.f32), tile.alloc_register(128, dtype=ts.f32)
+        acc = tile.alloc_register(128, Q.shape[2], dtype=ts.f32)
+        tile.fill(m, -math.inf)
+        tile.fill(l, 0.0)
+        tile.fill(acc, 0.0)
+        for j in tile.range(0, K.shape[1], step=64):
+            scores = tile.matmul(Q[i:i + 128], tile.load(K[j:j + 64]).T) * scale
+            m_new, l_new, p = tile.online_softmax(scores, m, l)
+            tile.update_accumulator(acc, tile.matmul(p.to(ts.bf16), V[j:j + 64]), m, m_new, l, l_new)
+            m = m_new
+            l = l_new
+        tile.store(O[i:i + 128], acc / l)
+
+
+def launches(f: Run, count: int = 10) -> Run:
+    """Milliseconds of one of ``count`` calls on Tessera's stream."""
+    stream = driver.gpu(0).stream
+    start, end = driver.Event(True), driver.Event(True)
+
+    def run() -> float:
+        start.record(stream)
+        for _ in range(count):
+            f()
+        end.record(stream).synchronize()
+        return end.since(start) / count
+
+    return run
+
+
+def tiles(n: int = 4096) -> list[dict[str, Any]]:
+    """Kernels as users write them, at the tile level, beside Triton's in the manner of its tutorials."""
+    import triton_peers
+    out = []
+    a, b = torch.randn(n, n, device="cuda", dtype=BF16), torch.randn(n, n, device="cuda", dtype=BF16)
+    c = torch.full((n, n), math.nan, device="cuda", dtype=BF16)
+    mine = [ts.from_dlpack(x) for x in (a, b, c)]
+    tile_product(*mine)
+    driver.gpu(0).stream.synchronize()
+    error = check("tile product", c, a.float() @ b.float(), 5e-3)
+    ms = rounds({"tessera": launches(lambda: tile_product(*mine)), "triton": torch_graph([lambda: triton_peers.product(a, b)], 5),
+                 "cublas": torch_graph([cublas(a, b)], 5)}, 5)
+    out.append({"case": f"tile-level product bf16 NN {n}", "unit": "TFLOP/s", "error": error,
+                **{k: 2 * n**3 / t / 1e9 for k, t in ms.items()}})
+    report(out[-1])
+    for width in (64, 128):
+        q, k, v = (torch.randn(32, n, width, device="cuda", dtype=BF16) for _ in range(3))
+        o = torch.full_like(q, math.nan)
+        given = [ts.from_dlpack(x) for x in (q, k, v, o)]
+        tile_attention(*given, width**-0.5)
+        driver.gpu(0).stream.synchronize()
+        error = check(f"tile attention D{width}", o, F.scaled_dot_product_attention(q[None], k[None], v[None])[0], 1.5e-2)
+        ms = rounds({"tessera": launches(lambda: tile_attention(*given, width**-0.5), 3),  # noqa: B023
+                     "triton": torch_graph([lambda: triton_peers.attention(q, k, v)], 3)}, 5)  # noqa: B023
+        out.append({"case": f"tile-level attention D{width} S{n}", "unit": "TFLOP/s", "error": error,
+                    **{k: 4 * 32 * n**2 * width / t / 1e9 for k, t in ms.items()}})
+        report(out[-1])
+    return out
+
+
 def _sets(rows: int, columns: int, dtype: torch.dtype, affine: int) -> list[tuple[list[torch.Tensor], torch.Tensor]]:
     return [([torch.randn(rows, columns, device="cuda", dtype=dtype), *(torch.randn(columns, device="cuda", dtype=dtype)
                                                                         for _ in range(affine))],
@@ -380,14 +455,15 @@ def facts(commit: str) -> dict[str, Any]:
 
 def main(more: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="gemm,epilogue,attention,forms,rows,chain,host")
+    parser.add_argument("--only", default="gemm,epilogue,attention,forms,tiles,rows,chain,host")
     parser.add_argument("--out", type=Path, default=HERE / "results" / f"h200-{time.strftime('%Y%m%d')}.json")
     parser.add_argument("--commit", default=commit())
     args = parser.parse_args()
     torch.zeros(1, device="cuda")
     results: list[dict[str, Any]] = []
     for name in args.only.split(","):
-        f = {"gemm": gemm, "epilogue": epilogue, "attention": attention, "forms": forms, "rows": rows, "chain": chain, "host": host}[name]
+        f = {"gemm": gemm, "epilogue": epilogue, "attention": attention, "forms": forms, "tiles": tiles, "rows": rows, "chain": chain,
+             "host": host}[name]
         results += f(more=more) if name in ("gemm", "attention") else f()
         args.out.write_text(json.dumps({**facts(args.commit), "results": results}, indent=1) + "\n")
     for peer in ("cublas", "cudnn", "reference", "copy"):
