@@ -117,6 +117,8 @@ BAD = {
               "slice: .* does not lie in"),
     "concat": ("%a = full() {value = 1} : tile<int32[4, 2]> %b = full() {value = 1} : tile<int32[3, 2]> "
                "%c = concat(%a, %b) {axis = 1} : tile<int32[4, 4]>", "concat: .* does not join"),
+    "exchange": ("%a = full() {value = 1} : tile<int32[12]> %c = exchange(%a) {axis = 0, mask = 4} : tile<int32[12]>",
+                 "exchange: axis 0 of .* is no whole number of runs"),
     "extract": ("%a = full() {value = 1} : tile<int32[4]> %c = extract(%a) {index = (4,)} : int32", "extract: .* is not an index"),
     "reduce axis": ("%a = full() {value = 1} : tile<int32[4]> %c = reduce(%a) {axis = 1, combine = \"add\"} : int32", "reduce: axis 1 does not"),
     "combine": ("%a = full() {value = 1} : tile<int32[4]> %c = reduce(%a) {axis = 0, combine = \"sum\"} : int32", "reduce: combine is one of"),

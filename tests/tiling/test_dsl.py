@@ -153,6 +153,8 @@ ERRORS = {
     "too many": (lambda: f(3)[1, 2], "too many indices"),
     "extract": (lambda: tile.extract(f(3), (3,)), "is not an index"),
     "concat": (lambda: tile.concat([f(3, 4), f(3, 5)], 0), "does not join"),
+    "exchange": (lambda: tile.exchange(f(12), 4), "exchange by 4 leaves axis 0"),
+    "exchange back": (lambda: tile.exchange(f(8), -1), "exchange by -1 leaves"),
     "no parts": (lambda: tile.concat([]), "at least one tile"),
     "dot rank": (lambda: tile.dot(f(3), f(3)), "dot multiplies matrices"),
     "dot inner": (lambda: tile.dot(f(3, 4), f(3, 4)), "inner extents differ, 4 vs 3"),

@@ -39,6 +39,7 @@ Tiles.  Operands of pointwise ops have equal shapes: broadcasting is explicit::
     %t = broadcast(%t) : tile               (axes of extent 1 stretch; rank is kept)
     %t = reshape(%t) : tile                 %t = transpose(%t) {perm = (1, 0)} : tile
     %t = slice(%t) {starts, limits} : tile  %t = concat(%a, %b) {axis} : tile   %s = extract(%t) {index = (0, 3)} : scalar
+    %t = exchange(%t) {axis = 0, mask = 3} : tile                  element i along the axis is element i ^ mask
     %t = reduce(%t) {axis = 1, combine = "add"} : tile             the axis is removed; a 1-D tile gives a scalar
     %t = relayout(%t) : tile<f32[64], reg1_lane2.4_warp32>          the same tile, its elements in other registers and lanes
     %c = dot(%a, %b, %acc) : tile<f32[M, N]>                        acc[m,n] = fma(a[m,k], b[k,n], acc[m,n]), k ascending
@@ -330,6 +331,15 @@ def _concat(op: Op) -> None:
     expect_result(op, TileType(first.dtype, (*first.shape[:axis], total, *first.shape[axis + 1:])))
 
 
+def _exchange(op: Op) -> None:
+    expect_counts(op, 1, 1)
+    src, axis, mask = expect_tile(op), op.attrs.get("axis", 0), op.attrs.get("mask")
+    require(isinstance(axis, int) and 0 <= axis < src.rank, op, f"axis {axis} does not exist in {src}")
+    require(isinstance(mask, int) and mask > 0 and src.shape[axis] % (1 << mask.bit_length()) == 0, op,
+            f"axis {axis} of {src} is no whole number of runs that mask {mask} keeps to themselves")
+    expect_result(op, TileType(src.dtype, src.shape))
+
+
 def _extract(op: Op) -> None:
     expect_counts(op, 1, 1)
     src, index = expect_tile(op), op.attrs.get("index", ())
@@ -426,8 +436,8 @@ def _size(op: Op) -> None:
 _PLAIN: dict[str, Callable[[Op], None]] = {
     "load": _load, "store": _store, "gather": _gather, "scatter": _scatter, "atomic": _atomic, "iota": _iota, "full": _constant,
     "constant": _constant, "splat": _splat, "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose,
-    "relayout": _relayout,
-    "slice": _slice, "concat": _concat, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
+    "relayout": _relayout, "slice": _slice, "concat": _concat,
+    "exchange": _exchange, "extract": _extract, "reduce": _reduce, "dot": _dot, "alloc": _alloc, "view": _view,
     "prefetch": _prefetch, "check": _check_op, "program_id": _program_id, "size": _size, **dict.fromkeys(POINTWISE, _pointwise),
     **RULES,
 }

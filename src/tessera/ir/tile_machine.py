@@ -310,6 +310,10 @@ class Machine:
     def op_concat(self, op: Op, operands: list[Any]) -> Array:
         return np.concatenate(operands, axis=op.attrs.get("axis", 0))
 
+    def op_exchange(self, op: Op, operands: list[Any]) -> Array:
+        x, axis = operands[0], op.attrs.get("axis", 0)
+        return np.asarray(np.take(x, np.arange(x.shape[axis]) ^ op.attrs["mask"], axis))
+
     def op_extract(self, op: Op, operands: list[Any]) -> Array:
         return np.asarray(operands[0][op.attrs["index"]])
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..ir.core import Function, Op
 from ..tiling import dsl as tile
 from ..tiling.templates import register
@@ -107,21 +105,9 @@ class Row:
             tile.scatter(self.memory, self._at(first, lanes, step), keys, mask=inside)
 
 
-def _exchanged(x: tile.TileValue, lane: np.ndarray) -> tile.TileValue:
-    """``x`` with lane i taken from ``lane[i] == i ^ mask``: swaps of halves, one for each bit of the mask."""
-    mask = int(lane[0])
-    n, bit = x.shape[0], 1
-    while bit < n:
-        if mask & bit:
-            pairs = tile.reshape(x, (n // (2 * bit), 2, bit))
-            x = tile.reshape(tile.concat([pairs[:, 1:2, :], pairs[:, 0:1, :]], axis=1), (n,))
-        bit *= 2
-    return x
-
-
 def _compare(x: tile.TileValue, mask: int) -> tile.TileValue:
     """Lanes i and i ^ mask in order."""
-    other = _exchanged(x, np.arange(x.shape[0]) ^ mask)
+    other = tile.exchange(x, mask)
     top = 1 << mask.bit_length() - 1
     upper = tile.bitwise_and(tile.iota(x.shape), top) != 0
     return tile.where(upper, tile.maximum(x, other), tile.minimum(x, other))

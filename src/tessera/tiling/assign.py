@@ -112,7 +112,7 @@ class _Classes:
             self.parent[self.root(a)] = self.root(b)
 
     def _relate(self, op: Op) -> None:
-        if op.name in POINTWISE or op.name in ("check",):
+        if op.name in POINTWISE or op.name in ("check", "exchange"):
             self._join([*op.operands, *op.results])
         elif op.name in ("load", "store"):
             rank = op.operands[0].type.rank

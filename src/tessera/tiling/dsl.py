@@ -399,6 +399,21 @@ def concat(parts: Sequence[TileValue], axis: int = 0) -> TileValue:
     return current().emit("concat", parts, TileType(first.dtype, shape), {"axis": k})
 
 
+def exchange(x: TileValue, mask: int, axis: int = 0) -> TileValue:
+    """Element ``i ^ mask`` at each ``i`` along an axis: one stage of a butterfly.  Lanes of a warp pass it on in one shuffle.
+
+    Raises:
+        KernelError: the extent is no multiple of the power of two above ``mask``.
+    """
+    k = normal_axis(axis, x.rank)
+    if mask == 0:
+        return x
+    if mask < 0 or x.shape[k] % (1 << mask.bit_length()):
+        fail(f"exchange by {mask} leaves axis {k} of {x.type}", expected=f"an extent that {1 << mask.bit_length()} divides",
+             received=str(x.shape[k]))
+    return current().emit("exchange", (x,), TileType(x.dtype, x.shape), {"axis": k, "mask": mask})
+
+
 def getitem(x: TileValue, index: Any) -> TileValue:
     """``x[1:3, None, 0]`` with static bounds: a slice, then axes removed and added."""
     items = list(index) if isinstance(index, tuple) else [index]
@@ -585,7 +600,7 @@ _HOOKS.update(dot=dot, sum=sum, max=max, min=min, getitem=getitem)
 
 __all__ = [
     "POINTWISE", "Buffer", "TileProgram", "TileRange", "TileValue", "all", "alloc", "any", "arange", "atomic", "bitcast", "broadcast_to",
-    "build", "cdiv", "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "extract", "for_loop",
+    "build", "cdiv", "check", "concat", "cond", "constant", "convert", "current", "dot", "evaluate", "exchange", "extract", "for_loop",
     "full", "gather", "iota", "load", "max", "maximum", "min", "minimum", "normal_axis", "prefetch", "prod", "program_id",
     "range", "reduce", "reshape", "scatter", "select", "size", "slice", "splat", "static_range", "store", "sum", "tile_function",
     "tracing", "transpose", "view", "where", "while_loop", "zeros",

@@ -22,7 +22,7 @@ from . import abi, emit_amx, emit_memory, emit_move, emit_pairs
 from .emit_amx import Held
 from .emit_dot import dot
 from .emit_memory import Access, check_buffer, element_type, gather_piece, load_piece, nonnegative, scatter_piece, store_piece
-from .emit_move import broadcast, concat, move, reshape, slice_tile, transpose
+from .emit_move import broadcast, concat, exchange, move, reshape, slice_tile, transpose
 from .emit_pairs import dot_groups
 from .emit_pointwise import BASIC, pointwise
 from .emit_reduce import COMBINE, reduce_tile
@@ -307,6 +307,8 @@ class _Kernel:
             made = slice_tile(w, t, op.attrs["starts"], op.attrs["limits"], shape)
         elif op.name == "broadcast":
             made = broadcast(w, t, shape)
+        elif op.name == "exchange":
+            made = exchange(w, t, int(op.attrs.get("axis", 0)), int(op.attrs["mask"]))
         else:
             made = concat(w, [self.tile(v) for v in op.operands], int(op.attrs.get("axis", 0)), shape)
         if made.geo.count > MAX_TILE_PIECES:
@@ -776,7 +778,7 @@ def _name(name: str) -> str:
 _HANDLERS: dict[str, Callable[[_Kernel, Op], None]] = {
     "constant": _Kernel._constant, "full": _Kernel._constant, "splat": _Kernel._splat, "iota": _Kernel._iota,
     "program_id": _Kernel._program_id, "size": _Kernel._size, "reshape": _Kernel._move, "transpose": _Kernel._move,
-    "slice": _Kernel._move, "broadcast": _Kernel._move, "concat": _Kernel._move, "extract": _Kernel._extract,
+    "slice": _Kernel._move, "broadcast": _Kernel._move, "concat": _Kernel._move, "exchange": _Kernel._move, "extract": _Kernel._extract,
     "reduce": _Kernel._reduce, "dot": _Kernel._dot, "alloc": _Kernel._alloc, "view": _Kernel._view, "prefetch": _Kernel._prefetch,
     "load": _Kernel._load,
     "store": _Kernel._store, "gather": _Kernel._gather, "scatter": _Kernel._scatter, "atomic": _Kernel._atomic, "for": _Kernel._for,

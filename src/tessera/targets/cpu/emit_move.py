@@ -169,6 +169,11 @@ def concat(w: Writer, tiles: Sequence[Tile], axis: int, shape: tuple[int, ...]) 
     return move(w, geometry(shape, w.lanes), tiles, which, index)
 
 
+def exchange(w: Writer, t: Tile, axis: int, mask: int) -> Tile:
+    index = np.take(numbers(t.shape), np.arange(t.shape[axis]) ^ mask, axis)
+    return move(w, geometry(t.shape, w.lanes), [t], None, index)
+
+
 def broadcast(w: Writer, t: Tile, shape: tuple[int, ...]) -> Tile:
     index = np.broadcast_to(numbers(t.shape), shape)
     return move(w, geometry(shape, w.lanes), [t], None, np.ascontiguousarray(index))
@@ -243,4 +248,4 @@ class _Transposition:
         return out
 
 
-__all__ = ["Move", "assemble", "broadcast", "ceil_power", "concat", "move", "numbers", "reshape", "slice_tile", "transpose"]
+__all__ = ["Move", "assemble", "broadcast", "ceil_power", "concat", "exchange", "move", "numbers", "reshape", "slice_tile", "transpose"]

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import CompileError
 from ...ir.core import Op, ScalarType, TileType
 from ...tiling.assign import produced, sliced
-from ...tiling.layouts import PLACES, Layout, contiguous, factors_of, movement, swizzle
+from ...tiling.layouts import PLACES, Layout, contiguous, factors_of, movement, solve, swizzle
 from ...types.dtypes import DType
 from ..cpu.emit_pointwise import pointwise
 from ..cpu.emit_writer import constant_bits, literal, memory_type, representation, splat_literal
@@ -280,6 +280,33 @@ def _concat(e: Emitter, op: Op) -> None:
     e.define(op, rearranged(e, parts, t, layout_of(t), steps, 0))
 
 
+def _exchange(e: Emitter, op: Op) -> None:
+    """Lanes and registers whose numbers differ in some bits change places; what lies in another warp comes through shared memory."""
+    t, axis = e.tile(op.operands[0]), int(op.attrs.get("axis", 0))
+    layout = t.layout
+    mask = int(op.attrs["mask"]) << layout.shift(axis)
+    registers, lanes = layout.bases("reg"), layout.bases("lane")
+    place = solve([*registers, *lanes], mask)
+    if place is None:
+        e.define(op, _exchanged_in_memory(e, t, mask))
+        return
+    register, lane = place & ((1 << len(registers)) - 1), place >> len(registers)
+    moved = shuffles_xor(e, t.dtype, t.names, lane) if lane else t.names
+    e.define(op, [moved[r ^ register] for r in range(len(moved))])
+
+
+def _exchanged_in_memory(e: Emitter, t: Regs, mask: int) -> list[str]:
+    w, element = e.w, memory_type(t.dtype)
+    base = e.exchange((1 << t.layout.dim) * t.dtype.itemsize)
+    steps = [1 << t.layout.shift(a) for a in range(len(t.shape))]
+    numbers = [element_number(e, t.layout, t.shape, r, steps) for r in range(len(t.names))]
+    e.order.touch(EXCHANGE, True)
+    places = [w.address(element, SHARED, base, n) for n in numbers]
+    e.guarded([e.owner(t.layout)] * len(places), _putter(e, t.dtype, places, t.names))
+    e.order.touch(EXCHANGE, False)
+    return [read(e, t.dtype, SHARED, w.address(element, SHARED, base, w.let(f"xor i64 {n}, {mask}"))) for n in numbers]
+
+
 def rearranged(e: Emitter, parts: Sequence[tuple[Regs, Sequence[int], int]], t: TileType, target: Layout, steps: Sequence[int],
                start: int) -> list[str]:
     """Tiles written to shared memory at (strides, first place) each and read back as a tile at other ones."""
@@ -505,6 +532,7 @@ def _accumulate(e: Emitter, acc: Regs, base: str, split: int, pitch: int, column
 HANDLERS: dict[str, Handler] = {
     "constant": _constant, "full": _constant, "splat": _splat, "iota": _iota, "program_id": _program_id, "size": _size,
     "broadcast": _broadcast, "relayout": _relayout, "reshape": _move, "transpose": _move, "slice": _move, "concat": _concat,
+    "exchange": _exchange,
     "extract": _extract, "reduce": _reduce, "dot": _dot,
 }
 
