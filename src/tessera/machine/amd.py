@@ -39,10 +39,12 @@ _GFX950 = (_mfma(32, 16, bf16), _mfma(32, 16, f16), _mfma(32, 16, fp8_e4m3), _mf
            _mfma(16, 32, f16), _mfma(16, 32, fp8_e4m3), _mfma(16, 64, int8, int32), *_GFX942)
 
 AMD_GFX942 = SimtMachine("AMD CDNA 3 (gfx942)", "amd", "amdgcn-amd-amdhsa", "gfx942", (), lanes=64, block_threads=256,
-                         max_threads=1024, shared_bytes=64 << 10, units=304, resident_blocks=1216, global_bandwidth=5.3e12,
+                         max_threads=1024, register_bytes=512 << 10, shared_bytes=64 << 10, units=304, resident_blocks=1216,
+                         global_bandwidth=5.3e12,
                          instructions=tuple(i for i, _ in _GFX942), fragments=tuple(f for _, f in _GFX942))
 AMD_GFX950 = SimtMachine("AMD CDNA 4 (gfx950)", "amd", "amdgcn-amd-amdhsa", "gfx950", (), lanes=64, block_threads=256,
-                         max_threads=1024, shared_bytes=160 << 10, units=256, resident_blocks=1024, global_bandwidth=8.0e12,
+                         max_threads=1024, register_bytes=512 << 10, shared_bytes=160 << 10, units=256, resident_blocks=1024,
+                         global_bandwidth=8.0e12,
                          instructions=tuple(i for i, _ in _GFX950), fragments=tuple(f for _, f in _GFX950))
 
 __all__ = ["AMD_GFX942", "AMD_GFX950"]

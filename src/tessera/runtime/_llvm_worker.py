@@ -107,6 +107,10 @@ def compile_module(llvm: Any, machines: Machines, request: dict[str, Any], text:
     return out, (parsed - start, optimised - parsed, time.perf_counter() - optimised)
 
 
+_SPIRV_EXTENSIONS = "+SPV_INTEL_subgroup_matrix_multiply_accumulate"
+"""What a module may declare beyond SPIR-V's core, and does where it uses it."""
+
+
 def compile_in_child(llvm: Any, machines: Machines, request: dict[str, Any], text: str) -> tuple[bytes, tuple[float, ...]]:
     """:func:`compile_module` in a forked child: LLVM's SPIR-V back end keeps pointers into the module that it compiled
     before, and spoils the next one.  A child that dies takes this process with it, as LLVM itself would have."""
@@ -116,6 +120,7 @@ def compile_in_child(llvm: Any, machines: Machines, request: dict[str, Any], tex
     child = os.fork()
     if child == 0:
         try:
+            llvm.set_option("", f"--spirv-ext={_SPIRV_EXTENSIONS}")
             payload, seconds = compile_module(llvm, machines, request, text)
             answer: dict[str, Any] = {"seconds": seconds}
         except Exception as e:

@@ -21,9 +21,10 @@ from ..ir.text import print_function
 from ..machine.simt import SimtMachine
 from ..targets.cpu import abi
 from ..targets.cpu.program import _callee_sizes, arena_bytes, reachable
+from ..targets.intel.emit import lower
 from ..targets.intel.opencl import Block as Memory
 from ..targets.intel.opencl import OpenCL, devices
-from ..targets.simt.emit import Module, emit
+from ..targets.simt.emit import Module
 from ..tiling.assign import assign_layouts
 from ..tracing.placed import DeviceArray, placed_dtype, stored
 from ..types.dims import evaluate, product
@@ -111,7 +112,7 @@ class IntelCompiler:
         found = self.kernels.get(key)
         if found is None:
             placed = assign_layouts(tile, self.machine)
-            module = emit(placed, self.machine, aligned=aligned)
+            module = lower(placed, self.machine, aligned)
             found = self.kernels[key] = Kernel(placed, module, self._code(module))
         return found
 

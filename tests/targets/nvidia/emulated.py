@@ -240,6 +240,8 @@ class Thread:
 class Emulated:
     """A kernel on arrays, which are changed in place."""
 
+    warp, thread = 32, Thread
+
     def __init__(self, module, arrays, sizes=()):
         self.module, self.arrays = module, arrays
         self.arguments, data = {}, bytearray()
@@ -276,7 +278,7 @@ class Emulated:
             a[...] = np.frombuffer(self.memory[GLOBAL], a.dtype, a.size, at).reshape(a.shape)
 
     def one_block(self, block):
-        threads = [Thread(self, i, block) for i in range(self.module.threads)]
+        threads = [self.thread(self, i, block) for i in range(self.module.threads)]
         running = {t.number: t.run() for t in threads}
         waiting = {n: next(r, None) for n, r in running.items()}
         while any(w is not None for w in waiting.values()):
@@ -284,8 +286,8 @@ class Emulated:
             if all(w is not None and w[0] == "barrier" for w in waiting.values()):
                 answers = dict.fromkeys(waiting)
             else:
-                for first in range(0, len(threads), 32):
-                    warp = [waiting[first + i] for i in range(32)]
+                for first in range(0, len(threads), self.warp):
+                    warp = [waiting[first + i] for i in range(self.warp)]
                     if warp[0] is not None and warp[0][0] != "barrier":
                         assert all((w is not None and w[:2] == warp[0][:2]) or w[0] == warp[0][0] == "shuffle" for w in warp), \
                             "a warp is not together"

@@ -18,7 +18,6 @@ from ...types.dtypes import DType
 from ..plan import along_k, element_dtype, guess
 
 FEW = 4  # so many rows or columns, or fewer, are left to the form that reads the other operand where it lies
-SUMS = 64  # sums of one thread by a matrix instruction
 MOST_THREADS = 256  # of a block: more do not share operands better than a second block hides latencies
 EDGES = (16, 32, 64, 128)  # of a tile of the result
 
@@ -92,7 +91,8 @@ def plan_product(op: Op, machine: SimtMachine) -> Plan | None:
 
 def _by_instruction(machine: SimtMachine, lhs: DType, rhs: DType, accumulate: DType, extents: tuple[int, int, int],
                     asked: Mapping[str, int]) -> Plan:
-    depth = (64 if machine.has_async_copies else 128) // lhs.itemsize
+    sums, depth = _room(machine)
+    depth //= lhs.itemsize
     depth = _power(asked["tile_k"], 16, 256) if "tile_k" in asked else depth
 
     def unit(rows: int, columns: int, deep: int = depth) -> MatrixInstruction | None:
@@ -100,12 +100,18 @@ def _by_instruction(machine: SimtMachine, lhs: DType, rhs: DType, accumulate: DT
 
     while unit(128, 128, depth) is None:
         depth *= 2
-    rows, columns = _tile(machine, extents, asked, lambda r, c: unit(r, c, depth) is not None)
+    rows, columns = _tile(machine, extents, asked, lambda r, c: r * c <= MOST_THREADS * sums and unit(r, c, depth) is not None)
     found = unit(rows, columns, depth)
     assert found is not None
     pieces = (rows // found.m) * (columns // found.n)  # a warp holds one result of the instruction at least
-    threads = min(max(machine.block_threads, min(MOST_THREADS, rows * columns // SUMS)), pieces * machine.lanes, machine.max_threads)
+    threads = min(max(machine.block_threads, min(MOST_THREADS, rows * columns // sums)), pieces * machine.lanes, machine.max_threads)
     return Plan(rows, columns, depth, _threads(machine, asked, threads), found, machine.has_async_copies)
+
+
+def _room(machine: SimtMachine) -> tuple[int, int]:
+    """(sums of one thread, bytes along k of a slice): what the registers of a block hold beside slices on their way."""
+    registers = machine.register_bytes // 4 // MOST_THREADS
+    return min(64, registers // 4), 128 if registers >= 512 else 64
 
 
 def _by_fma(machine: SimtMachine, accumulate: DType, extents: tuple[int, int, int], asked: Mapping[str, int]) -> Plan:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CompileError, DeviceError
-from ...machine import INTEL_CPU, INTEL_XE
+from ...machine import INTEL_CPU, INTEL_XE, INTEL_XE_HPC
 from ...machine.simt import SimtMachine
 
 Array = np.ndarray[Any, Any]
@@ -91,6 +91,17 @@ def devices() -> list[Any]:
     return sorted(found, key=lambda d: d.type != cl.device_type.GPU)
 
 
+def machine_of(device: Any, gpu: bool) -> SimtMachine:
+    """The description of an OpenCL device.
+
+    Matrix units serve sub-groups of 8 lanes on Xe-HPG and of 16 on Xe-HPC and later; the latter also read blocks of two dimensions.
+    """
+    if not gpu:
+        return INTEL_CPU
+    has = set(device.extensions.split())
+    return INTEL_XE_HPC if {"cl_intel_subgroup_matrix_multiply_accumulate", "cl_intel_subgroup_2d_block_io"} <= has else INTEL_XE
+
+
 class Block:
     """Device memory: an address, alive while the block is."""
 
@@ -113,8 +124,7 @@ class OpenCL:
         self.device = device
         self.context = cl.Context([device])
         self.queue = cl.CommandQueue(self.context)
-        gpu = device.type == cl.device_type.GPU
-        self.machine: SimtMachine = INTEL_XE if gpu else INTEL_CPU
+        self.machine = machine_of(device, device.type == cl.device_type.GPU)
         self.name = device.name.strip() or "Intel OpenCL"
 
     # -- memory ------------------------------------------------------------------------------------------------------------
