@@ -1,2 +1,2 @@
-define void @attention_73e0a376151c(ptr readonly %b0, ptr readonly %b1, ptr readonly %b2, ptr %b3, i64 %size0, ptr noalias %ctx, i64 %begin, i64 %end) nounwind "no-builtins" "frame-pointer"="none" "tune-cpu"="haswell" "prefer-vector-width"="256" {
+define void @attention_7fecd35d0c78(ptr readonly %b0, ptr readonly %b1, ptr readonly %b2, ptr %b3, i64 %size0, ptr noalias %ctx, i64 %begin, i64 %end) nounwind "no-builtins" "frame-pointer"="none" "tune-cpu"="haswell" "prefer-vector-width"="256" {
 define void @program(ptr %ctx, i64 %tid) nounwind {
