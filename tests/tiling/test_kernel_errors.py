@@ -273,6 +273,53 @@ def test_registers_and_shared_memory():
     assert "alloc_shared has no argument 'swizle'; did you mean 'swizzle'" in str(failing(unknown, zeros(8)))
 
 
+def test_a_ragged_edge_in_a_shape_that_cannot_follow_it():
+    @kernel
+    def k(X: Tile["N", f32], O: Tile["N", f32]):
+        for i in tile.range(X.shape[0], step=8):
+            tile.store(O[i:i + 8], tile.reshape(tile.reshape(X[i:i + 8], (2, 4)), (8,)))
+
+    e = failing(k, zeros(9), zeros(9))
+    assert "a tile with a ragged edge cannot be reshaped from [8] to [2, 4]" in str(e)
+    assert "1. make them data, by saying what they hold: tile.load(X, …, fill=0)" in str(e)
+    assert underlined(e) == "tile.reshape(X[i:i + 8], (2, 4))"
+
+
+def test_a_carried_value_of_another_dtype():
+    @kernel
+    def k(X: Tile["N", int32], O: Tile["N", int32]):
+        n = tile.zeros((), int32)
+        for i in tile.range(X.shape[0], step=8, parallel=False):
+            n = n + tile.sum(X[i:i + 8])
+        tile.store(O[0], n)
+
+    e = failing(k, zeros(9, dtype=np.int32), zeros(9, dtype=np.int32))
+    assert "n changes its type in the loop: from int32 to int64" in str(e)
+    assert "1. convert it where it is set: n = (…).to(ts.int32)" in str(e)
+
+
+def test_atomics():
+    @kernel
+    def by_number(X: Tile["M", "N", int32]):
+        tile.atomic_add(X, tile.arange(4), 1)
+
+    @kernel
+    def misfit(X: Tile["M", "N", int32]):
+        tile.atomic_add(X[0:4, 0:4], tile.zeros((4, 5), int32))
+
+    @kernel
+    def floats(X: Tile["M", "N", f32]):
+        tile.atomic_add(X[0:4, 0:4], tile.zeros((4, 4), f32))
+
+    x = zeros(4, 4, dtype=np.int32)
+    e = failing(by_number, x)
+    assert "atomic_add takes a parameter with one axis inside the kernel, or shared memory with one, not <X: int32[M, N]>" in str(e)
+    assert "a window with a tile of its shape: atomic_add(X[i:i + 16, j:j + 16], tile)" in str(e)
+    assert "a tile of shape [4, 5] does not match the window [4, 4]" in str(failing(misfit, x))
+    e = failing(floats, zeros(4, 4))
+    assert "atomics work on integers of 32 or 64 bits, not on f32" in str(e) and underlined(e).startswith("tile.atomic_add(X[0:4, 0:4]")
+
+
 def test_arguments():
     @kernel
     def k(X: Tile["M", "K", f32], Y: Tile["K", "N", f32], O: Tile["M", "3*N", f32], scale: float = 1.0):

@@ -281,6 +281,17 @@ class Agent(Machine):
         else:
             self.mark_write(op, memory, touched, self.me, self.known[self.me], True)
 
+    def note_atomic(self, op: Op, memory: Memory, touched: Array) -> None:
+        """Atomics meet each other without harm; a copy that is under way, or what another role reads or writes, they do not."""
+        if memory.track is None:
+            super().note_atomic(op, memory, touched)
+            return
+        events = self.world.events
+        others = [e for e in np.unique(memory.track.event[touched]) if events[e] is None or events[e].op.name != "atomic"]
+        self.check_written(op, memory, touched[np.isin(memory.track.event[touched], others)], False)
+        self.check_read(op, memory, touched)
+        self.mark_write(op, memory, touched, self.me, self.known[self.me], True)
+
     # -- what a block has --------------------------------------------------------------------------------------------------
     def op_alloc(self, op: Op, operands: list[Any]) -> Memory:
         made = super().op_alloc(op, operands)

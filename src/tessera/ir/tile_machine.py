@@ -271,9 +271,9 @@ class Machine:
 
     def op_atomic(self, op: Op, operands: list[Any]) -> None:
         memory, where, value = operands
-        flat, active = self.flat(op, memory, where, None)
-        if memory.written is not None:
-            self.read(op, memory, flat, active, 0)
+        flat, _ = self.flat(op, memory, where, None)
+        if memory.written is not None and not memory.written.reshape(-1)[flat.reshape(-1)].all():
+            raise self.fail(op, f"combines into {memory.name} before it is written")
         self.note_atomic(op, memory, flat.reshape(-1))
         _ATOMICS[op.attrs["combine"]].at(memory.data.reshape(-1), flat.reshape(-1), np.reshape(value, -1))
 

@@ -94,8 +94,10 @@ def cast(leaf: Any, want: Any, name: str, what: str) -> TileValue:
         v = as_value(leaf, want.dtype) if isinstance(leaf, Number) else as_value(leaf)
         return broadcast_to(v if v.dtype is want.dtype else v.to(want.dtype), shape)
     if leaf.type != want:
-        fail(f"{name} changes its type {what}: from {want} to {leaf.type}", expected=str(want), received=str(leaf.type),
-             hints=["convert with .to(...), or give it its final shape and dtype before"])
+        hints = ["give it its final shape and dtype before"]
+        if leaf.shape == shape:
+            hints.insert(0, f"convert it where it is set: {name} = (…).to(ts.{want.dtype})")
+        fail(f"{name} changes its type {what}: from {want} to {leaf.type}", expected=str(want), received=str(leaf.type), hints=hints)
     return leaf
 
 

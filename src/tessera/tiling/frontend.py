@@ -41,7 +41,7 @@ from .control import TileRange
 from .counts import access_pattern, count_flops
 from .kernel_ops import KernelRange
 from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Spread, Volatile, Window, plain
-from .rewrite import Carried, Cells, Machinery, rewritten
+from .rewrite import Carried, Cells, Machinery, rewritten, written_inside
 from .tile_types import Bound, Declared, Tile, Tile3D, TileSpec, bind, read, symbolic
 from .values import TileValue, current, fail, internal, tracing
 
@@ -132,6 +132,8 @@ def _users(f: types.FunctionType) -> bool:
     """True for functions of the user's program (not of a library): they are inlined with their loops rewritten."""
     file = f.__code__.co_filename
     if hasattr(f, "__wrapped__") or is_internal(file) or f.__name__.startswith("__tile_") or "__tile__" in f.__code__.co_freevars:
+        return False
+    if f.__name__ == "<lambda>" or written_inside(f):  # nothing to rewrite, or done
         return False
     return not file.startswith(("<", *_library_paths()))
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..types import dtypes as dt
 from . import dsl
-from .kernel_ops import _flat, _identity, _window, load
-from .kernel_values import Param, Window, masked, program, valid_lanes
-from .values import Edge, Meta, TileValue, as_value, fail, internal
+from .kernel_ops import _flat, _identity, _window, data_lanes, load
+from .kernel_values import Param, Shared, Window, masked, program, valid_lanes
+from .values import Buffer, Edge, Meta, TileValue, as_value, fail, internal
 
 internal(__file__)
 
@@ -44,7 +44,7 @@ def _like(v: TileValue, like: TileValue) -> TileValue:
     """``v`` in the shape of ``like``; data where that has data."""
     out = dsl.reshape(v, like.shape)
     if like.meta is not None:
-        out.meta = Meta({a: Edge(e.total, e.start) for a, e in like.meta.edges.items()}, like.meta.rows, like.meta.walks)
+        out.meta = Meta({a: Edge(e.total, e.start, given=e.given) for a, e in like.meta.edges.items()}, like.meta.rows, like.meta.walks)
     return out
 
 
@@ -304,16 +304,22 @@ def _exchange(v: TileValue, rows: int, n: int, span: int, step: int, descending:
 
 # -- atomics ---------------------------------------------------------------------------------------------------------------
 def _atomic(name: str, combine: str) -> Callable[..., None]:
-    def op(x: Any, index: Any, value: Any) -> None:
-        param, flat, inside = _flat(x, index, f"atomic_{name}")
-        v = as_value(value, param.buffer.dtype if not isinstance(value, TileValue) and isinstance(value, int) else None)
-        v = dsl.broadcast_to(v.to(param.buffer.dtype), inside.shape)
-        seen = valid_lanes(as_value(index))
-        inside = inside if seen is None else inside & seen
-        dsl.atomic(param.buffer, flat, dsl.where(inside, v, _identity(combine, v)), combine)
+    def op(x: Any, index: Any, value: Any = None) -> None:
+        if value is None:
+            _combine(_whole(x) if isinstance(x, Shared) else _window(x, f"atomic_{name}"), index, combine)
+            return
+        buffer, flat, inside = _flat(x, index, f"atomic_{name}")
+        v = as_value(value, buffer.dtype if not isinstance(value, TileValue) and isinstance(value, int) else None)
+        inside = data_lanes(inside, as_value(index), v)
+        v = dsl.broadcast_to(v.to(buffer.dtype), inside.shape)
+        dsl.atomic(buffer, flat, dsl.where(inside, v, _identity(combine, v)), combine)
 
     op.__name__ = op.__qualname__ = f"atomic_{name}"
-    op.__doc__ = f"""``x[index] = {combine}(x[index], value)``, lane by lane, whatever other programs do; positions outside are skipped.
+    op.__doc__ = f"""``atomic_{name}(x, index, value)``: ``x[index] = {combine}(x[index], value)``, lane by lane, whatever other programs
+    do; positions outside are skipped.  ``atomic_{name}(C[i:i + 16, j:j + 16], tile)`` combines a tile into a window.
+
+    Args:
+        x: a parameter with one axis inside the kernel, shared memory, or a window.
 
     Only integers of 32 and 64 bits: for them no order of the programs changes the result.
 
@@ -321,6 +327,25 @@ def _atomic(name: str, combine: str) -> Callable[..., None]:
         KernelError: another dtype.
     """
     return op
+
+
+def _whole(x: Shared) -> tuple[Buffer, TileValue]:
+    """Shared memory and the offsets of its elements."""
+    return x.buffer, dsl.reshape(dsl.iota((math.prod(x.shape),)), x.shape)
+
+
+def _combine(place: Window | tuple[Buffer, TileValue], value: Any, combine: str) -> None:
+    """Combine a tile into a window or into shared memory."""
+    v = as_value(value, dt.int64 if isinstance(value, int) else None)
+    if isinstance(place, Window):
+        buffer = place.param.buffer
+        flat, v, inside = place.elements(v)
+    else:
+        buffer, flat = place
+        v = dsl.broadcast_to(v, flat.shape)
+        inside = valid_lanes(v)
+    v = v.to(buffer.dtype)
+    dsl.atomic(buffer, flat, v if inside is None else dsl.where(inside, v, _identity(combine, v)), combine)
 
 
 atomic_add, atomic_max, atomic_min, atomic_and, atomic_or, atomic_xor = (
@@ -403,7 +428,7 @@ def load_gather(x: Param, index: Any, fill: Any = 0, check: bool = False) -> Til
     Args:
         check: a position outside is an error of the run, which names it; for finding mistakes.
     """
-    param, flat, inside = _flat(x, index, "load_gather")
+    buffer, flat, inside = _flat(x, index, "load_gather")
     if check:
         i = as_value(index).to("int64")
         data = valid_lanes(i)
@@ -411,7 +436,7 @@ def load_gather(x: Param, index: Any, fill: Any = 0, check: bool = False) -> Til
         sites = tuple(prog.fn.attrs.get("sites", ()))
         prog.fn.attrs["sites"] = (*sites, f"load_gather: index {{value}} is out of range of {x.name!r}")
         dsl.check(inside if data is None else inside | ~data, i, len(sites))
-    return dsl.gather(param.buffer, flat, mask=inside, fill=fill)
+    return dsl.gather(buffer, flat, mask=inside, fill=fill)
 
 
 def load_broadcast(x: Any, shape: Any = None) -> TileValue:

@@ -16,8 +16,8 @@ from ..types.promotion import accumulator
 from . import dsl
 from .control import TileRange
 from .dsl import where
-from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, masked, plain, program
-from .values import _HOOKS, Edge, Meta, TileValue, as_value, current, fail, internal, static_shape
+from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, masked, plain, program, valid_lanes
+from .values import _HOOKS, Buffer, Edge, Meta, TileValue, as_value, current, fail, internal, static_shape
 
 internal(__file__)
 
@@ -136,12 +136,13 @@ def _given_shape(shape: tuple[Any, ...], keyword: Any) -> tuple[int, ...]:
     return static_shape(dims, "tile shape")
 
 
-def load(x: Any, offsets: Any = None, shape: Any = None, *, fill: Any = 0, mask: Any = None) -> Any:
-    """A tile of a parameter or window; lanes outside the tensor give ``fill``.
+def load(x: Any, offsets: Any = None, shape: Any = None, *, fill: Any = None, mask: Any = None) -> Any:
+    """A tile of a parameter or window; lanes outside the tensor give ``fill``, and reductions and products leave them out.
 
     Args:
         offsets: a position for each axis that the body sees; without it, the program's own window.
         shape: the tile's static extents; without it, the window's, or the configuration's.
+        fill: 0 if not given.  Where it is given, the tile may take any shape: a reshape makes data of the lanes outside.
 
     An axis that is loaded in pieces and that the kernel does not write along is walked by ``mma`` and ``matmul``.
 
@@ -168,6 +169,7 @@ def load(x: Any, offsets: Any = None, shape: Any = None, *, fill: Any = 0, mask:
             fail(f"load: a tile of extent {extent} does not fit {window!r}")
         parts[k] = Part(p.axis, start, extent) if start is not None or extent is not None else p
     made = Window(window.param, parts)
+    made.given, fill = fill is not None, 0 if fill is None else fill
     if mask is None and not fill and builtins.any(p.start is None and not made.fits(p) for p in parts):
         made.deferred = None
         return made
@@ -188,29 +190,44 @@ def store(x: Any, value: Any, mask: Any = None) -> None:
     window.store(v, mask)
 
 
-def _flat(x: Any, index: Any, what: str) -> tuple[Param, TileValue, TileValue]:
-    """Row-major offsets of an index along the only axis that the body sees, clamped, and which are inside."""
-    if not isinstance(x, Param) or len(x.inner) != 1:
-        fail(f"{what} takes a parameter with one axis inside the kernel, not {x!r}")
+def _flat(x: Any, index: Any, what: str) -> tuple[Buffer, TileValue, TileValue]:
+    """The memory, row-major offsets of an index along the only axis that the body sees, clamped, and which are inside it and data."""
     i = as_value(index).to("int64")
-    total = dsl.size(x.buffer.shape[x.inner[0]])
+    if isinstance(x, Shared) and len(x.shape) == 1:
+        buffer, total, outer = x.buffer, as_value(x.shape[0]), {}
+    elif isinstance(x, Param) and len(x.inner) == 1:
+        buffer, total, outer = x.buffer, dsl.size(x.buffer.shape[x.inner[0]]), dict(x.outer())
+    else:
+        name = getattr(x, "name", "X")
+        fail(f"{what} takes a parameter with one axis inside the kernel, or shared memory with one, not {x!r}",
+             hints=[f"a window with a tile of its shape: {what}({name}[i:i + 16, j:j + 16], tile)"] if what.startswith("atomic") else
+             [f"load or store a window: {name}[i:i + 16, j:j + 16]"])
     flat: Any = 0
-    outer = dict(x.outer())
-    for axis, n in enumerate(x.buffer.shape):
+    for axis, n in enumerate(buffer.shape):
         flat = flat * dsl.size(n) + (outer[axis] if axis in outer else dsl.maximum(dsl.minimum(i, total - 1), 0))
-    return x, flat, (i >= 0) & (i < total)
+    return buffer, flat, (i >= 0) & (i < total)
 
 
-def gather(x: Param, index: Any, fill: Any = 0) -> TileValue:
-    """The elements of a parameter at the positions ``index`` (an integer tile); positions outside give ``fill``."""
-    param, flat, inside = _flat(x, index, "gather")
-    return dsl.gather(param.buffer, flat, mask=inside, fill=fill)
+def gather(x: Param | Shared, index: Any, fill: Any = 0) -> TileValue:
+    """The elements of a parameter (or of shared memory) at the positions ``index`` (an integer tile); positions outside give ``fill``."""
+    buffer, flat, inside = _flat(x, index, "gather")
+    return dsl.gather(buffer, flat, mask=inside, fill=fill)
 
 
-def scatter(x: Param, index: Any, value: Any) -> None:
-    """Write ``value`` to the positions ``index``; positions outside are skipped, of equal ones the last lane wins."""
-    param, flat, inside = _flat(x, index, "scatter")
-    dsl.scatter(param.buffer, flat, as_value(value), mask=inside)
+def scatter(x: Param | Shared, index: Any, value: Any) -> None:
+    """Write ``value`` to the positions ``index``; positions outside and lanes that are no data are skipped, of equal ones the last lane
+    wins."""
+    buffer, flat, inside = _flat(x, index, "scatter")
+    v = as_value(value)
+    dsl.scatter(buffer, flat, v, mask=data_lanes(inside, as_value(index), v))
+
+
+def data_lanes(inside: TileValue, *tiles: TileValue) -> TileValue:
+    """``inside``, but for the lanes in which one of the tiles has no data."""
+    for t in tiles:
+        seen = valid_lanes(t)
+        inside = inside if seen is None else inside & (dsl.broadcast_to(seen, inside.shape) if seen.shape != inside.shape else seen)
+    return inside
 
 
 def alloc_shared(*shape: Any, dtype: object = None, **options: Any) -> Shared:
@@ -521,7 +538,7 @@ def online_softmax(scores: Any, m: Any, l: Any) -> tuple[TileValue, TileValue, T
     new = dsl.maximum(old, _rows(dsl.reduce(s, 1, "max")))
     p = dsl.exp(s - where(new == float("-inf"), 0.0, new))
     if p.meta is not None:  # exp(-inf) is 0
-        p.meta = Meta({a: Edge(e.total, e.start, a == 1) for a, e in p.meta.edges.items()}, walks=p.meta.walks)
+        p.meta = Meta({a: Edge(e.total, e.start, a == 1, e.given) for a, e in p.meta.edges.items()}, walks=p.meta.walks)
     out = total * _decay(old, new) + dsl.reduce(p, 1, "add")
     return _rows(new), _rows(out), p
 

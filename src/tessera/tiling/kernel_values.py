@@ -8,6 +8,7 @@ reductions and products leave them out, and stores skip them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, TypeVar
 
 from ..ir.core import BufferType, ScalarType, Value
@@ -245,14 +246,16 @@ class Part:
 class Window(Operators):
     """A rectangle of a parameter.  Axes that are not placed follow the program's window, or are walked by ``mma``.
 
-    A window is a place: each use reads it.  ``deferred`` is False, or (for what ``tile.load`` gave) None or what was read.
+    A window is a place: each use reads it.  ``deferred`` is False, or (for what ``tile.load`` gave) None or what was read; ``given``:
+    ``tile.load`` was told what lanes outside hold.
     """
 
-    __slots__ = ("deferred", "param", "parts")
+    __slots__ = ("deferred", "given", "param", "parts")
 
     def __init__(self, param: Param, parts: Sequence[Part]):
         self.param, self.parts = param, list(parts)
         self.deferred: tuple[Any, TileValue] | bool | None = False
+        self.given = False
 
     @property
     def dtype(self) -> DType:
@@ -351,6 +354,7 @@ class Window(Operators):
         """The same window with another part."""
         made = Window(self.param, [new if p is part else p for p in self.parts])
         made.deferred = None if self.deferred is not False else False
+        made.given = self.given
         return made
 
     def fits(self, part: Part) -> bool:
@@ -378,6 +382,37 @@ class Window(Operators):
         self._access(placed, lambda off, shape, axes, check: dsl.store(
             self.param.buffer, off, _same_shape(value, shape, repr(self)), axes=axes, check=check, mask=mask))
 
+    def elements(self, value: TileValue) -> tuple[TileValue, TileValue, TileValue | None]:
+        """For each element of the window: its row-major offset in the tensor (clamped to it), the tile's lane for it, and whether it is
+        inside."""
+        open_ = [p for p in self.parts if not p.single]
+        value = _fit(value, [p.extent if p.start is not None else None for p in open_], repr(self))
+        placed = self.placed(value.shape)
+        shape = tuple(extent for part, _, extent in placed if not part.single)
+        value = _same_shape(value, shape, repr(self))
+        at: dict[int, Any] = dict(self.param.outer())
+        inside = valid_lanes(value)
+        axis = 0
+        for part, start, extent in placed:
+            here, total = as_value(start), size(self.total(part))
+            seen = None
+            if not part.single:
+                here = dsl.iota((extent,)) + here
+            if not _inside(start, extent, self.total(part)):
+                seen = (here >= 0) & (here < total)
+                here = dsl.maximum(dsl.minimum(here, total - 1), 0)
+            if not part.single:
+                line = [1] * len(shape)
+                line[axis] = extent
+                here, seen = (x if x is None else dsl.broadcast_to(dsl.reshape(x, line), shape) for x in (here, seen))
+                axis += 1
+            at[part.axis] = here
+            inside = seen if inside is None else inside if seen is None else inside & seen
+        flat: Any = 0
+        for k, n in enumerate(self.param.buffer.shape):
+            flat = flat * size(n) + at[k]
+        return dsl.broadcast_to(as_value(flat), shape), value, inside
+
     def _access(self, placed: list[tuple[Part, Any, int]], emit: Any, zero: bool = False) -> Any:
         offsets: list[Any] = [0] * self.param.buffer.rank
         for a, at in self.param.outer():
@@ -396,7 +431,7 @@ class Window(Operators):
             total = self.total(part)
             if not _inside(start, extent, total):
                 check.append(part.axis)
-                edges[len(shape)] = Edge(total, start, zero)
+                edges[len(shape)] = Edge(total, start, zero, self.given)
             shape.append(extent)
             axes.append(part.axis)
         out = emit(offsets, tuple(shape), tuple(axes), tuple(check))
@@ -650,7 +685,7 @@ def masked(x: TileValue, fill: Any, axes: Sequence[int] | None = None) -> TileVa
     out = dsl.where(p, x, fill)
     assert x.meta is not None
     done = x.meta.edges if axes is None else axes
-    edges = {a: Edge(e.total, e.start, not fill) if a in done else e.unknown() for a, e in x.meta.edges.items()}
+    edges = {a: Edge(e.total, e.start, not fill, e.given) if a in done else e.unknown() for a, e in x.meta.edges.items()}
     out.meta = Meta(edges, x.meta.rows, x.meta.walks)
     return out
 
@@ -672,7 +707,10 @@ def merge_edges(metas: Sequence[Meta | None]) -> dict[int, Edge]:
     for m in metas:
         for axis, edge in (m.edges if m is not None else {}).items():
             have = out.get(axis)
-            out[axis] = edge if have is None or have.key() == edge.key() else Edge(dsl.minimum(have.limit(), edge.limit()))
+            if have is None or have.key() == edge.key():
+                out[axis] = edge if have is None or have.given == edge.given else Edge(edge.total, edge.start, have.zero and edge.zero)
+            else:
+                out[axis] = Edge(dsl.minimum(have.limit(), edge.limit()), given=have.given and edge.given)
     return out
 
 
@@ -702,7 +740,7 @@ def _propagate(name: str, operands: Sequence[Any], attrs: Any, out: TileValue) -
         edges = _moved(name, first.edges, tiles[0].shape, out.shape, attrs or {})
         walks = _moved(name, first.walks, tiles[0].shape, out.shape, attrs or {})
     if name == "slice":
-        edges = {a: Edge(e.total, e.start + attrs["starts"][a], e.zero) for a, e in edges.items()}
+        edges = {a: Edge(e.total, e.start + attrs["starts"][a], e.zero, e.given) for a, e in edges.items()}
         walks = {a: w for a, w in walks.items() if tiles[0].shape[a] == out.shape[a]}
     if name not in _KEEPS_ZERO:
         edges = {a: e.unknown() for a, e in edges.items()}
@@ -736,13 +774,43 @@ def _moved(name: str, edges: dict[int, A], before: tuple[int, ...], after: tuple
     if name == "reduce":
         return {a - (a > attrs["axis"]): e for a, e in edges.items() if a != attrs["axis"]}
     if name == "reshape":
-        old, new = [a for a, n in enumerate(before) if n != 1], [a for a, n in enumerate(after) if n != 1]
-        if [before[a] for a in old] == [after[a] for a in new]:
-            return {n: edges[o] for o, n in zip(old, new, strict=True) if o in edges}
-        if any(isinstance(e, Edge) for e in edges.values()):
-            fail(f"a tile with a ragged edge cannot be reshaped from {list(before)} to {list(after)}",
-                 hints=["reshape only inserts or removes axes of extent 1 here", "use tensors whose sizes are multiples of the tile's"])
+        return _reshaped(edges, before, after)
     return {}
+
+
+def _reshaped(edges: dict[int, A], before: tuple[int, ...], after: tuple[int, ...]) -> dict[int, A]:
+    """What is known of a tile's axes, after a reshape: an axis may be merged with those behind it.
+
+    Raises:
+        KernelError: the new axes cannot say where data end, and the kernel did not say what lies there.
+    """
+    out: dict[int, A] = {}
+    for old, new in _groups(before, after):
+        for a in (a for a in old if a in edges):
+            edge = edges[a]
+            if len(old) == len(new) == 1:
+                out[new[0]] = edge
+            elif not isinstance(edge, Edge):
+                continue
+            elif len(new) == 1 and a == old[0]:
+                out[new[0]] = edge.merged(prod(before[a] for a in old[1:]))
+            elif not edge.given:
+                fail(f"a tile with a ragged edge cannot be reshaped from {list(before)} to {list(after)}",
+                     sentence="Reductions and products leave out lanes beyond the tensor's end; in the new shape they are no rectangle.",
+                     hints=["make them data, by saying what they hold: tile.load(X, …, fill=0)"])
+    return out
+
+
+def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The axes longer than 1 of two shapes of one size, in the smallest groups of equal product."""
+    out: list[tuple[list[int], list[int]]] = []
+    old, new = ([a for a, n in enumerate(shape) if n != 1] for shape in (before, after))
+    while old and new:
+        left, right = [old.pop(0)], [new.pop(0)]
+        while (m := prod(before[a] for a in left)) != (n := prod(after[a] for a in right)):
+            (left if m < n else right).append((old if m < n else new).pop(0))
+        out.append((left, right))
+    return out
 
 
 _HOOKS.update(meta=_propagate, keep=_keep, demand=_demand)

@@ -21,7 +21,7 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ..errors import KernelError
@@ -533,7 +533,25 @@ def _compile(fn: types.FunctionType, calls: bool) -> types.CodeType:
     code = compile(module, file, "exec", dont_inherit=True)
     outer = next(c for c in code.co_consts if isinstance(c, types.CodeType))
     inner = next(c for c in outer.co_consts if isinstance(c, types.CodeType) and c.co_name == _DEFINED)
-    return _rename(inner, fn.__name__, fn.__qualname__)
+    made = _rename(inner, fn.__name__, fn.__qualname__)
+    _INNER.update(_nested(made))
+    return made
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The functions and lambdas written in a body, at any depth."""
+    for c in code.co_consts:
+        if isinstance(c, types.CodeType):
+            yield c
+            yield from _nested(c)
+
+
+_INNER: set[types.CodeType] = set()
+
+
+def written_inside(fn: types.FunctionType) -> bool:
+    """True for a function or lambda that a rewritten body defines: it was rewritten with that body."""
+    return fn.__code__ in _INNER
 
 
 def _strip_annotations(node: ast.FunctionDef) -> None:

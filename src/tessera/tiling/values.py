@@ -272,16 +272,21 @@ class Edge:
     """Where data ends along an axis of a tile: lanes below ``total - start`` are data.  Computed where it is needed.
 
     ``zero``: the other lanes are known to be 0.
+    ``given``: the kernel said what they hold, so they may become data where an edge cannot be followed.
     """
 
-    __slots__ = ("start", "total", "zero")
+    __slots__ = ("given", "start", "total", "zero")
 
-    def __init__(self, total: TileValue | DimLike, start: TileValue | DimLike = 0, zero: bool = False):
-        self.total, self.start, self.zero = total, start, zero
+    def __init__(self, total: TileValue | DimLike, start: TileValue | DimLike = 0, zero: bool = False, given: bool = False):
+        self.total, self.start, self.zero, self.given = total, start, zero, given
 
     def unknown(self) -> Edge:
         """The same edge when nothing is known about the lanes beyond it."""
-        return Edge(self.total, self.start) if self.zero else self
+        return Edge(self.total, self.start, given=self.given) if self.zero else self
+
+    def merged(self, factor: int) -> Edge:
+        """The edge of this axis and one of ``factor`` behind it, as one axis."""
+        return Edge(binary("mul", self.total, factor), binary("mul", self.start, factor), self.zero, self.given)
 
     def limit(self) -> TileValue:
         total = size(self.total) if isinstance(self.total, Dim) else self.total
