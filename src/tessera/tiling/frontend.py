@@ -39,8 +39,9 @@ from ..types.shapes import unify
 from .access import Access, analyze
 from .control import TileRange
 from .counts import access_pattern, count_flops
+from .edges import plain
 from .kernel_ops import KernelRange
-from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Spread, Volatile, Window, plain
+from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Spread, Volatile, Window
 from .rewrite import Carried, Cells, Machinery, rewritten, written_inside
 from .tile_types import Bound, Declared, Tile, Tile3D, TileSpec, bind, read, symbolic
 from .values import TileValue, current, fail, internal, tracing

@@ -14,8 +14,9 @@ from typing import Any
 
 from ..types import dtypes as dt
 from . import dsl
+from .edges import masked, valid_lanes
 from .kernel_ops import _flat, _identity, _window, data_lanes, load
-from .kernel_values import Param, Shared, Window, masked, program, valid_lanes
+from .kernel_values import Param, Shared, Window, program
 from .values import Buffer, Edge, Meta, TileValue, as_value, fail, internal
 
 internal(__file__)

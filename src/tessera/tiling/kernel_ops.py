@@ -16,7 +16,8 @@ from ..types.promotion import accumulator
 from . import dsl
 from .control import TileRange
 from .dsl import where
-from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, masked, plain, program, valid_lanes
+from .edges import masked, plain, valid_lanes
+from .kernel_values import KernelProgram, Param, Part, Register, Shared, Window, program
 from .values import _HOOKS, Buffer, Edge, Meta, TileValue, as_value, current, fail, internal, static_shape
 
 internal(__file__)
@@ -193,10 +194,11 @@ def store(x: Any, value: Any, mask: Any = None) -> None:
 def _flat(x: Any, index: Any, what: str) -> tuple[Buffer, TileValue, TileValue]:
     """The memory, row-major offsets of an index along the only axis that the body sees, clamped, and which are inside it and data."""
     i = as_value(index).to("int64")
+    outer: dict[int, TileValue] = {}
     if isinstance(x, Shared) and len(x.shape) == 1:
-        buffer, total, outer = x.buffer, as_value(x.shape[0]), {}
+        buffer, total = x.buffer, as_value(x.shape[0])
     elif isinstance(x, Param) and len(x.inner) == 1:
-        buffer, total, outer = x.buffer, dsl.size(x.buffer.shape[x.inner[0]]), dict(x.outer())
+        buffer, total, outer = x.buffer, as_value(dsl.size(x.buffer.shape[x.inner[0]])), dict(x.outer())
     else:
         name = getattr(x, "name", "X")
         fail(f"{what} takes a parameter with one axis inside the kernel, or shared memory with one, not {x!r}",
