@@ -352,10 +352,11 @@ def test_methods():
     m = Model()
     assert m.forward(ts.ones(2)).tolist() == [1, 1]
     m.w = ts.zeros(2)
+    assert m.forward(ts.ones(2)).tolist() == [0, 0] and m.forward(ts.ones(2)).tolist() == [0, 0]
     other = Model()
     other.w = ts.ones(2) * 3
     assert other.forward(ts.ones(2)).tolist() == [3, 3]
-    assert "mul" in m.forward.graph_ir and "mul" in str(m.forward.trace(ts.ones(2))) and len(m.forward.programs) == 2
+    assert "mul" in m.forward.graph_ir and "mul" in str(m.forward.trace(ts.ones(2))) and len(m.forward.programs) == 3
 
 
 def test_callable_objects_and_any_number_of_arguments():

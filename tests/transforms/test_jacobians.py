@@ -211,3 +211,22 @@ def test_the_value_form_sees_values_of_the_blocks_around():
 
     want = sum(2 * np.sin(xs).sum() * r * s for r in xs for s in xs)
     assert abs(float(f(ts.tensor(xs))) - want) < 1e-10
+
+
+@pytest.mark.parametrize("jacobian", [ts.jacrev, ts.jacfwd])
+def test_jacobians_of_holomorphic_functions(jacobian):
+    z, x = ts.tensor([1 + 2j, 0.5 - 1j]), ts.ones(2)
+    found = jacobian(lambda z: z * z, holomorphic=True)(z)
+    assert np.allclose(found.numpy(), np.diag(2 * z.numpy()))
+    with pytest.raises(ts.errors.TesseraError, match="takes complex numbers to complex numbers"):
+        jacobian(lambda z: z * z, holomorphic=True)(x)
+    with pytest.raises(ts.errors.TesseraError, match=r"has complex (arguments|results)") as e:
+        jacobian(lambda z: z * z)(z)
+    assert "holomorphic=True" in str(e.value)
+
+
+def test_half_complex_jacobians_and_hessians():
+    z, x = ts.tensor([1 + 2j, 0.5 - 1j]), ts.tensor([1.0, 2.0])
+    assert np.allclose(ts.jacrev(lambda z: ts.abs(z) ** 2)(z).numpy(), np.diag(2 * z.numpy().conj()))
+    assert np.allclose(ts.jacfwd(lambda x: ts.complex_(x, x * x))(x).numpy(), np.diag([1 + 2j, 1 + 4j]))
+    assert np.allclose(ts.hessian(lambda z: (z * z * z).sum(), holomorphic=True)(z).numpy(), np.diag(6 * z.numpy()))

@@ -83,17 +83,17 @@ class _Fragments:
     """``tile.fragment``."""
 
     @staticmethod
-    def a(shape: Any, dtype: Any) -> Fragment:
+    def a(shape: Any = None, dtype: Any = None) -> Fragment:
         """The left operand ``[m, k]`` of :func:`tessera.tile.mma`."""
         return _fragment("a", shape, dtype)
 
     @staticmethod
-    def b(shape: Any, dtype: Any) -> Fragment:
+    def b(shape: Any = None, dtype: Any = None) -> Fragment:
         """The right operand ``[k, n]``."""
         return _fragment("b", shape, dtype)
 
     @staticmethod
-    def c(shape: Any, dtype: Any) -> Fragment:
+    def c(shape: Any = None, dtype: Any = None) -> Fragment:
         """The accumulator ``[m, n]``, zero at first."""
         return _fragment("c", shape, dtype)
 
@@ -107,7 +107,14 @@ def _fragment(side: str, shape: Any, dtype: Any) -> Fragment:
     Raises:
         KernelError: no matrix unit has this type, or no whole number of its instructions covers the shape.
     """
-    extents, kind = static_shape(shape, "fragment shape"), as_dtype(dtype)
+    example = f"tile.fragment.{side}((16, 16), ts.{'f32' if side == 'c' else 'bf16'})"
+    if shape is None or dtype is None:
+        fail(f"a fragment needs {'a shape' if shape is None else 'an element type'}", expected=example, received="none")
+    extents = static_shape(shape, "fragment shape")
+    try:
+        kind = as_dtype(dtype)
+    except TypeError as e:
+        fail(f"a fragment needs an element type: {e}", expected=example, received=repr(dtype)[:60])
     units = [_part(unit, side) for unit in NVIDIA_SM89.instructions]  # the common ground: AMD's instructions take multiples of these
     if len(extents) != 2:
         fail(f"a fragment is a matrix, not of rank {len(extents)}", expected="shape=(rows, columns)", received=str(list(extents)))

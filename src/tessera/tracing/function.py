@@ -42,10 +42,12 @@ from .program import (
     record,
     sizes_of,
 )
+from .reads import Same, reading, unchanged
 from .recorder import STATE, allowing, as_array, lift
-from .tensor import Conversions, Tensor, ndarray
+from .tensor import Conversions, Tensor, make, ndarray
 
 _SCALARS = {int: TensorType(dt.int64, ()), float: TensorType(dt.f32, ()), complex: TensorType(dt.complex64, ())}
+_NUMBERS: dict[type, type] = {np.float64: float, np.complex128: complex}  # subclasses of Python's, and as weak
 RETRACES = 16
 
 
@@ -62,7 +64,7 @@ SETTLE: Callable[[Call, Mapping[str, str], str], None] | None = None
 class Call:
     """The arguments of one call, taken apart."""
 
-    __slots__ = ("arrays", "names", "others", "owners", "rebuild", "static", "types", "weak")
+    __slots__ = ("arrays", "names", "objects", "others", "owners", "rebuild", "static", "types", "weak")
 
     def __init__(self) -> None:
         self.arrays: list[Any] = []  # the dynamic leaves: tensors, arrays, numbers
@@ -70,6 +72,7 @@ class Call:
         self.weak: list[type | None] = []
         self.owners: list[str | None] = []  # the parameter that a leaf is the whole value of
         self.names: list[str | None] = []
+        self.objects: list[Any] = []  # what is no dynamic leaf
         self.others: dict[str, Any] = {}  # arguments that are not one dynamic leaf
         self.static: Any = None
         self.rebuild: Callable[[Sequence[Any]], tuple[list[Any], dict[str, Any]]] = lambda leaves: ([], {})
@@ -159,7 +162,7 @@ class TracedFunction:
         device = where([x._p for x in call.arrays if type(x) is Tensor])
         key = (call.static, tuple([(t.dtype.name, t.shape) for t in call.types]), STATE.policy, STATE.schedule, device, STATE.device)
         known = self._kinds.get(key)
-        if known is not None:
+        if known is not None and unchanged(known[1].reads):
             run, program = known
         else:
             program, env = self._program(call)
@@ -174,13 +177,17 @@ class TracedFunction:
                 self._simple = False  # each call looks which device is current
             plain = args and not kwargs and len(call.arrays) == len(args) and all(type(a) is Tensor for a in args)  # no number by default
             if self._simple and plain and STATE.policy is None and STATE.schedule is None:
-                self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = run
+                self._fast[tuple([(a._p.shape, a._p.dtype) for a in args])] = self._looking(run, program.reads) if program.reads else run
         if not self.donated:
             return run([_array(x, t) for x, t in zip(call.arrays, call.types, strict=True)])
         copies, release = consume(call.arrays, self._donated_leaves(call), program.captured, self.__name__)
         out = run([copies[i] if i in copies else _array(x, t) for i, (x, t) in enumerate(zip(call.arrays, call.types, strict=True))])
         release()
         return out
+
+    def _looking(self, run: Callable[[list[Any]], Any], reads: Sequence[Any]) -> Callable[[list[Any]], Any]:
+        """``run`` while the attributes are as they were ``reads``; else the call looks for another program."""
+        return lambda arrays: run(arrays) if unchanged(reads) else self._call([make(a) for a in arrays], {})
 
     def _forget_converted(self) -> None:
         """Tensors took other types or devices in place: drop what was compiled for those they had."""
@@ -232,6 +239,7 @@ class TracedFunction:
             if unasked or name in self.static_names:  # a number that nobody chose decides in Python, such as "if smoothing:"
                 statics.append(_key(value, name, self.__name__))
                 pieces.append((name, None, [(value,)]))
+                call.objects.append(value)
                 continue
             leaves, tree = optree.tree_flatten(value)
             whole = len(leaves) == 1 and leaves[0] is value
@@ -242,6 +250,7 @@ class TracedFunction:
                 if t is None:
                     statics.append(_key(leaf, name, self.__name__))
                     slots.append((leaf,))
+                    call.objects.append(leaf)
                     continue
                 slots.append(len(call.arrays))
                 call.arrays.append(leaf)
@@ -341,7 +350,9 @@ class TracedFunction:
             return self._body(args, kwargs, params, call.owners)
 
         location = Location() if sizes is None else Location.of_call(call.arrays, STATE.device)
-        program = record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed, location)
+        with reading(self.fn, call.objects) as reads:
+            program = record(self.__name__, body, types, call.names, call.weak, self.declared, bindings, sizes, self.allowed, location)
+        program.reads = reads.settled()
         if self.donated and getattr(eager.COMPILER, "reuses_donated", False):
             program.graph.attrs["donated"] = tuple(self._donated_leaves(call))
         return program
@@ -596,28 +607,13 @@ def _leaf_type(leaf: Any) -> tuple[TensorType | None, type | None]:
         return leaf.type, None
     if isinstance(leaf, TensorSpec | TensorType):
         return as_type(leaf), None
-    kind = type(leaf)
+    kind = _NUMBERS.get(type(leaf), type(leaf))
     if kind in _SCALARS:
         return _SCALARS[kind], kind
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != object:
         few = leaf[:0] if isinstance(leaf, np.ndarray) and leaf.ndim else leaf
         return TensorType(dt.as_dtype(as_array(few).dtype), leaf.shape), None
     return None, None
-
-
-class _Identity:
-    """A key for an unhashable object: the object itself."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 def _key(value: Any, name: str, function: str) -> Any:
@@ -628,7 +624,7 @@ def _key(value: Any, name: str, function: str) -> Any:
     try:
         hash(key)
     except TypeError:
-        return _Identity(value)
+        return Same(value)
     return key
 
 
@@ -719,7 +715,8 @@ def jit(fn: Callable[..., Any] | None = None, *, static_argnums: Any = (), stati
     """``ts.jit``: compile ``fn`` on first call.
 
     Tensors, arrays, integers, floats and complex numbers in the arguments (also inside lists, tuples, dicts) are inputs of
-    the program; everything else (bools, strings, callables, objects) is part of its identity.
+    the program; everything else (bools, strings, callables, objects) is part of its identity, and so are the attributes that the body reads
+    of objects (compared at each call).  NumPy's float64 and complex128 scalars are Python numbers, as they are for eager functions.
 
     Args:
         static_argnums, static_argnames: arguments whose Python value the program depends on.

@@ -20,6 +20,7 @@ from . import eager
 from .annotations import Declared, TensorSpec, check_dtype, expand, flat_specs, shape_mismatch
 from .location import Location
 from .placed import DeviceArray, payload_name, where
+from .reads import unchanged
 from .recorder import STATE, Hidden, Trace, allowing, check_effects, lift, tracing
 from .tensor import Donated, Tensor, Traced, make
 
@@ -63,6 +64,7 @@ class Program:
         self.constraints: list[Constraint] = trace.constraints
         self.guards = trace.guards
         self.location: Location = trace.location or Location()
+        self.reads: list[Any] = []  # the attributes of Python objects that the body read: tracing/reads.py
         self.out_tree = out_tree
         self.out_static = list(out_static)  # per leaf: (value,) for a constant of the host, None for a tensor
         self.assigned = list(assigned)  # state and messages that take the trailing results
@@ -91,8 +93,9 @@ class Program:
                    for c, a in zip(self.captured, args, strict=True))
 
     def fits(self, env: Mapping[str, int], location: Location) -> bool:
-        """True when every guard comes out as it did while tracing, and the call is where the body relied on."""
-        return all(c.decide(env) == outcome for c, outcome in self.guards) and self.location.serves(location.device, location.current)
+        """True when every guard comes out as it did while tracing, the call is where the body relied on, and objects are as read."""
+        return all(c.decide(env) == outcome for c, outcome in self.guards) and self.location.serves(
+            location.device, location.current) and unchanged(self.reads)
 
     def device_for(self, arguments: Sequence[Any], location: Location, alone: bool) -> str | None:
         """Where a call runs: with its arguments and what is captured on a device (what is captured on the host goes along); else where

@@ -18,23 +18,46 @@ from .replay import zeros
 from .vmap import vmap
 
 
-def jacrev(fn: Callable[..., Any], argnums: Any = 0) -> Any:
+def jacrev(fn: Callable[..., Any], argnums: Any = 0, *, holomorphic: bool = False) -> Any:
     """``jacrev(f)`` is the Jacobian of ``f``, a row at a time in reverse mode (for few results of many inputs).
 
     The result has the form of ``f``'s result, at each leaf the form of the argument, and there a tensor of shape
     result + input.
 
+    Args:
+        holomorphic: ``fn`` is a holomorphic function of complex numbers; the entries are its complex derivatives.
+
     Raises:
-        DerivativeError: by integers.
+        DerivativeError: by integers; of complex results that are not said to be holomorphic.
     """
     needs_function("jacrev", fn)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         inputs = Inputs("jacrev", name_of(fn), args, argnums)
         pulled = Pulled(name_of(fn), lambda leaves: fn(*inputs.rebuild(leaves), **kwargs), inputs.leaves, inputs.held)
+        _check_complex("jacrev", name_of(fn), holomorphic, inputs.leaves, pulled.outs)
         return pulled.tree([_rows(pulled, inputs, k) for k in range(len(pulled.outs))])
 
     return derived(fn, call, "jacrev")
+
+
+def _check_complex(what: str, name: str, holomorphic: bool, inputs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+    """Raises DerivativeError where complex numbers have no Jacobian without a word, or that word is wrong."""
+    if holomorphic:
+        if not all(t.dtype.is_complex for t in (*inputs, *[o for o in outs if o.dtype.is_inexact])):
+            raise DerivativeError(
+                f"{what}(holomorphic=True) of {name!r} takes complex numbers to complex numbers", expected="complex arguments and result",
+                received=", ".join(str(t.type) for t in (*inputs, *outs)),
+                hints=["Leave holomorphic out: derivatives of real functions need no word", "Convert the argument: x.to(ts.complex64)"])
+        return
+    one_sided = inputs if what == "jacfwd" else outs  # where a basis of real directions would miss half of the derivative
+    found = next((t for t in one_sided if t.dtype.is_complex), None)
+    if found is not None:
+        raise DerivativeError(
+            f"{what}() of {name!r} has complex {'arguments' if what == 'jacfwd' else 'results'}", received=str(found.type),
+            sentence="A function of complex numbers has one derivative only where it is holomorphic; else each part has its own.",
+            hints=["Say so if the function is holomorphic: holomorphic=True",
+                   "Differentiate the parts as real numbers: ts.view_as_real and ts.view_as_complex"])
 
 
 def _rows(pulled: Pulled, inputs: Inputs, k: int) -> Any:
@@ -62,13 +85,16 @@ def _block(t: Tensor | None, out: TensorType, of: TensorType) -> Tensor:
     return moved
 
 
-def jacfwd(fn: Callable[..., Any], argnums: Any = 0) -> Any:
+def jacfwd(fn: Callable[..., Any], argnums: Any = 0, *, holomorphic: bool = False) -> Any:
     """``jacfwd(f)`` is the Jacobian of ``f``, a column at a time in forward mode (for many results of few inputs).
 
     The result has the form of :func:`jacrev`'s.
 
+    Args:
+        holomorphic: ``fn`` is a holomorphic function of complex numbers; the entries are its complex derivatives.
+
     Raises:
-        DerivativeError: by integers, or by a module (use ``jacrev``).
+        DerivativeError: by integers, or by a module (use ``jacrev``); by complex numbers without a word that ``fn`` is holomorphic.
     """
     needs_function("jacfwd", fn)
 
@@ -88,6 +114,7 @@ def jacfwd(fn: Callable[..., Any], argnums: Any = 0) -> Any:
 
             columns.append(list(vmap(column)(basis(x.type))))
         made = pushed[-1]
+        _check_complex("jacfwd", name_of(fn), holomorphic, inputs.leaves, made.outs)
         blocks = [inputs.shaped([_block(columns[i][k] if made.outs[k].dtype.is_inexact else None, made.outs[k].type, x.type)
                                  for i, x in enumerate(inputs.leaves)], []) for k in range(len(made.outs))]
         return made.tree(blocks)
@@ -95,12 +122,16 @@ def jacfwd(fn: Callable[..., Any], argnums: Any = 0) -> Any:
     return derived(fn, call, "jacfwd")
 
 
-def hessian(fn: Callable[..., Any], argnums: Any = 0) -> Any:
-    """``hessian(f)`` is the matrix of second derivatives of a scalar function: forward mode over reverse mode."""
+def hessian(fn: Callable[..., Any], argnums: Any = 0, *, holomorphic: bool = False) -> Any:
+    """``hessian(f)`` is the matrix of second derivatives of a scalar function: forward mode over reverse mode.
+
+    Args:
+        holomorphic: ``fn`` is a holomorphic function of complex numbers; the entries are its complex second derivatives.
+    """
     from .derivatives import grad
     needs_function("hessian", fn)
-    inner = grad(fn, argnums, batched=False)
-    out = jacfwd(inner, argnums)
+    inner = grad(fn, argnums, batched=False, holomorphic=holomorphic)
+    out = jacfwd(inner, argnums, holomorphic=holomorphic)
     out.__name__ = f"hessian_{name_of(fn)}".replace("<lambda>", "f")
     return out
 
