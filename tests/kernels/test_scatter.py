@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from templates import build, run, template_op
 import tessera as ts
 from tessera.ir.interpret_tile import Result
 from tessera.kernels import scatter  # noqa: F401
+from tessera.kernels.simt.select import simt_program
+from tessera.machine import INTEL_CPU, NVIDIA_SM90, X86_AVX512, SimtMachine
 from tessera.types.dims import sym
 from tessera.types.dtypes import as_dtype
 
@@ -21,19 +24,23 @@ RNG = np.random.default_rng(2)
 UFUNC = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
-def scattered(x: np.ndarray, index: np.ndarray, updates: np.ndarray, mode: str, **attrs: int) -> tuple[np.ndarray, Result]:
+def scattered(x: np.ndarray, index: np.ndarray, updates: np.ndarray, mode: str, machine: Any = X86_AVX512,
+              **attrs: int) -> tuple[np.ndarray, Result]:
     n, m = sym("N M")
     d = as_dtype(x.dtype)
     op = template_op("scatter", [(d, (n, *x.shape[1:])), (as_dtype(index.dtype), (m,)), (d, (m, *x.shape[1:])), (d, (n, *x.shape[1:]))],
                      op="scatter", mode=mode, **attrs)
     out = np.zeros_like(x)
-    result = run(build(op), [x, index, updates, out], {"N": x.shape[0], "M": len(index)})
+    fn = simt_program(op, machine, "k") if isinstance(machine, SimtMachine) else build(op)
+    assert fn is not None
+    result = run(fn, [x, index, updates, out], {"N": x.shape[0], "M": len(index)})
     return out, result
 
 
+@pytest.mark.parametrize("machine", [X86_AVX512, INTEL_CPU, NVIDIA_SM90], ids=lambda m: m.cpu or m.vendor)
 @pytest.mark.parametrize("mode", ["set", "add", "mul", "max", "min"])
 @pytest.mark.parametrize("inner", [(), (5,), (2, 70)])
-def test_modes(mode: str, inner: tuple[int, ...]) -> None:
+def test_modes(mode: str, inner: tuple[int, ...], machine: Any) -> None:
     x, index = RNG.standard_normal((9, *inner)).astype(np.float32), RNG.integers(-9, 9, 20)
     updates = RNG.standard_normal((20, *inner)).astype(np.float32)
     expected = x.copy()
@@ -41,7 +48,17 @@ def test_modes(mode: str, inner: tuple[int, ...]) -> None:
         expected[index] = updates
     else:
         UFUNC[mode].at(expected, index, updates)
-    assert np.array_equal(scattered(x, index, updates, mode)[0], expected)
+    assert np.array_equal(scattered(x, index, updates, mode, machine)[0], expected)
+
+
+def test_many_blocks_share_the_rows_of_a_gpu() -> None:
+    """The gradient of an embedding: each block owns every so-manyth row, whatever the number of updates."""
+    x, index = np.zeros((3000, 8), np.float32), (RNG.integers(0, 3000, 500) ** 2 // 3000).astype(np.int64)
+    updates = RNG.standard_normal((500, 8)).astype(np.float32)
+    got, result = scattered(x, index, updates, "add", NVIDIA_SM90)
+    expected = x.copy()
+    np.add.at(expected, index, updates)
+    assert np.array_equal(got, expected) and result.blocks >= 4 * NVIDIA_SM90.units
 
 
 def test_no_updates_copy() -> None:

@@ -84,7 +84,7 @@ def test_parameters(m) -> None:
         rows, vectors = m.product_tile
         assert rows * vectors + vectors + 1 <= m.registers
         assert m.reduction_lanes(d) % m.vector_lanes(f32 if d.bits < 32 else d) == 0
-        assert m.reduction_chunk(d) >= 4096
+        assert m.reduction_split(d, along=True)[1] >= 4096
     assert m.key() != replace(m, features=m.features[1:]).key()
 
 

@@ -37,19 +37,24 @@ def scatter(op: Op, machine: Any, name: str) -> Function:
     return tile.build(program, body, n, m, columns, lanes, strip, mode, site)
 
 
-def _row(index: tile.Buffer, at: Any, n: DimLike) -> tile.TileValue:
-    """The row that update ``at`` names: negative numbers count from the end; clamped."""
-    i = tile.load(index, (at,)).to(int64)
+def row_of(index: tile.TileValue, n: DimLike) -> tile.TileValue:
+    """The rows that indices name: negative numbers count from the end; clamped."""
+    i = index.to(int64)
     if index.dtype.kind == "int":
-        i = tile.where(i < 0, i + n, i)
+        i = tile.where(i < 0, i + tile.size(n), i)
     row: tile.TileValue = tile.minimum(tile.maximum(i, 0), tile.size(n) - 1)
     return row
 
 
+def _row(index: tile.Buffer, at: Any, n: DimLike) -> tile.TileValue:
+    """The row that update ``at`` names."""
+    return row_of(tile.load(index, (at,)), n)
+
+
 @tile.tile_function
-def _check_all(index: tile.Buffer, n: DimLike, m: DimLike, site: int) -> None:
-    """The first block looks at every index."""
-    if tile.program_id(0) == 0:
+def check_all(index: tile.Buffer, n: DimLike, m: DimLike, site: int, here: Any) -> None:
+    """One block (where ``here`` holds) looks at every index."""
+    if here:
         for at in tile.range(m):
             i = tile.load(index, (at,)).to(int64)
             low = 0 - tile.size(n) if index.dtype.kind == "int" else tile.constant(0, int64)
@@ -70,7 +75,7 @@ def _in_order(x: tile.Buffer, index: tile.Buffer, updates: tile.Buffer, out: til
     first = tile.program_id(0) * strip
     last = tile.minimum(first + strip, tile.size(columns))
     if site is not None:
-        _check_all(index, n, m, site)
+        check_all(index, n, m, site, tile.program_id(0) == 0)
     _copy(x, out, n, columns, lanes, first, last)
     for at in tile.range(m):
         row = _row(index, at, n)
@@ -92,7 +97,7 @@ def _accumulate_once(x: tile.Buffer, index: tile.Buffer, updates: tile.Buffer, o
     wide = working(x.dtype)
     fold = getattr(tile, COMBINE[mode])
     if site is not None:
-        _check_all(index, n, m, site)
+        check_all(index, n, m, site, tile.program_id(0) == 0)
     _copy(x, out, n, columns, lanes, first, last)
     for at in tile.range(m):
         row = _row(index, at, n)
@@ -107,3 +112,6 @@ def _accumulate_once(x: tile.Buffer, index: tile.Buffer, updates: tile.Buffer, o
                     if _row(index, later, n) == row:
                         acc = fold(acc, tile.load(updates, (later, col), (lanes,), mask=inside).to(wide))
                 tile.store(out, (row, col), acc.to(x.dtype), mask=inside)
+
+
+__all__ = ["COMBINE", "check_all", "row_of"]

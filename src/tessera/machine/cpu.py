@@ -148,10 +148,14 @@ class CpuMachine:
         """Accumulators of a reduction along contiguous memory: four registers hide the latency of an add."""
         return 4 * self.vector_lanes(self._accumulator(dtype))
 
-    def reduction_chunk(self, dtype: DType) -> int:
-        """Elements of one chunk when a long reduction is split over threads: 64 KiB, a fixed number whatever the
-        thread count."""
-        return max(4096, 65536 // self._accumulator(dtype).itemsize)
+    def reduction_split(self, dtype: DType, along: bool) -> tuple[int, int]:
+        """(few, chunk): reductions to fewer results are cut into chunks for the threads, of 64 KiB, a fixed number whatever the thread
+        count.
+
+        Args:
+            along: the reduced axes are the last, contiguous ones.
+        """
+        return 64, max(4096, 65536 // self._accumulator(dtype).itemsize)
 
     @property
     def product_tile(self) -> tuple[int, int]:

@@ -145,10 +145,15 @@ class SimtMachine:
         """Accumulators of a reduction along contiguous memory."""
         return self.block_threads
 
-    def reduction_chunk(self, dtype: DType) -> int:
-        """Elements of one chunk when a long reduction is cut into blocks."""
+    def reduction_split(self, dtype: DType, along: bool) -> tuple[int, int]:
+        """(few, chunk): reductions to fewer results are cut into chunks that run beside one another.
+
+        Args:
+            along: the reduced axes are the last, contiguous ones: a block reduces them together.  Otherwise a thread has a column of
+                its own, and columns too few for the machine's threads are cut into short pieces.
+        """
         itemsize = 4 if dtype.is_float and dtype.bits < 32 else dtype.itemsize
-        return max(4096, 65536 // itemsize)
+        return (64, max(4096, 65536 // itemsize)) if along else (self.units * self.block_threads, 64)
 
     @property
     def product_tile(self) -> tuple[int, int]:

@@ -18,8 +18,6 @@ from ..types.dtypes import DType
 from ..types.promotion import accumulator
 from .fusion import fusable
 
-FEW = 64  # results that are rows enough to share among threads
-
 
 def split_reductions(fn: Function, machine: Any) -> Function:
     """``fn`` with every long reduction to few elements written as two."""
@@ -34,10 +32,10 @@ def _split(c: Copier, op: Op, machine: Any) -> list[Value] | None:
     t: TensorType = op.operands[0].type
     kept = op.results[0].type.size
     axes = tuple(op.attrs["axes"])
-    if not isinstance(kept, int) or not 0 < kept < FEW or axes != tuple(range(axes[0], axes[0] + len(axes))):
+    few, chunk = machine.reduction_split(t.dtype, along=axes[-1] == len(t.shape) - 1 if axes else True)
+    if not isinstance(kept, int) or not 0 < kept < few or axes != tuple(range(axes[0], axes[0] + len(axes))):
         return None
     count = product(t.shape[a] for a in axes)
-    chunk = machine.reduction_chunk(t.dtype)
     if isinstance(count, int) and count < 2 * chunk:
         return None
     return [_Two(c, op, chunk).build(c.operands(op)[0], axes, count)]
