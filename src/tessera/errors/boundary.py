@@ -53,11 +53,15 @@ def from_user(tb: TracebackType | None) -> bool:
     """True when a frame of the user's code lies between the caught call and the place that raised."""
     tb = tb.tb_next if tb is not None else None
     while tb is not None:
-        file = tb.tb_frame.f_code.co_filename
-        if not is_internal(file) and not file.startswith("<") and not _is_ours_to_explain(file):
+        if not is_explained_here(tb.tb_frame.f_code.co_filename):
             return True
         tb = tb.tb_next
     return False
+
+
+def is_explained_here(file: str) -> bool:
+    """True for the files of this package and of those beneath it, whose errors a user should not see as they are."""
+    return is_internal(file) or file.startswith("<") or _is_ours_to_explain(file)
 
 
 def _is_ours_to_explain(file: str) -> bool:

@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..errors import KernelError, suggest
+from ..errors.boundary import PLAIN
 from ..errors.frames import is_internal
 from ..ir import interpret_tile
 from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
@@ -42,6 +43,7 @@ from .counts import access_pattern, count_flops
 from .edges import plain
 from .kernel_ops import KernelRange
 from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Spread, Volatile, Window
+from .misuse import explained
 from .rewrite import Carried, Cells, Machinery, rewritten, written_inside
 from .tile_types import Bound, Declared, Tile, Tile3D, TileSpec, bind, read, symbolic
 from .values import TileValue, current, fail, internal, tracing
@@ -328,7 +330,13 @@ class Kernel:
         body = rewritten(self.function, KernelMachinery, True)
         with prog:
             prog.active.append(self.function.__code__)
-            returned = body(**prog.params, **static)
+            try:
+                returned = body(**prog.params, **static)
+            except PLAIN as e:
+                wrong = explained(e, _operation)
+                if wrong is None:
+                    raise
+                raise wrong from e
         outputs = [p for p in prog.params.values() if p.buffer.value in prog.written]
         self._check(prog, outputs, returned)
         fn = prog.finish()
@@ -595,6 +603,19 @@ def _enter(functions: dict[str, Function], fn: Function) -> str:
 
 _RENAMED: WeakKeyDictionary[Function, dict[str, Function]] = WeakKeyDictionary()
 """Copies of Tile functions under other names: a program may call two kernels of one name."""
+
+
+def _operation(called: str) -> tuple[str, Any] | None:
+    """What the tile language calls a function that Python calls ``called`` (``Group.shuffle``), and the function."""
+    import importlib
+    here = vars(importlib.import_module("tessera.tile"))
+    *owner, name = called.split(".")
+    if not owner:
+        return (name, here[name]) if callable(here.get(name)) else None
+    for group, held in here.items():
+        if group[0] != "_" and owner[-1] in [c.__name__ for c in type(held).__mro__] and hasattr(held, name):
+            return f"{group}.{name}", getattr(held, name)
+    return None
 
 
 def _depends(store: Op, axis: int) -> bool:

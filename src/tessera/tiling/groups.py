@@ -131,6 +131,7 @@ def _reductions(group: type) -> None:
             return self.reduce(x, _op)  # type: ignore[no-any-return]
 
         method.__name__, method.__doc__ = f"reduce_{name}", f"The {name} of each group, in every one of its lanes."
+        method.__qualname__ = f"{group.__name__}.{method.__name__}"
         setattr(group, method.__name__, method)
 
 
