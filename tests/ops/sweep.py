@@ -569,6 +569,12 @@ def _sort(d: DType, k: int, rng: np.random.Generator) -> Sample:
     return [values(shape, d, rng, special=k == 1)], {"axis": axis, "descending": descending}
 
 
+@maker("argtopk", count=4)
+def _argtopk(d: DType, k: int, rng: np.random.Generator) -> Sample:
+    shape, axis, most, largest = (((9,), 0, 2, False), ((3, 533), 1, 7, True), ((170, 3), 0, 40, False), ((2, 1, 4), 1, 1, True))[k]
+    return [values(shape, d, rng, special=k == 1)], {"axis": axis, "k": most, "largest": largest}
+
+
 @maker("searchsorted", count=3)
 def _search(d: DType, k: int, rng: np.random.Generator) -> Sample:
     n = (9, 33, 1)[k]

@@ -297,3 +297,48 @@ def test_positions_of_64_bit_keys(dtype: type, descending: bool) -> None:
         x[2, ::2] |= dtype(1) << dtype(62)
     for axis in (0, 1):
         assert np.array_equal(o.argsort(ts.tensor(x), axis, descending).numpy(), sorting.order(x, axis, descending))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_zeros_of_both_signs_stay_in_order(dtype: type, descending: bool, axis: int) -> None:
+    x = np.random.default_rng(1).choice([0.0, -0.0, 1, -1, np.nan], (90, 300)).astype(dtype)
+    got = o.sort(ts.tensor(x), axis, descending).numpy()
+    want = np.take_along_axis(x, sorting.order(x, axis, descending), axis)
+    np.testing.assert_array_equal(got, want)
+    assert np.array_equal(np.signbit(got) | np.isnan(got), np.signbit(want) | np.isnan(want))
+
+
+def test_unique_values_among_zeros_and_nan() -> None:
+    x = ts.tensor(np.array([np.nan, 0.0, 2, -0.0, np.nan, 2, -np.nan], np.float32))
+    fixed = ts.unique(x, 3, return_inverse=True, return_counts=True)
+    for values, inverse, counts in (ts.unique(x, return_inverse=True, return_counts=True), fixed):
+        np.testing.assert_array_equal(values.numpy(), [0, 2, np.nan])
+        assert not np.signbit(values.numpy()[0])
+        assert inverse.tolist() == [2, 0, 1, 0, 2, 1, 2] and counts.tolist() == [2, 2, 3]
+
+
+def test_searching_for_nan() -> None:
+    line, keys = np.array([1, 2, 3, np.nan, np.nan], np.float32), np.array([np.nan, 2, np.inf], np.float32)
+    for side in ("left", "right"):
+        want = np.searchsorted(line, keys, side)
+        assert np.array_equal(ts.jit(lambda a, v, side=side: ts.searchsorted(a, v, side))(ts.tensor(line), ts.tensor(keys)).numpy(), want)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk_of_long_rows(largest: bool) -> None:
+    """Ties in stable order, NaN as the greatest, a collection that is cut many times, an inner axis."""
+    rng = np.random.default_rng(2)
+    rising = np.arange(3000, dtype=np.float32)[None] * (1 if largest else -1)
+    ties = rng.integers(0, 5, (3, 700)).astype(np.float16)
+    ties[0, [5, 9, 600]] = np.nan, -0.0, np.inf
+    for x, k, axis in ((rising, 20, 1), (ties, 33, 1), (rng.standard_normal((900, 3)).astype(np.float32), 200, 0), (ties[:1], 1, 1)):
+        values, where = ts.jit(lambda x, k=k, axis=axis: ts.topk(x, k, axis, largest))(ts.tensor(x))
+        want = np.take(sorting.order(x, axis, largest), np.arange(k), axis)
+        np.testing.assert_array_equal(where.numpy(), want)
+        np.testing.assert_array_equal(values.numpy(), np.take_along_axis(x, want, axis))
+    each = ts.vmap(lambda x: ts.topk(x, 3)[1])(ts.tensor(ties))
+    assert np.array_equal(each.numpy(), sorting.order(ties, 1, True)[:, :3])
+    slope = ts.grad(lambda x: (ts.topk(x, 3, largest=largest)[0] * ts.tensor([1.0, 2, 3])).sum())(ts.tensor(rising)).numpy()
+    assert np.array_equal(np.nonzero(slope[0])[0], [2997, 2998, 2999]) and slope[0, -3:].tolist() == [3, 2, 1]

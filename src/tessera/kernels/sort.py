@@ -1,9 +1,10 @@
 """Sorting along an axis: a bitonic network, in place in the result.
 
-Keys become integers whose order is the wanted one (NaN last, -0 equal to 0 where positions are asked for), so that a
-step of the network is a minimum and a maximum of two tiles.  Positions travel in the low half of a 64-bit key, which
-also makes the order stable.  All comparators point upwards (the first step of each merge pairs elements mirrored), so a
-row of any length sorts as if it were filled up with the largest key, and nothing outside it is read or written.
+Keys become integers whose order is the wanted one (NaN last; -0 equal to 0 where positions are asked for, else just below
+it, and put right in the end), so that a step of the network is a minimum and a maximum of two tiles.  Positions travel
+in the low half of a 64-bit key, which also makes the order stable.  All comparators point upwards (the first step of
+each merge pairs elements mirrored), so a row of any length sorts as if it were filled up with the largest key, and
+nothing outside it is read or written.
 
 Steps between neighbours within a tile happen in registers; steps over less than :data:`CHUNK` run chunk by chunk, in
 the first cache.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.core import Function, Op
+from ..machine.simt import SimtMachine
 from ..tiling import dsl as tile
 from ..tiling.templates import register
 from ..types.dims import Dim, DimLike
@@ -79,13 +81,13 @@ class Row:
         at: tile.TileValue = self.base + (first + tile.iota((lanes,)) * step) * self.stride
         return at
 
-    def _inside(self, first: Any, lanes: int, step: int) -> tile.TileValue:
+    def inside(self, first: Any, lanes: int, step: int) -> tile.TileValue:
         inside: tile.TileValue = first + tile.iota((lanes,)) * step < self.n
         return inside
 
     def get(self, first: Any, lanes: int, step: int = 1) -> tile.TileValue:
         """Keys first, first + step, …; beyond the row, the largest."""
-        inside = self._inside(first, lanes, step)
+        inside = self.inside(first, lanes, step)
         if step == 1 and isinstance(self.stride, int) and self.stride == 1:
             got = tile.load(self.memory, (self.base + first,), (lanes,), mask=inside)
         else:
@@ -96,7 +98,7 @@ class Row:
 
     def put(self, first: Any, keys: tile.TileValue, step: int = 1) -> None:
         lanes = keys.shape[0]
-        inside = self._inside(first, lanes, step)
+        inside = self.inside(first, lanes, step)
         if self.memory.dtype is not keys.dtype:
             keys = keys != 0 if self.memory.dtype is bool_ else tile.bitcast(keys, self.memory.dtype)
         if step == 1 and isinstance(self.stride, int) and self.stride == 1:
@@ -230,6 +232,7 @@ def sort(op: Op, machine: Any, name: str) -> Function:
     program = open_program(op, name, (blocks(before * after, rows),), [(total,) for _ in op.operands])
     assert position is None or dtype.itemsize <= 4, "a key and its position share 64 bits: ops/sorting.py halves wider keys"
     key = key_dtype(dtype, position is not None)
+    zeros = dtype.is_float and not isinstance(machine, SimtMachine)
 
     def body(*buffers: tile.Buffer) -> None:
         first, last = chunk(0, rows, before * after)
@@ -241,7 +244,7 @@ def sort(op: Op, machine: Any, name: str) -> Function:
             stride = 1 if after == 1 else tile.size(after)
             if position is None:
                 assert values is not None
-                _sort_values(buffers[0], Row(buffers[values], base, stride, whole, key), lanes, descending)
+                _sort_values(buffers[0], Row(buffers[values], base, stride, whole, key), lanes, descending, zeros)
             else:
                 _sort_positions(buffers[0], Row(buffers[position], base, stride, whole, key), lanes, descending)
             if position is not None and values is not None:
@@ -254,15 +257,45 @@ def sort(op: Op, machine: Any, name: str) -> Function:
 
 
 @tile.tile_function
-def _sort_values(x: tile.Buffer, row: Row, lanes: int, descending: bool) -> None:
+def _sort_values(x: tile.Buffer, row: Row, lanes: int, descending: bool, zeros: bool) -> None:
+    """``zeros``: those of both signs are left in the order in which they came.  SIMT programs have -0 before 0: there the loops for it
+    take OpenCL's compiler ten times as long as the rest."""
     source = Row(x, row.base, row.stride, row.n, x.dtype)
-    for t in tile.range(0, row.n, lanes):
-        keys = _order(_raw(source, t, lanes), False)
+
+    def enter(t: Any, negative: Any) -> Any:
+        keys = _order(raw(source, t, lanes), False)
         row.put(t, _flipped(keys, x.dtype) if descending else keys)
+        return tile.logical_or(negative, keys == -1) if zeros else negative
+
+    negative = tile.for_loop((0, row.n, lanes), tile.full((lanes,), False, bool_) if zeros else (), enter)
     sort_row(row, lanes)
     for t in tile.range(0, row.n, lanes):
         keys = row.get(t, lanes)
-        _put_raw(row, t, _value(_flipped(keys, x.dtype) if descending else keys, x.dtype))
+        put_raw(row, t, _value(_flipped(keys, x.dtype) if descending else keys, x.dtype))
+    if zeros:
+        tile.cond(tile.any(negative), lambda: _zeros_as_given(source, row, descending), lambda: None)
+
+
+@tile.tile_function
+def _zeros_as_given(source: Row, row: Row, descending: bool) -> None:
+    """In a sorted row of floats the zeros of both signs in the order of ``source``: they are equal, and the sort is stable."""
+    def at(i: Any) -> Any:
+        return source.base + i * source.stride
+
+    def ahead(i: Any, count: Any) -> Any:
+        x = tile.load(source.memory, (at(i),))
+        return count + (tile.logical_or(x > 0, tile.isnan(x)) if descending else x < 0).to(int64)
+
+    def place(i: Any, to: Any) -> Any:
+        x = tile.load(source.memory, (at(i),))
+
+        def put() -> Any:
+            tile.store(row.memory, (at(to),), x)
+            return to + 1
+
+        return tile.cond(x == 0, put, lambda: to)
+
+    tile.for_loop((0, row.n, 1), tile.for_loop((0, row.n, 1), tile.constant(0, int64), ahead), place)
 
 
 def _flipped(keys: tile.TileValue, dtype: DType) -> tile.TileValue:
@@ -270,17 +303,17 @@ def _flipped(keys: tile.TileValue, dtype: DType) -> tile.TileValue:
     return tile.bitwise_xor(keys, 1) if dtype is bool_ else tile.bitwise_not(keys)
 
 
-def _raw(row: Row, first: Any, lanes: int) -> tile.TileValue:
+def raw(row: Row, first: Any, lanes: int) -> tile.TileValue:
     """Elements as they are; anything beyond the row."""
-    inside = row._inside(first, lanes, 1)
+    inside = row.inside(first, lanes, 1)
     if isinstance(row.stride, int) and row.stride == 1:
         return tile.load(row.memory, (row.base + first,), (lanes,), mask=inside)
     return tile.gather(row.memory, row._at(first, lanes, 1), mask=inside)
 
 
-def _put_raw(row: Row, first: Any, values: tile.TileValue) -> None:
+def put_raw(row: Row, first: Any, values: tile.TileValue) -> None:
     lanes = values.shape[0]
-    inside = row._inside(first, lanes, 1)
+    inside = row.inside(first, lanes, 1)
     if isinstance(row.stride, int) and row.stride == 1:
         tile.store(row.memory, (row.base + first,), values, mask=inside)
     else:
@@ -291,10 +324,10 @@ def _put_raw(row: Row, first: Any, values: tile.TileValue) -> None:
 def _sort_positions(x: tile.Buffer, row: Row, lanes: int, descending: bool) -> None:
     source = Row(x, row.base, row.stride, row.n, x.dtype)
     for t in tile.range(0, row.n, lanes):
-        row.put(t, pack(_raw(source, t, lanes), tile.iota((lanes,)) + t, descending))
+        row.put(t, pack(raw(source, t, lanes), tile.iota((lanes,)) + t, descending))
     sort_row(row, lanes)
     for t in tile.range(0, row.n, lanes):
-        _put_raw(row, t, tile.bitwise_and(row.get(t, lanes), 2 ** 32 - 1))
+        put_raw(row, t, tile.bitwise_and(row.get(t, lanes), 2 ** 32 - 1))
 
 
 @tile.tile_function
@@ -303,5 +336,5 @@ def _take(x: tile.Buffer, positions: tile.Buffer, values: tile.Buffer, base: Any
     source = Row(positions, base, stride, n, int64)
     target = Row(values, base, stride, n, x.dtype)
     for t in tile.range(0, n, lanes):
-        where = _raw(source, t, lanes)
-        _put_raw(target, t, tile.gather(x, base + where * stride, mask=source._inside(t, lanes, 1)))
+        where = raw(source, t, lanes)
+        put_raw(target, t, tile.gather(x, base + where * stride, mask=source.inside(t, lanes, 1)))

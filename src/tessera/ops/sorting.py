@@ -101,6 +101,29 @@ primitive("argsort", family="sorting", infer=_sort_infer("argsort"), dtypes=REAL
           facts={"attrs": ("axis", "descending"), "expands": lambda attrs, types: types[0].dtype.bits == 64, "written": _argsort_by_halves})
 
 
+# Beyond, the whole row is sorted: what topk collects would be as long.
+MOST, SHARE = 2048, 4
+
+
+def _argtopk_infer(types: Types, attrs: Attrs) -> Types:
+    expect_operands("argtopk", types, 1)
+    accept("argtopk", types, NARROW)
+    check_axis("argtopk", attrs["axis"], types[0].rank)
+    shape = list(types[0].shape)
+    shape[attrs["axis"]] = attrs["k"]
+    return (TensorType(dt.int64, tuple(shape)),)
+
+
+def _argtopk_reference(x: Array, axis: int, k: int, largest: bool) -> Array:
+    return np.take(order(x, axis, largest), np.arange(k), axis).astype(np.int64)
+
+
+NARROW = tuple(d for d in REAL + BOOL if d.bits <= 32)
+primitive("argtopk", family="sorting", infer=_argtopk_infer, dtypes=NARROW, template="topk", batch=br.shifting("axis"),
+          reference=_argtopk_reference, facts={"attrs": ("axis", "k", "largest")},
+          doc="The positions of the ``k`` greatest (or least) elements along ``axis``, in stable order, as int64 indices.")
+
+
 def _sorting(name: str) -> Callable[..., Any]:
     def function(x: Any, axis: int | None = None, descending: bool = False, *, dim: int | None = None, stable: bool = True
                  ) -> Any:
@@ -128,7 +151,10 @@ def topk(x: Any, k: int, axis: int | None = None, largest: bool = True, *, dim: 
         raise ArgumentError("topk() takes a number of elements", expected="k: an integer or a size", received=repr(k))
     if isinstance(n, int) and not 0 <= k <= n:
         raise ShapeError(f"topk asks for {k} of {n} elements", received=str(x.type))
-    i = sh.slice_axis(argsort(x, axis, largest), axis, 0, k)
+    if isinstance(n, int) and isinstance(k, int | np.integer) and 0 < k <= min(MOST, n // SHARE) and x.dtype in NARROW:
+        i = bind("argtopk", x, axis=axis, k=int(k), largest=bool(largest))
+    else:
+        i = sh.slice_axis(argsort(x, axis, largest), axis, 0, k)
     return bind("take_along_axis", x, i, axis=axis, checked=False), i
 
 
@@ -151,6 +177,7 @@ def _search_expand(a: Any, v: Any, side: str) -> Any:
     """Binary search, all steps written out; a symbolic size takes as many as an int64 can need."""
     n = a.type.shape[0]
     below = pw.lt if side == "left" else pw.le
+    last = pw.isnan(v) if v.dtype.is_float else None
     at = bind("full", shape=v.type.shape, value=0, dtype=dt.int64)
     if n == 0:
         return at
@@ -158,7 +185,10 @@ def _search_expand(a: Any, v: Any, side: str) -> Any:
     for bit in reversed(range(n.bit_length() if isinstance(n, int) else 48)):
         probe = pw.add(at, (1 << bit) - 1)
         found = bind("gather", a, pw.minimum(probe, pw.sub(size, 1)), axes=(0,), checked=False)
-        at = pw.where(pw.logical_and(pw.lt(probe, size), below(found, v)), pw.add(at, 1 << bit), at)
+        before = below(found, v)
+        if last is not None:
+            before = pw.logical_or(before, last if side == "right" else pw.logical_and(last, pw.logical_not(pw.isnan(found))))
+        at = pw.where(pw.logical_and(pw.lt(probe, size), before), pw.add(at, 1 << bit), at)
     return at
 
 
@@ -239,6 +269,8 @@ def argwhere(x: Any, size: Any = None, fill_value: int = 0) -> Any:
 def unique(x: Any, size: Any = None, fill_value: Any = None, return_counts: bool = False, return_inverse: bool = False) -> Any:
     """The different values, sorted; on request how often each occurs, and for each element which one it is.
 
+    0 and -0 are one value, shown as the first of them; all NaN are one.
+
     Args:
         size: how many are returned (needed in traced code): the least ones, padded with ``fill_value`` (the least value).
 
@@ -249,7 +281,7 @@ def unique(x: Any, size: Any = None, fill_value: Any = None, return_counts: bool
     if size is None:
         a = _values("unique", x)
         wide = a.astype(np.float32) if a.dtype in LOW else a
-        values, inverse, counts = np.unique(wide, return_inverse=True, return_counts=True)
+        values, _, inverse, counts = np.unique(wide, return_index=True, return_inverse=True, return_counts=True)  # the first of equal ones
         out = [beside(x, values.astype(a.dtype))]
         out += [beside(x, inverse.reshape(a.shape).astype(np.int64))] if return_inverse else []
         out += [beside(x, counts.astype(np.int64))] if return_counts else []
@@ -260,7 +292,10 @@ def unique(x: Any, size: Any = None, fill_value: Any = None, return_counts: bool
         raise ShapeError("unique with size= needs at least one element", received=str(x.type))
     perm = argsort(flat)
     ordered = bind("gather", flat, perm, axes=(0,), checked=False)
-    new = pw.ne(ordered, sh.roll(ordered, 1, 0))
+    before = sh.roll(ordered, 1, 0)
+    new = pw.ne(ordered, before)
+    if flat.dtype.is_float:
+        new = pw.logical_and(new, pw.logical_not(pw.logical_and(pw.isnan(ordered), pw.isnan(before))))
     new = pw.logical_or(new, pw.eq(bind("iota", shape=(n,), axis=0, dtype=dt.int64), 0))
     rank = pw.sub(rd.cumsum(new, 0), 1)
     values = _compact(new, ordered, size, 0)
