@@ -9,7 +9,8 @@ from test_attention import _keep, draw, reference
 from tessera.ir import text
 from tessera.ir.core import BufferType
 from tessera.ir.tile import verify
-from tessera.kernels.simt.attention import Cut, attention_program
+from tessera.kernels.simt.attention import attention_program
+from tessera.kernels.simt.pieces import Cut
 from tessera.machine import AMD_GFX942, AMD_GFX950, INTEL_CPU, NVIDIA_SM80, NVIDIA_SM86
 from tessera.types.dims import name
 from tessera.types.dtypes import bf16, bool_, f16, f32, f64

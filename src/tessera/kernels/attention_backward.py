@@ -12,7 +12,8 @@ another dk and dv, leaves the bits alone.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 from ..ir.core import Function, Op
 from ..tiling import dsl as tile
@@ -20,7 +21,7 @@ from ..tiling.dsl import Buffer, TileValue, tile_function
 from ..tiling.templates import register
 from ..types.dims import DimLike, ceildiv, product
 from ..types.dtypes import DType
-from .attention import LOWEST, Attention, Shape, copy_across, copy_rows, fit, power_of_two, score_tile
+from .attention import LOWEST, Attention, Operands, Shape, copy_across, copy_rows, fit, power_of_two, score_tile
 from .attention import static_width as static
 from .fused import Lanes
 from .plan import AHEAD, prefetch_row, register_tile
@@ -29,17 +30,23 @@ from .programs import open_program
 ROWS = 96  # about as many query rows are taken at a time: p and ds of a block stay in the second-level cache
 
 
-class Gradient(Attention):
-    """One ``attention_backward`` template op in terms of tiles: see :class:`Attention`, and what is written."""
+class SharedHeads(Operands):
+    """What an ``attention_backward`` template op adds: the cotangent, what is known of each row, what is written, and heads that share
+    keys."""
 
-    def __init__(self, op: Op, buffers: list[Buffer], shape: Shape):
-        super().__init__(op, buffers, shape)
+    lse: Buffer
+    delta: Buffer
+    writes: dict[str, Buffer]
+    key_heads: DimLike
+    group: DimLike
+
+    def bind(self, op: Op, buffers: Sequence[Buffer]) -> None:
         self.maps["cotangent"] = (buffers[3], op.attrs["cotangent"])
         self.lse, self.delta = buffers[4:6]
         self.writes = dict(zip(op.attrs["writes"], buffers[6:], strict=False))
-        self.key_heads: DimLike = op.attrs["key_heads"]
+        self.key_heads = op.attrs["key_heads"]
         heads = self.batch[-1][1] if self.batch else 1
-        self.group: DimLike = heads // self.key_heads if self.key_heads != 0 else 1
+        self.group = heads // self.key_heads if self.key_heads != 0 else 1
 
     @property
     def key_head(self) -> Any:
@@ -52,12 +59,20 @@ class Gradient(Attention):
     def _shared(self) -> Any:
         return tile.program_id(len(self.batch) - 1)
 
-    def member(self, g: Any) -> Gradient:
+    def member(self, g: Any) -> Self:
         """The same for query head ``g`` of those that share the block's key head."""
         one = copy.copy(self)
         if self.batch:
             one.env = {**self.env, self.batch[-1][0]: self._shared() * tile.size(self.group) + g}
         return one
+
+
+class Gradient(SharedHeads, Attention):
+    """One ``attention_backward`` template op in terms of tiles: see :class:`Attention`, and what is written."""
+
+    def __init__(self, op: Op, buffers: list[Buffer], shape: Shape):
+        super().__init__(op, buffers, shape)
+        self.bind(op, buffers)
 
 
 @register("attention_backward")
@@ -277,4 +292,4 @@ def _store_sum(p: Gradient, sums: Buffer, out: Buffer, t0: Any, t: Any, c: Any, 
     tile.store(out, (p.key_head, t0 + t, c * s.value), got, check=(1, 2), mask=inside)
 
 
-__all__ = ["Gradient", "attention_backward", "differentiate"]
+__all__ = ["Gradient", "SharedHeads", "attention_backward", "differentiate"]

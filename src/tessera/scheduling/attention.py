@@ -94,8 +94,8 @@ def _problem(op: Op, h: Heads, maps: dict[str, Index]) -> dict[str, Any]:
 def attention_backward(bs: BlockScheduler, op: Op) -> None:
     """The cotangents of queries, keys and values.
 
-    One launch computes all three, a head of the keys after the other; where that leaves threads without work, one cuts the
-    queries up and one the keys.  Each sum runs in the same order either way.
+    One launch computes all three, a head of the keys after the other; where that leaves threads without work, and on machines whose
+    blocks hold sums in registers, one cuts the queries up and one the keys.  Each sum runs in the same order either way.
     """
     h = Heads(op, bs.program.sizes)
     k = op.operands[1].type.shape
@@ -104,7 +104,8 @@ def attention_backward(bs: BlockScheduler, op: Op) -> None:
     compute = op.results[0].type.dtype
     before = [_score(bs, op.operands[6], h, compute)] if len(op.operands) > 6 else []
     heads = product(k[:-2])
-    whole = isinstance(heads, int) and heads >= bs.program.machine.threads
+    machine = bs.program.machine
+    whole = machine.kind != "simt" and isinstance(heads, int) and heads >= machine.threads
     made = [bs.place(r) for r in op.results]
     roles = ("dq", "dk", "dv")
     for cut, written in ((None, roles),) if whole else (("q", roles[:1]), ("t", roles[1:])):

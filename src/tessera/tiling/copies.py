@@ -227,8 +227,17 @@ def _moves(values: Sequence[Value], body: Block) -> bool:
 
 def _stages(loads: Sequence[Op], machine: Any) -> int:
     """How many iterations' operands half of the shared memory holds."""
-    each = sum(-(-load.result.type.size * load.result.type.dtype.itemsize // 1024) * 1024 for load in loads)
+    each = sum(-(-load.result.type.size * load.result.type.dtype.itemsize // 1024) * 1024 for load in _distinct(loads))
     return int(min(STAGES, machine.shared_bytes // 2 // each)) if each else 0
+
+
+def _place(load: Op) -> tuple[Any, ...]:
+    return (*load.operands, load.result.type.shape)
+
+
+def _distinct(loads: Sequence[Op]) -> list[Op]:
+    """Without loads of what another loads: products that take it in two ways load it twice and have it fetched once."""
+    return list({_place(load): load for load in reversed(loads)}.values())[::-1]
 
 
 class _Pipeline:
@@ -238,16 +247,16 @@ class _Pipeline:
         self.c, self.op, self.loads, self.stages = c, op, loads, stages
         self.b, self.body = c.builder, op.blocks[0]
         self.needed = _needed([v for load in loads for v in load.operands[1:1 + load.operands[0].type.rank]], self.body) or []
-        self.memory: list[Value] = []
+        self.memory: dict[tuple[Any, ...], Value] = {}
 
     def build(self) -> list[Value]:
         b, op, loc = self.b, self.op, self.op.loc
         lo, hi, step, *carried = self.c.operands(op)
-        for load in self.loads:
+        for load in _distinct(self.loads):
             t = load.result.type
             kept = BufferType(t.dtype, (self.stages, *t.shape), "shared")
             swizzle = 0 if t.dtype.itemsize == 1 and self._by_columns(load) else swizzle_of(kept)
-            self.memory.append(b.value("alloc", (), kept, {"swizzle": swizzle}, (), load.loc))
+            self.memory[_place(load)] = b.value("alloc", (), kept, {"swizzle": swizzle}, (), load.loc)
         at = lo
         for stage in range(self.stages - 1):
             self._fetch(at, self._number(stage))
@@ -281,7 +290,7 @@ class _Pipeline:
             if o not in self.loads:
                 self.c.run([o])
                 continue
-            memory = self.memory[self.loads.index(o)]
+            memory = self.memory[_place(o)]
             self.c.map[o.result] = b.value("load", (memory, stage, zero, zero), o.result.type, {"axes": (1, 2)}, (), o.loc)
         last = b.value("eq", (stage, self._number(self.stages - 1)), ScalarType(bool_), None, (), loc)
         after = b.value("add", (stage, self._number(1)), INDEX, None, (), loc)
@@ -294,7 +303,8 @@ class _Pipeline:
         self.c.map[self.body.args[0]] = i
         self.c.run(self.needed)
         zero = self._number(0)
-        for load, memory in zip(self.loads, self.memory, strict=True):
+        for load in _distinct(self.loads):
+            memory = self.memory[_place(load)]
             operands = self.c.operands(load)[:1 + load.operands[0].type.rank]
             self.b.op("copy_async", (*operands, memory, stage, zero, zero), (), {"box": load.result.type.shape}, (), load.loc)
         self.b.op("copy_commit", (), (), None, (), self.op.loc)

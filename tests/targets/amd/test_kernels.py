@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from attentions import attention_op
+from test_simt_attention_backward import programs
 
 import tessera as ts
 from tessera import tile
@@ -192,3 +193,15 @@ def test_attention_uses_matrix_instructions(machine, kind, d, instruction):
     assert len(re.findall(instruction, asm)) == 2 * (keys // 32) * (d // depth)  # scores and values of 32 queries a wave
     (k,) = code_object.kernels(binary)
     assert k.private_bytes == 0 and k.shared_bytes <= 24576 and k.registers <= 512  # both operands pass through memory together
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=IDS)
+def test_the_reverse_of_attention_uses_matrix_instructions(machine):
+    arrays = [np.zeros((4, 200, 128), ts.bf16.np) for _ in range(4)] + [np.zeros((4, 200), np.float32)] * 2
+    for op, fn in programs(arrays, {"scale": 0.1, "causal": True}, machine):
+        binary, module = build(fn, machine, compiled)
+        products = 3 if op.attrs["writes"] == ("dq",) else 4
+        depth = 8 if machine is AMD_GFX942 else 16
+        assert len(re.findall(f"v_mfma_f32_32x32x{depth}_bf16", compiled(module, machine, "asm").decode())) == products * 128 // depth
+        (k,) = code_object.kernels(binary)
+        assert k.private_bytes == 0 and k.registers <= 512

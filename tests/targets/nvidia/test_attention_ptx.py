@@ -7,10 +7,13 @@ import pytest
 from attentions import attention_op
 from emulated import Emulated
 from test_attention import draw, reference
+from test_attention_backward import exact
 from test_emit import assemble, ptx
+from test_simt_attention_backward import given, programs
 
 from tessera.kernels.simt.attention import attention_program
 from tessera.machine import NVIDIA_SM80, NVIDIA_SM90
+from tessera.ops.table import OPS
 from tessera.targets.nvidia import kernels
 from tessera.types.dtypes import bf16, f16
 
@@ -42,3 +45,36 @@ def test_assembled(machine, d, kw, tmp_path):
     loop = max(re.split(r"\n\$L\w+:", text), key=lambda part: part.count("mma.sync"))
     assert "st.shared" not in loop and "bar.sync" in text
     assert not kernels.complaints(assemble(text, tmp_path, machine.cpu))
+
+
+def reverse(d, s, t, dtype, causal, machine=NVIDIA_SM80, heads=1):
+    """(operands, their attributes, launches with programs) of a reverse pass."""
+    rng = np.random.default_rng(3)
+    q, k, v, g = (rng.standard_normal((heads, n, d)).astype(dtype.np) for n in (s, t, t, s))
+    wide = [x.astype(np.float32) for x in (q, k, v, g)]
+    attrs = {"scale": d ** -0.5, "causal": causal}
+    out, lse = OPS["attention_forward"].reference(*wide[:3], **attrs)
+    arrays = [q, k, v, g, lse.astype(np.float32), np.sum(out * wide[3], -1).astype(np.float32)]
+    return arrays, attrs, programs(arrays, attrs, machine)
+
+
+def test_reverse_emulated():
+    """Stages that two products read in two ways, p and ds as left operands from the registers where they were made."""
+    arrays, attrs, made = reverse(16, 20, 40, bf16, True)
+    want = exact([a.astype(np.float32) for a in arrays], attrs)
+    for op, fn in made:
+        module = kernels.lower(fn, NVIDIA_SM80)
+        assert "mma.sync" in module.text and "cp.async.cg" in module.text
+        buffers, results = given(op, arrays, want)
+        Emulated(module, buffers).run(1)
+        for b, r in zip(buffers[6:], results, strict=True):
+            assert np.abs(b.reshape(r.shape) - r).max() < 3e-2
+
+
+@pytest.mark.parametrize("machine, d", [(NVIDIA_SM80, 64), (NVIDIA_SM80, 128), (NVIDIA_SM80, 256), (NVIDIA_SM90, 64)],
+                         ids=lambda x: getattr(x, "cpu", str(x)))
+def test_reverse_assembled(machine, d, tmp_path):
+    for op, fn in reverse(d, 200, 200, bf16, True, machine)[2]:
+        _, text = ptx(fn, machine)
+        assert "mma.sync" in text and "ldmatrix" in text and "cp.async.cg" in text and ".local" not in text
+        assert not kernels.complaints(assemble(text, tmp_path, machine.cpu)), op.attrs["writes"]

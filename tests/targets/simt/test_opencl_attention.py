@@ -9,7 +9,9 @@ import pytest
 from attentions import attention_function, attention_op
 from simt_harness import compile_module, lower, opencl
 from test_attention import _keep, draw, reference
+from test_attention_backward import exact, operands
 from test_opencl_kernels import check_here
+from test_simt_attention_backward import given, programs
 
 from tessera.ir.core import BufferType
 from tessera.kernels.simt.attention import attention_program
@@ -36,6 +38,16 @@ def test_bits_of_the_interpreter(heads: int, q: Any, t: Any, d: int, e: int, dty
     out = check_here(fn, arrays, sizes)[-1]
     got = (out.reshape(rows, heads, e).transpose(1, 0, 2) if joined else out.reshape(heads, rows, e)).astype(np.float64)
     assert np.abs(got - reference(*operands, kw.get("causal", False), groups, mask)).max() <= bound
+
+
+def test_reverse() -> None:
+    """Both kernels: heads that share keys, causal, widths that are no powers of two."""
+    arrays, attrs = operands("grouped")
+    want = exact(arrays, attrs)
+    for op, fn in programs(arrays, attrs, INTEL_CPU):
+        buffers, results = given(op, arrays, want)
+        for got, r in zip(check_here(fn, buffers)[6:], results, strict=True):
+            assert np.abs(got.reshape(r.shape) - r).max() <= 2e-6
 
 
 def test_the_program_is_short_and_meets_seldom() -> None:

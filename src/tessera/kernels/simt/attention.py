@@ -17,8 +17,7 @@ Source: T. Dao, "FlashAttention-2" (2023), for warps that share out queries alon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...ir.core import Function, Op
@@ -26,130 +25,29 @@ from ...machine.simt import SimtMachine
 from ...scheduling.templates import block, is_plain_store
 from ...tiling import dsl as tile
 from ...tiling.dsl import Buffer, TileValue, tile_function
-from ...tiling.layouts import log2_up
-from ...types.dims import DimLike, ceildiv, product
-from ...types.dtypes import DType, f32, int32
-from ..attention import LOG2_E, LOWEST, Operands, larger, power_of_two, static_width
+from ...types.dims import ceildiv, product
+from ...types.dtypes import f32, int32
+from ..attention import LOWEST, larger, static_width
 from ..fused import Lanes, Point
 from ..programs import open_program
 from . import attention_lanes
-from .operands import Rows
-
-PIECE = 64     # the widest piece of a head
-NARROWEST = 16  # the narrowest: matrix instructions take no less
-RESIDENT = 128  # the widest head whose queries stay in registers while keys stream past, where shared memory holds wider ones
-SUMS = 16       # scores of a thread where products are chains of fma
+from .operands import Rows, untouched
+from .pieces import Cut, Kept, Pieces
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How the work is cut.
+class Attention(Pieces):
+    """One ``attention`` template op on a SIMT machine: what is done to scores, values and results."""
 
-    Attributes:
-        rows: queries of a block.
-        keys: of a step: a numeric parameter, which does not depend on how many keys there are.
-        threads: of a block.
-        piece: the widest piece of a head.
-        sums: partial sums of a row, which are added up at the end; as many as threads hold apart.
-        unit: a matrix instruction forms the products, from operands as they are in memory.
-    """
-
-    rows: int
-    keys: int
-    threads: int
-    piece: int
-    sums: int
-    unit: bool
-
-    @staticmethod
-    def of(machine: SimtMachine, dtype: DType, compute: DType, q: DimLike, width: int, asked: int | None = None) -> Cut:
-        """For heads of ``width`` elements of ``dtype``; ``asked``: about so many queries a block."""
-        unit = machine.tile_instruction(dtype, dtype, compute, 64, 64, 64) if dtype.itemsize == 2 and compute is f32 else None
-        if unit is not None:
-            warps = max(1, machine.block_threads // machine.lanes)
-            cells = width * unit.m  # results of a warp: more keys would leave them no registers
-            keys = max(16, unit.n, 64 if cells <= 2048 else 32 if cells <= 3072 else 16)
-            while machine.has_async_copies and keys > 16 and 4 * keys * width * dtype.itemsize > machine.shared_bytes // 2:
-                keys //= 2  # two stages of keys and values
-            rows = _rows(q, unit.m * warps, unit.m, asked)
-            return Cut(rows, keys, rows // unit.m * machine.lanes, PIECE, unit.n, True)
-        scores = log2_up(machine.block_threads * (SUMS if compute.itemsize <= 4 else SUMS // 4))
-        rows, keys = 1 << scores // 2, 1 << scores - scores // 2
-        return Cut(_rows(q, rows, 1, asked), keys, machine.block_threads, keys, keys // 4, False)
-
-    @staticmethod
-    def in_lanes(machine: SimtMachine, compute: DType) -> Cut:
-        """Where threads are the lanes of a CPU's vectors: a query each (``attention_lanes.py``)."""
-        return Cut(machine.lanes, 64 // compute.itemsize, machine.lanes, NARROWEST, 1, False)
-
-    def pieces(self, width: int) -> tuple[tuple[int, int], ...]:
-        """(first column, width) of the pieces of a head; the last may reach beyond it."""
-        out, at = [], 0
-        while at < width:
-            n = min(self.piece, 1 << (width - at).bit_length() - 1)
-            n = n if n >= NARROWEST or n == width - at >= NARROWEST else NARROWEST
-            out.append((at, n))
-            at += n
-        return tuple(out)
-
-
-def _rows(q: DimLike, most: int, least: int, asked: int | None) -> int:
-    """Rows of a block: no more than there are, as asked, a power of two."""
-    wanted = min(q, asked or most) if isinstance(q, int) else asked or most
-    return max(least, min(most, 1 << log2_up(max(1, wanted))))
-
-
-class Attention(Operands):
-    """One ``attention`` template op on a SIMT machine: where its operands lie, and what is done to scores."""
-
-    def __init__(self, op: Op, buffers: Sequence[Buffer], cut: Cut, places: dict[str, Rows | None]):
-        super().__init__(op, buffers)
-        self.cut, self.places = cut, places
-        self.folded = self.score is None and self.accumulate is self.compute and self.scale > 0
-        self.factor = self.scale * LOG2_E
-        self.depths, self.widths = cut.pieces(static_width(self.d, "d")), cut.pieces(static_width(self.e, "e"))
-        self.kept: list[Buffer] = []  # pieces of the queries in shared memory
+    def __init__(self, op: Op, buffers: Sequence[Buffer], cut: Cut, places: Mapping[str, Rows | None]):
+        super().__init__(op, buffers, cut, places)
         self.target = op.attrs["outs"][-1]
         self.out = buffers[self.target]
 
-    # -- operands --------------------------------------------------------------------------------------------------------------
-    def piece(self, role: str, row: Any, rows: int, at: Any, width: int) -> TileValue:
-        """Columns at … at + width - 1 of rows of an operand, as products take them: zeros where there are none."""
-        place = self.places[role]
-        if place is not None:
-            got = place.load(self.maps[role][0], self.env, (row, at), (rows, width))
-        else:
-            name, extent = self.row(role)
-            assert isinstance(extent, int)
-            lanes = self.queries(row, rows, True) if role in ("query", "cotangent") else self.keys(row, rows, True)
-            ragged = at + width > extent if isinstance(at, int) else extent % width != 0
-            got = self.operand(role, lanes, Lanes(name, at, width, extent, ragged, aligned=not isinstance(at, int) or at % width == 0))
-        return got if self.cut.unit else got.to(self.compute)
-
-    def fetch_queries(self, row: Any, machine: SimtMachine) -> list[TileValue]:
-        """The block's queries, piece by piece, in registers; none where shared memory keeps them, or where each step loads them again."""
-        rows, width = self.cut.rows, sum(n for _, n in self.depths)
-        if self.cut.unit and (width <= RESIDENT or 2 * rows * width * self.maps["query"][0].dtype.itemsize > machine.shared_bytes):
-            return [self.piece("query", row, rows, at, n) for at, n in self.depths]
-        for at, n in self.depths if self.cut.unit else ():
-            self.kept.append(tile.alloc((rows, n), self.maps["query"][0].dtype, "shared"))
-            tile.store(self.kept[-1], (0, 0), self.piece("query", row, rows, at, n))
-        return []
-
-    def queries_now(self, held: Sequence[TileValue], row: Any) -> Sequence[TileValue]:
-        if held:
-            return held
-        if self.kept:
-            return [tile.load(b, (0, 0), (b.shape[0], b.shape[1])) for b in self.kept]
-        return [self.piece("query", row, self.cut.rows, at, n) for at, n in self.depths]
-
     # -- scores ----------------------------------------------------------------------------------------------------------------
-    def scores(self, queries: Sequence[TileValue], q0: Any, t0: Any) -> TileValue:
+    def scores(self, queries: Kept, q0: Any, t0: Any) -> TileValue:
         """Scores of the block's queries against keys t0 …; -inf for keys that do not exist or are not seen."""
         c = self.cut
-        acc = tile.zeros((c.rows, c.keys), self.compute)
-        for query, (at, n) in zip(self.queries_now(queries, q0), self.depths, strict=True):
-            acc = tile.dot(query, tile.transpose(self.piece("key", t0, c.keys, at, n)), acc)
+        acc = self.against(queries, [self.reader("key", t0, c.keys, at, n) for at, n in self.depths])
         if not self.folded:
             acc = self.held(acc * tile.constant(self.scale, self.compute))
         if self.score is not None:
@@ -157,10 +55,6 @@ class Attention(Operands):
             point = Point(self.env, (rows, keys))
             acc = tile.broadcast_to(self.score.run(point, acc)[0], acc.shape)
         return self.seen_alone(acc, q0, t0)
-
-    @staticmethod
-    def partly(extent: DimLike, step: int) -> bool:
-        return not isinstance(extent, int) or extent % step != 0
 
     def seen_alone(self, acc: TileValue, q0: Any, t0: Any) -> TileValue:
         """The scores with -inf where there is no key, or where a causal query does not see it."""
@@ -182,17 +76,6 @@ class Attention(Operands):
             ahead = tile.convert(tile.minimum(tile.maximum(q0 - t0 + tile.size(self.offset), -shape[0]), shape[1]), int32)
             seen = seen & (column <= tile.iota((shape[0], 1), 0).to(int32) + ahead)
         return tile.where(seen, acc, tile.constant(LOWEST, self.compute))
-
-    def base(self, top: TileValue) -> TileValue:
-        return top * -self.factor if self.folded else super().base(top)
-
-    def exponent(self, score: TileValue, base: TileValue) -> TileValue:
-        return tile.fma(score, self.factor, base) if self.folded else super().exponent(score, base)
-
-    def power(self, x: TileValue) -> TileValue:
-        """2^x: to the last bits of f32 or f64, or by the machine's own unit where the weights are rounded to 16 bits anyway."""
-        made: TileValue = tile.exp2_approx(x) if self.cut.unit else power_of_two(x)
-        return made
 
     # -- values ----------------------------------------------------------------------------------------------------------------
     def weigh(self, out: Sequence[TileValue], decay: TileValue, weights: TileValue, t0: Any) -> tuple[TileValue, ...]:
@@ -235,7 +118,7 @@ def attention_program(op: Op, machine: SimtMachine, name: str) -> Function:
     shapes: list[Any] = [None] * len(op.operands)
     if "sums" in a:
         shapes[a["sums"]] = (product(batch), q)
-    free = _untouched(op)
+    free = untouched(op)
     for i, role in ((0, "query"), (1, "key"), (2, "value"), (a["outs"][-1], "out")):
         place = places[role]
         if place is not None and (i in free or role == "out"):
@@ -269,17 +152,11 @@ def _places(op: Op) -> dict[str, Rows | None]:
     return found
 
 
-def _untouched(op: Op) -> set[int]:
-    """Operands that no block reads or writes, so that they may be seen under other shapes."""
-    used = {b.args.index(v) for b in op.blocks for o in b.walk() for v in o.operands if v in b.args}
-    return set(range(len(op.operands))) - used
-
-
 @tile_function
 def attend(p: Attention, machine: SimtMachine, q0: Any) -> None:
     """The queries q0 … q0 + rows - 1 of one head."""
     c = p.cut
-    queries = p.fetch_queries(q0, machine)
+    queries = Kept(p, "query", q0, machine, sum(n for _, n in p.depths))
     top = tile.full((c.rows, 1), LOWEST, p.compute)
     total = tile.zeros((c.rows, c.sums), p.compute)
     out = tuple(tile.zeros((c.rows, n), p.compute) for _, n in p.widths)
@@ -307,4 +184,4 @@ def partial_sums(weights: TileValue, c: Cut) -> TileValue:
     return tile.sum(tile.reshape(weights, (rows, c.sums, keys // c.sums)), 2)
 
 
-__all__ = ["Attention", "Cut", "attend", "attention_program", "partial_sums"]
+__all__ = ["Attention", "attend", "attention_program", "partial_sums"]

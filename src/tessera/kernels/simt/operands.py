@@ -7,14 +7,15 @@ checks, so that accesses stay vectors and copies can run ahead.  Anything else i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...ir.core import BufferType
+from ...ir.core import BufferType, Op
 from ...scheduling.templates import Loop, affine, flat_index
 from ...tiling import dsl as tile
 from ...tiling.dsl import Buffer, TileValue
+from ...tiling.values import as_value
 from ...types.dims import Dim, DimLike, floordiv, product, substitute
 
 
@@ -59,12 +60,21 @@ class Rows:
     # -- pieces --------------------------------------------------------------------------------------------------------------
     def load(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, Any], shape: tuple[int, int]) -> TileValue:
         """Rows and columns from ``at`` on; zeros beyond the matrix."""
+        return self.reader(buffer, env, at, shape)()
+
+    def reader(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, Any], shape: tuple[int, int]) -> Callable[[], TileValue]:
+        """What loads that tile when it is called: each product then takes it in a layout of its own, when it needs it, from one place."""
         seen, checks, beyond = self._where(buffer, at, shape)
-        got = tile.load(seen, self._offsets(env, at), shape, axes=(1, 2), check=checks)
-        if beyond and not self.dense:  # what follows in memory belongs to others
-            inside = tile.iota((1, shape[1]), 1) + at[1] < self.width
-            got = tile.where(tile.broadcast_to(inside, shape), got, tile.zeros(shape, got.dtype))
-        return got
+        offsets = self._offsets(env, at)
+
+        def load() -> TileValue:
+            got = tile.load(seen, offsets, shape, axes=(1, 2), check=checks)
+            if beyond and not self.dense:  # what follows in memory belongs to others
+                inside = tile.iota((1, shape[1]), 1) + at[1] < self.width
+                got = tile.where(tile.broadcast_to(inside, shape), got, tile.zeros(shape, got.dtype))
+            return got
+
+        return load
 
     def store(self, buffer: Buffer, env: Mapping[str, Any], at: tuple[Any, Any], value: TileValue, turned: bool = False) -> None:
         """The inverse of :meth:`load`; nothing is written beyond the matrix.  ``turned``: columns come first in the tile."""
@@ -84,7 +94,8 @@ class Rows:
 
     def _offsets(self, env: Mapping[str, Any], at: tuple[Any, Any]) -> tuple[Any, Any, Any]:
         first = tile.evaluate(self.column, dict(env))
-        return tile.evaluate(self.block, dict(env)), at[0], first if isinstance(at[1], int) and at[1] == 0 else at[1] + first
+        column = first if isinstance(at[1], int) and at[1] == 0 else at[1] + first
+        return as_value(tile.evaluate(self.block, dict(env))), at[0], as_value(column)
 
 
 def _quotient(a: DimLike, b: DimLike) -> DimLike | None:
@@ -103,4 +114,10 @@ def _split(offset: DimLike, unit: DimLike) -> tuple[DimLike, DimLike]:
     return whole, rest
 
 
-__all__ = ["Rows"]
+def untouched(op: Op) -> set[int]:
+    """Operands that no block reads or writes, so that they may be seen under other shapes."""
+    used = {b.args.index(v) for b in op.blocks for o in b.walk() for v in o.operands if v in b.args}
+    return set(range(len(op.operands))) - used
+
+
+__all__ = ["Rows", "untouched"]

@@ -8,12 +8,15 @@ from ...ir.core import Function, Op
 from ...machine.simt import SimtMachine
 from . import matmul
 from .attention import attention_program
+from .attention_backward import attention_backward_program
 from .scatter import scatter_program
 
 Rule = Callable[[Op, SimtMachine, str], Function | None]
 """(template op, machine, the program's name) -> the program, or None where the general one has to do."""
 
-RULES: dict[str, Rule] = {"attention": attention_program, "matmul": matmul.product_program, "scatter": scatter_program}
+RULES: dict[str, Rule] = {
+    "attention": attention_program, "attention_backward": attention_backward_program, "matmul": matmul.product_program,
+    "scatter": scatter_program}
 """Template name -> rule."""
 
 
