@@ -11,8 +11,10 @@ import pytest
 
 import tessera as ts
 from tessera import tile
-from tessera.errors import ArgumentError, DTypeError, KernelError, ShapeError
+from tessera.errors import ArgumentError, DTypeError, KernelError, ShapeError, UnsupportedError
 from tessera.ir import interpret_tile
+from tessera.machine import INTEL_CPU
+from tessera.runtime.build import lower_launch, one_launch
 from tessera.tiling import frontend
 from tessera.tiling.frontend import Tile, kernel
 from tessera.types.dtypes import bf16, bool_, f32, int8, int32
@@ -318,6 +320,36 @@ def test_atomics():
     assert "a tile of shape [4, 5] does not match the window [4, 4]" in str(failing(misfit, x))
     e = failing(floats, zeros(4, 4))
     assert "atomics work on integers of 32 or 64 bits, not on f32" in str(e) and underlined(e).startswith("tile.atomic_add(X[0:4, 0:4]")
+
+
+def test_what_only_warp_groups_have():
+    @kernel
+    def roles(X: Tile["N", f32], O: Tile["N", f32]):
+        with tile.role(groups=1):
+            tile.store(O[0:64], X[0:64])
+
+    @kernel
+    def clusters(X: Tile["N", f32], O: Tile["N", f32]):
+        tile.cluster(2)
+        tile.cluster_sync()
+        tile.store(O[0:64], X[0:64])
+
+    @kernel
+    def waits(X: Tile["M", "N", bf16], O: Tile["M", "N", f32]):
+        tile.store(O[0:64, 0:64], tile.wgmma_wait(tile.zeros((64, 64), f32), 1))
+
+    fn = roles.build({n: ts.ones(64).type for n in "XO"}).function
+    sched = one_launch(fn)
+    with pytest.raises(UnsupportedError) as info:
+        lower_launch(sched, sched.body.ops[0], INTEL_CPU, ("N",))
+    e = info.value
+    assert "'roles' is written for warp groups, which Intel OpenCL on a CPU does not have" in str(e)
+    assert "shared memory, fragments, async_copy and tile.barrier() are everyone's" in str(e)
+    assert underlined(e) == "with tile.role(groups=1):"
+    e = failing(clusters, zeros(64), zeros(64), error=interpret_tile.TileError)
+    assert "the grid has 1 blocks, which do not form clusters of 2" in str(e) and underlined(e) == "tile.cluster_sync()"
+    e = failing(waits, zeros(64, 64, dtype=bf16.np), zeros(64, 64))
+    assert "1. acc = tile.wgmma_wait(acc, pending=1)" in str(e)
 
 
 def test_arguments():

@@ -526,7 +526,10 @@ def run_clusters(state: Run, order: Sequence[tuple[int, tuple[int, ...]]], limit
     """
     size = int(state.fn.attrs.get("cluster", 1))
     if len(order) % size:
-        raise ValueError(f"{state.fn.name}: the grid has {len(order)} blocks, which do not form clusters of {size}")
+        at = next((op.loc for op in state.fn.walk() if op.name in ("cluster_rank", "cluster_sync")), None)
+        raise TileError(f"{state.fn.name}: the grid has {len(order)} blocks, which do not form clusters of {size}", loc=at,
+                        expected=f"a multiple of {size} blocks", received=f"{len(order)}",
+                        hints=["let the axis that the grid walks have a multiple of the cluster's tiles", "use smaller tiles or clusters"])
     clusters = [order[i:i + size] for i in range(0, len(order), size)]
     if seed is not None:
         random.Random(seed).shuffle(clusters)

@@ -243,8 +243,12 @@ def lower_launch(fn: Function, op: Op, machine: CpuMachine | SimtMachine, sizes:
         if callee is None or callee.level != "tile":
             raise CompileError(f"the program launches {op.attrs['callee']!r}, which it does not define", loc=op.loc)
         groups = isinstance(machine, SimtMachine) and machine.has_warp_groups
-        if not groups and any(of_groups(o) for o in callee.walk()):
-            raise UnsupportedError(f"the kernel {callee.name!r} is written for warp groups, which {machine.name} does not have", loc=op.loc,
+        own_level = next((o for o in callee.walk() if of_groups(o)), None)
+        if own_level is not None and not groups:
+            raise UnsupportedError(f"the kernel {callee.name!r} is written for warp groups, which {machine.name} does not have",
+                                   loc=own_level.loc or op.loc,
+                                   sentence="Roles, clusters, the copy engine, barriers with phases and wgmma are Hopper's; shared memory, "
+                                            "fragments, async_copy and tile.barrier() are everyone's.",
                                    hints=['Give it tensors of an NVIDIA Hopper GPU: x.to("gpu:0")',
                                           "Call it on CPU tensors outside jit: the interpreter runs it, and reports races",
                                           "Write it on the tile level, which every machine has"])

@@ -15,6 +15,7 @@ the kernel's line.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from .kernel_values import Param, _distance
 from .values import Buffer, TileValue, as_value, binary, current, fail, index_value, internal, location, static_shape
 
 internal(__file__)
+internal(contextlib.__file__)  # what stands between `with tile.role()` and the role
 
 SHARED_LIMIT = 232448
 """Bytes of shared memory that a block of the largest target has."""
@@ -379,6 +381,9 @@ def wgmma_commit() -> None:
 
 def wgmma_wait(*values: Any, pending: int = 0) -> Any:
     """Until at most ``pending`` groups of products are under way; returns the tiles it is given (if any), to be used from here on."""
+    if any(not isinstance(v, TileValue) for v in values):
+        fail("wgmma_wait takes accumulators; how many groups may be under way is a keyword",
+             hints=["acc = tile.wgmma_wait(acc, pending=1)"])
     tiles = [as_value(v) for v in values]
     op = _emit("mma_wait", tiles, [v.type for v in tiles], {"pending": pending})
     out = [TileValue(r) for r in op.results]

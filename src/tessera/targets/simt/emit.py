@@ -109,7 +109,8 @@ class Emitter:
         if shared > self.machine.shared_bytes:
             allocs = [op for op in fn.walk() if op.name == "alloc"]
             largest = max(allocs, key=lambda op: (op.result.type.space == "shared", int(op.result.type.nbytes))).loc if allocs else None
-            raise CompileError(f"{fn.name} needs {shared} bytes of shared memory; a block of {self.machine.name} has "
+            who = "the kernel" if fn.name == "kernel" else fn.name  # programs call each of theirs so
+            raise CompileError(f"{who} needs {shared} bytes of shared memory; a block of {self.machine.name} has "
                                f"{self.machine.shared_bytes}", loc=largest,
                                expected=f"at most {self.machine.shared_bytes} bytes", received=f"{shared} bytes",
                                hints=("use smaller tiles", "use fewer stages"))
