@@ -1,4 +1,4 @@
-"""Whole programs on Intel's OpenCL runtime: the cover of the op sweep, control flow, routines of the host, errors."""
+"""Whole programs on Intel's OpenCL runtime: control flow, routines of the host, errors."""
 
 from __future__ import annotations
 
@@ -6,30 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sweep
 import ways
 from simt_harness import opencl
 
 import tessera as ts
 
 pytestmark = pytest.mark.skipif(opencl() is None, reason="Intel's OpenCL runtime is not installed")
-CASES = sweep.cases()
 
 
 def compiler() -> Any:
     from tessera.runtime import opencl as programs
     return programs.compiler("intel:0")
-
-
-GROUPS = list(sweep.batches(CASES, 12))
-
-
-@pytest.mark.parametrize("group", [g if i % 8 == 0 else pytest.param(g, marks=pytest.mark.slow) for i, g in enumerate(GROUPS)],
-                         ids=lambda g: f"{g[0].op}..{g[-1].op}")
-def test_the_sweeps_cover(group: Any) -> None:
-    """Every eighth group each time; all the others with ``-m slow``."""
-    fn, arrays = sweep.program(group)
-    assert not sweep.failures(group, compiler().compile(fn)(arrays))
 
 
 RNG = np.random.default_rng(11)
