@@ -319,3 +319,26 @@ def test_equal_elements_of_a_window_share_its_derivative():
     x = ts.tensor([[[[1.0, 1.0, 2.0, 0.0], [0.0, 1.0, 0.0, 0.0]]]])
     got = ts.grad(lambda x: (ts.max_pool2d(x, 2) * ts.tensor([[[[6.0, 4.0]]]])).sum())(x)
     assert got.tolist() == [[[[2.0, 2.0, 4.0, 0.0], [0.0, 2.0, 0.0, 0.0]]]]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_decompositions_of_stacks(kind: type) -> None:
+    """In the operand's own precision, empty stacks and matrices too; one without a decomposition is NaN and leaves the others alone."""
+    for shape in ((3, 5, 5), (2, 7, 4), (2, 4, 7), (0, 3, 3), (2, 0, 3), (1, 1), (2, 40, 40)):
+        a = RNG.standard_normal(shape).astype(kind)
+        few, size = min(shape[-2:]), 64 * max(shape) * np.finfo(kind).eps
+        for full in (True, False):
+            u, s, v = (t.numpy() for t in ts.linalg.svd(ts.tensor(a), full))
+            assert u.dtype == s.dtype == v.dtype == kind
+            np.testing.assert_allclose((u[..., :few] * s[..., None, :]) @ v[..., :few, :], a, atol=size)
+            np.testing.assert_allclose(s, np.linalg.svd(a.astype(np.float64), full)[1], atol=size)
+        if shape[-1] == shape[-2]:
+            h = a + np.swapaxes(a, -1, -2)
+            w, v = (t.numpy() for t in ts.linalg.eigh(ts.tensor(h)))
+            assert w.dtype == v.dtype == kind
+            np.testing.assert_allclose(h @ v, v * w[..., None, :], atol=4 * size)
+    a = RNG.standard_normal((2, 4, 4)).astype(kind)
+    a[1, 0, 0] = np.nan
+    for f in (lambda x: ts.linalg.svd(x)[1], lambda x: ts.linalg.eigh(x)[0], lambda x: ts.linalg.qr(x)[1]):
+        got = f(ts.tensor(a)).numpy()
+        assert np.isfinite(got[0]).all() and np.isnan(got[1]).any()

@@ -6,6 +6,7 @@ Cholesky, LU and triangular solves are Tessera tile programs; QR, SVD and the ei
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -174,19 +175,29 @@ primitive("solve", family="linalg", infer=_solve_infer, reference=_solve_referen
 
 
 # -- decompositions by LAPACK ------------------------------------------------------------------------------------------------
-def _batched(fn: Callable[[Array], tuple[Array, ...]], x: Array, count: int) -> tuple[Array, ...]:
-    """``fn`` on each matrix; one that it cannot decompose gives NaN."""
-    lead = x.shape[:-2]
-    probe = fn(np.zeros(x.shape[-2:], x.dtype))
-    outs = tuple(np.full((*lead, *p.shape), np.nan, p.dtype) for p in probe)
-    for at in np.ndindex(lead):
-        try:
+def _batched(fn: Callable[[Array], tuple[Array, ...]], x: Array) -> tuple[Array, ...]:
+    """``fn`` on a stack of matrices; one that it cannot decompose gives NaN."""
+    try:
+        return tuple(fn(x))
+    except np.linalg.LinAlgError:
+        outs = tuple(np.full_like(part, np.nan) for part in fn(np.zeros(x.shape, x.dtype)))
+    for at in np.ndindex(x.shape[:-2]):
+        with contextlib.suppress(np.linalg.LinAlgError):
             for out, part in zip(outs, fn(x[at]), strict=True):
                 out[at] = part
-        except np.linalg.LinAlgError:
-            continue
-    assert len(outs) == count
     return outs
+
+
+def _single(name: str, signature: str, x: Array) -> tuple[Array, ...] | None:
+    """numpy's LAPACK in single precision on f32 matrices; None where there is none, or nothing to compute.
+
+    ``np.linalg`` itself computes in f64 and rounds, which takes twice to five times as long.
+    """
+    loop = getattr(getattr(np.linalg, "_umath_linalg", None), name, None)
+    if x.dtype != np.float32 or x.size == 0 or signature not in getattr(loop, "types", ()):
+        return None
+    with np.errstate(all="ignore"):  # a matrix without a decomposition gives NaN
+        return tuple(loop(x, signature=signature))  # type: ignore[misc]
 
 
 def _qr_infer(types: Types, attrs: Attrs) -> Types:
@@ -218,9 +229,12 @@ def _eigh_infer(types: Types, attrs: Attrs) -> Types:
     return (types[0].with_shape(types[0].shape[:-1]), types[0])
 
 
-def _eigh_one(x: Array) -> tuple[Array, ...]:
-    w, v = np.linalg.eigh(x, "L")
-    return w, v
+def _eigh_of(x: Array) -> tuple[Array, ...]:
+    return _single("eigh_lo", "f->ff", x) or tuple(np.linalg.eigh(x, "L"))
+
+
+def _svd_of(x: Array, full: bool) -> tuple[Array, ...]:
+    return _single("svd_f" if full else "svd_s", "f->fff", x) or tuple(np.linalg.svd(x, full))
 
 
 def _complex_of(d: DType) -> DType:
@@ -235,7 +249,7 @@ def _eig_infer(types: Types, attrs: Attrs) -> Types:
     return (t.with_shape(t.shape[:-1]), t)
 
 
-def _eig_one(x: Array) -> tuple[Array, ...]:
+def _eig_of(x: Array) -> tuple[Array, ...]:
     w, v = np.linalg.eig(x)
     kind = np.complex128 if x.dtype == np.float64 else np.complex64
     return w.astype(kind), v.astype(kind)
@@ -244,21 +258,21 @@ def _eig_one(x: Array) -> tuple[Array, ...]:
 primitive("qr", family="linalg", infer=_qr_infer, dtypes=FLOAT, external="lapack.geqrf", bound=Bound(4, _terms),
           batch=br.leading,
           jvp=rules.qr_jvp, vjp=rules.qr_back,
-          reference=lambda x, complete: _batched(lambda a: tuple(np.linalg.qr(a, "complete" if complete else "reduced")), x, 2),
+          reference=lambda x, complete: _batched(lambda a: tuple(np.linalg.qr(a, "complete" if complete else "reduced")), x),
           doc="Q with orthonormal columns and the upper triangular R with Q R = x.", facts={"attrs": ("complete",)})
 primitive("svd", family="linalg", infer=_svd_infer, dtypes=FLOAT, external="lapack.gesdd", bound=Bound(4, _terms),
           batch=br.leading,
           jvp=rules.svd_jvp, vjp=rules.svd_back,
-          reference=lambda x, full: _batched(lambda a: tuple(np.linalg.svd(a, full)), x, 3),
+          reference=lambda x, full: _batched(lambda a: _svd_of(a, full), x),
           doc="U, the singular values in descending order, and V^T.", facts={"attrs": ("full",)})
 primitive("eigh", family="linalg", infer=_eigh_infer, dtypes=FLOAT, external="lapack.syevd", bound=Bound(4, _terms),
           batch=br.leading,
           jvp=rules.eigh_jvp, vjp=rules.eigh_back,
-          reference=lambda x: _batched(_eigh_one, x, 2),
+          reference=lambda x: _batched(_eigh_of, x),
           doc="The eigenvalues of symmetric matrices (lower triangle read) in ascending order, and eigenvectors as columns.")
 primitive("eig", family="linalg", infer=_eig_infer, dtypes=FLOAT, external="lapack.geev", bound=Bound(4, _terms),
           batch=br.leading,
-          reference=lambda x: _batched(_eig_one, x, 2), doc="Complex eigenvalues and eigenvectors of square matrices.",
+          reference=lambda x: _batched(_eig_of, x), doc="Complex eigenvalues and eigenvectors of square matrices.",
           facts={"no_derivative": "the vectors of a matrix that is not symmetric are fixed by a convention that turns with it"})
 
 
