@@ -75,10 +75,12 @@ def test_batches(machine, flat):
         np.testing.assert_array_equal(data[2].astype(np.float64).reshape(6, m, n), expected.astype(data[2].dtype))
 
 
+@pytest.mark.parametrize("sizes, tiles", [((40, 56, 32), ()), ((64, 192, 32), (("tile_m", 128), ("tile_n", 128))),
+                                          (("M", 200, 40), (("tile_m", 64), ("tile_n", 128)))], ids=str)
 @pytest.mark.parametrize("machine", MACHINES, **BY_CPU)
-def test_an_epilogue(machine):
-    """relu(acc + bias) + residual."""
-    m, n, k = 40, 56, 32
+def test_an_epilogue(machine, sizes, tiles):
+    """relu(acc + bias) + residual, of tiles whose parts may lie beyond the result."""
+    m, n, k = (name(d) if isinstance(d, str) else d for d in sizes)
 
     def epilogue(b: Builder, buffers, acc):
         def load(buffer, *index):
@@ -88,11 +90,13 @@ def test_an_epilogue(machine):
         return b.value("add", (b.value("maximum", (one, zero), ScalarType(f32)), load(buffers[3], name("m"), name("n"))), ScalarType(f32))
 
     op = product_op(m, n, k, dtype=f16, out=f32, extra=[BufferType(f32, (n,)), BufferType(f32, (m, n))], epilogue=epilogue, flat=False)
+    op.attrs["schedule"] = tiles
     fn = program(op, machine)
-    data = arrays(fn, {})
-    interpret_tile.run(fn, data, {}, seed=1)
+    env = {} if isinstance(m, int) else {"M": 70}
+    data = arrays(fn, env)
+    interpret_tile.run(fn, data, env, seed=1)
     a, b, bias, residual, out = data
-    np.testing.assert_array_equal(out, np.maximum(want(a, b, m, n, k)[0] + bias, 0) + residual)
+    np.testing.assert_array_equal(out, np.maximum(want(a, b, *out.shape, k)[0] + bias, 0) + residual)
 
 
 def test_what_each_machine_multiplies_with():
@@ -116,7 +120,7 @@ def test_tiles_follow_the_machine_and_the_size():
     assert plan(NVIDIA_SM80, 4, 4096, 512, dtype=bf16) is None and plan(AMD_GFX942, 512, 1, 512) is None  # streamed
     assert plan(AMD_GFX942, 64, 64, 0) is None
     cpu = plan(INTEL_CPU, 1024, 1024, 1024)
-    assert cpu.columns == INTEL_CPU.lanes and cpu.strips > 1 and cpu.threads == INTEL_CPU.lanes
+    assert cpu.columns == 2 * INTEL_CPU.lanes and cpu.strips > 1 and cpu.threads == INTEL_CPU.lanes
 
 
 def test_a_schedule_decides():
@@ -124,6 +128,9 @@ def test_a_schedule_decides():
     op.attrs["schedule"] = (("tile_m", 64), ("tile_n", 32), ("tile_k", 64), ("warps", 2))
     plan = plan_product(op, AMD_GFX942)
     assert (plan.rows, plan.columns, plan.depth, plan.threads) == (64, 32, 64, 128)
+    op.attrs["schedule"] = (("tile_m", 1024), ("tile_k", 1024))
+    cpu = plan_product(op, INTEL_CPU)  # what shared memory holds
+    assert 4 * (cpu.block_rows * cpu.depth + cpu.columns * (cpu.block_rows + cpu.depth)) <= INTEL_CPU.shared_bytes
     op.attrs["schedule"] = (("tile_m", 48), ("tile_k", 4096))
     assert plan_product(op, NVIDIA_SM80).rows == 32 and plan_product(op, NVIDIA_SM80).depth == 256
 

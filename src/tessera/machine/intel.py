@@ -35,7 +35,7 @@ _DPAS = (_dpas(bf16, f32), _dpas(f16, f32), _dpas(int8, int32), _dpas(uint8, int
 # answers them with 0 otherwise), in whose lowering it sometimes dies; memory is as fast.
 INTEL_CPU = SimtMachine("Intel OpenCL on a CPU", "intel", "spirv64-unknown-unknown", "", (), lanes=16, block_threads=16,
                         max_threads=256, shared_bytes=128 << 10, units=8, resident_blocks=64, global_bandwidth=4e10, block_work=16384,
-                        map_unroll=1, llvm_level=0, registers=16, has_shuffles=False)
+                        map_unroll=1, llvm_level=0, registers=32, has_shuffles=False)
 INTEL_XE = SimtMachine("Intel Xe GPU", "intel", "spirv64-unknown-unknown", "", (), lanes=16, block_threads=128,
                        max_threads=512, shared_bytes=64 << 10, units=128, resident_blocks=512, global_bandwidth=1e12, llvm_level=0,
                        register_bytes=128 << 10)

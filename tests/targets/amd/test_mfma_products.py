@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 from test_kernels import compiled
 
+import tessera as ts
 from tessera.kernels.simt.matmul import product_program
 from tessera.machine import AMD_GFX942, AMD_GFX950
+from tessera.runtime.build import lower_launch
+from tessera.scheduling import schedule
 from tessera.targets.amd import code_object
 from tessera.targets.amd.build import code_object as build
+from tessera.transforms.pipeline import optimize
 from tessera.types.dims import name
 from tessera.types.dtypes import bf16, f16, f32, fp8_e4m3, int8, int32
 
@@ -57,3 +61,18 @@ def test_products_by_fma():
     asm, k = assembly(AMD_GFX942, (1024, 1024, 1024), dtype=f32)
     assert "v_mfma" not in asm and re.search(r"v_(pk_)?fma", asm) and "\tds_read_b128" in asm and "\tds_read_b32" not in asm
     assert k.private_bytes == 0 and k.registers <= 128
+
+
+def test_an_epilogue_that_computes():
+    """A part of the tile at a time: its code stands there once, its operands and results move 16 bytes at a time, nothing spills."""
+    def layer(x: ts.Tensor[2048, 1024, ts.bf16], w: ts.Tensor[1024, 2048, ts.bf16], b: ts.Tensor[2048, ts.bf16],
+              r: ts.Tensor[2048, 2048, ts.bf16]) -> ts.Tensor[2048, 2048, ts.bf16]:
+        return ts.gelu(x @ w + b) + r
+
+    program = schedule(optimize(ts.jit(layer).trace(), AMD_GFX942), AMD_GFX942)
+    (op,) = (o for o in program.walk() if o.name == "template")
+    binary, module = build(lower_launch(program, op, AMD_GFX942, ()), AMD_GFX942, compiled)
+    (k,) = code_object.kernels(binary)
+    asm = compiled(module, AMD_GFX942, "asm").decode()
+    assert k.private_bytes == 0 and k.shared_bytes == 32768 and k.registers <= 512
+    assert asm.count("\tglobal_store_dwordx4") == 2 and "\tglobal_store_short" not in asm and asm.count("v_mfma_f32_32x32x8_bf16") == 32

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...ir.core import Function, Op
 from ...machine.simt import SimtMachine
+from ...scheduling.templates import is_plain_store
 from ...tiling import dsl as tile
 from ...tiling.dsl import Buffer, TileValue, tile_function
 from ...types.dims import DimLike, ceildiv
@@ -75,6 +76,32 @@ class Slices:
         p.epilogue.run(p.point(p.rows(self.i + down, acc.shape[0], _ragged(p.m, plan.block_rows)),
                                p.columns(self.j, plan.columns, _ragged(p.n, plan.columns))), acc)
 
+    def finish_in_parts(self, acc: TileValue) -> None:
+        """The epilogue of the block's tile; one that computes takes a part at a time, so that its code is short and its operands few."""
+        p, plan = self.p, self.plan
+        rows, columns = plan.part
+        count = plan.rows // rows * (plan.columns // columns)
+        if count == 1 or is_plain_store(p.op):
+            self.finish(acc)
+            return
+        across = plan.columns // columns
+        corners = [(x // across * rows, x % across * columns) for x in range(count)]
+
+        def part(which: Any, number: int) -> TileValue:
+            """Part ``which``, one of the first ``number + 1``; what threads hold of it are registers of their own."""
+            at = corners[number]
+            here = partial(tile.slice, acc, at, (at[0] + rows, at[1] + columns))
+            got: TileValue = tile.cond(tile.eq(which, number), here, partial(part, which, number - 1)) if number else here()
+            return got
+
+        def run(which: Any, _: Any) -> tuple[()]:
+            y, x = self.i + which // across * rows, self.j + which % across * columns
+            p.epilogue.run(p.point(p.rows(y, rows, _ragged(p.m, plan.rows)), p.columns(x, columns, _ragged(p.n, plan.columns))),
+                           part(which, count - 1))
+            return ()
+
+        tile.for_loop((0, count, 1), (), run)
+
     def zeros(self) -> TileValue:
         return tile.zeros((self.plan.rows, self.plan.columns), self.p.accumulate)
 
@@ -126,7 +153,7 @@ def by_instruction(s: Slices) -> None:
             following = s.lhs(s.after(k)), s.rhs(s.after(k))
             acc = tile.dot(a, b, acc)
             a, b = following
-    s.finish(acc)
+    s.finish_in_parts(acc)
 
 
 # -- by fma --------------------------------------------------------------------------------------------------------------
@@ -143,7 +170,7 @@ def by_fma(s: Slices) -> None:
         tile.store(right, (0, 0), b)
         a, b = s.lhs(s.after(k)).to(p.accumulate), s.rhs(s.after(k)).to(p.accumulate)
         acc = multiply(s, left, right, 0, k, acc)
-    s.finish(acc)
+    s.finish_in_parts(acc)
 
 
 @tile_function

@@ -19,6 +19,7 @@ from ..plan import along_k, element_dtype, guess
 
 FEW = 4  # so many rows or columns, or fewer, are left to the form that reads the other operand where it lies
 MOST_THREADS = 256  # of a block: more do not share operands better than a second block hides latencies
+TOGETHER = 16  # results of one thread that an epilogue takes at a time
 EDGES = (16, 32, 64, 128)  # of a tile of the result
 
 
@@ -56,6 +57,15 @@ class Plan:
         return self.rows * self.strips
 
     @property
+    def part(self) -> tuple[int, int]:
+        """Rows and columns of the part of a tile that an epilogue takes at a time: half of it, again and again (the upper bits of places
+        are those of registers)."""
+        rows, columns = self.rows, self.columns
+        while rows * columns > self.threads * TOGETHER:
+            rows, columns = (rows // 2, columns) if rows >= columns else (rows, columns // 2)
+        return rows, columns
+
+    @property
     def left_along_k(self) -> bool:
         """The copy of lhs lies as lhs does where threads are lanes, which all read the same number; else along m."""
         return self.strips > 1 and self.lhs_along_k
@@ -83,7 +93,7 @@ def plan_product(op: Op, machine: SimtMachine) -> Plan | None:
     if machine.tile_instruction(lhs, rhs, accumulate, 128, 128, 128) is not None:
         plan = _by_instruction(machine, lhs, rhs, accumulate, extents, asked)
     elif machine.access_elements(accumulate) == 1:
-        plan = _of_vectors(machine, accumulate, asked)
+        plan = _of_vectors(machine, accumulate, extents[0], asked)
     else:
         plan = _by_fma(machine, accumulate, extents, asked)
     return replace(plan, lhs_along_k=along_k(op, "lhs"), rhs_along_k=along_k(op, "rhs"))
@@ -124,14 +134,15 @@ def _by_fma(machine: SimtMachine, accumulate: DType, extents: tuple[int, int, in
     return Plan(rows, columns, depth, threads, step=min(depth, 4))
 
 
-def _of_vectors(machine: SimtMachine, accumulate: DType, asked: Mapping[str, int]) -> Plan:
-    """Threads are the lanes of vectors: one vector of columns, as many rows as fill half of the registers."""
+def _of_vectors(machine: SimtMachine, accumulate: DType, m: int, asked: Mapping[str, int]) -> Plan:
+    """Threads are the lanes of vectors: two vectors of columns, as many rows as fill half of the registers."""
     lanes = machine.block_threads
-    rows = max(1, machine.registers * 2 // accumulate.itemsize)
+    rows = max(1, machine.registers // accumulate.itemsize)
     depth = _power(asked.get("tile_k", 512 // accumulate.itemsize), lanes, 512)
-    block = _power(asked.get("tile_m", 8 * rows), rows, 128)
-    block = max(block, lanes)  # pieces of lhs are vectors of it
-    return Plan(rows, lanes, depth, lanes, strips=block // rows, step=4, lanes=lanes, held=rows)
+    block = max(_power(asked.get("tile_m", (16 if m >= 128 * rows else 8) * rows), rows, 128), lanes)  # pieces of lhs are vectors of it
+    while (block * depth + 2 * lanes * (block + depth)) * accumulate.itemsize > machine.shared_bytes:
+        depth //= 2
+    return Plan(rows, 2 * lanes, depth, lanes, strips=block // rows, step=4, lanes=lanes, held=rows)
 
 
 def _threads(machine: SimtMachine, asked: Mapping[str, int], otherwise: int) -> int:

@@ -94,7 +94,10 @@ def _opencl_number(name: str) -> Callable[[ThreadWriter], str]:
 
 
 def _opencl_thread(w: ThreadWriter) -> str:
-    return w.let(f"trunc i64 {_opencl_number('get_local_id')(w)} to i32")
+    wide = _opencl_number("get_local_id")(w)
+    number = w.let(f"trunc i64 {wide} to i32")
+    w.widened[number] = wide
+    return number
 
 
 def _opencl_barrier(w: ThreadWriter) -> None:

@@ -22,6 +22,7 @@ class ThreadWriter(Writer):
         self.vendor, self.threads, self.warp_lanes = vendor, threads, machine.lanes
         self.narrowing = vendor.narrowing
         self.declarations: set[str] = set()
+        self.widened: dict[str, str] = {}  # an i32 of the thread -> the i64 that it was made of
         self._once: dict[Any, str] = {}
 
     def declare(self, line: str) -> None:
@@ -63,6 +64,8 @@ class ThreadWriter(Writer):
         return self.once("thread", lambda: self.vendor.thread_id(self))
 
     def lane_id(self) -> str:
+        if self.threads <= self.warp_lanes:  # a CPU's compiler sees then which lanes are neighbours
+            return self.thread_id()
         return self.once("lane", lambda: self.let(f"and i32 {self.thread_id()}, {self.warp_lanes - 1}"))
 
     def warp_id(self) -> str:
@@ -81,7 +84,8 @@ class ThreadWriter(Writer):
                 if run == 1 and unit & (unit - 1):  # several bits at once: a swizzle
                     part = self.let(f"mul i32 {self.let(f'and i32 {part}, 1')}, {unit}")
                 else:
-                    part = self.let(f"and i32 {part}, {(1 << run) - 1}")
+                    if source != self.lane_id() or first + run < log2_up(self.warp_lanes):
+                        part = self.let(f"and i32 {part}, {(1 << run) - 1}")
                     part = part if unit == 1 else self.let(f"shl i32 {part}, {log2_up(unit)}")
                 bits = unit if run == 1 else ((1 << run) - 1) * unit
                 total = part if total == "0" else self.let(f"{'xor' if used & bits else 'or'} i32 {total}, {part}")
@@ -96,8 +100,8 @@ class ThreadWriter(Writer):
 
     def wide(self, value: str) -> str:
         """An unsigned i32 of the thread as an i64."""
-        if not value.startswith("%"):
-            return value
+        if not value.startswith("%") or value in self.widened:
+            return self.widened.get(value, value)
         return self.once(("wide", value), lambda: self.let(f"zext i32 {value} to i64"))
 
     # -- memory ------------------------------------------------------------------------------------------------------------
