@@ -51,18 +51,12 @@ def doubled(X: ts.Tile["M", 8], O: ts.Tile["M", 8]):
 
 def test_kernels_run_where_their_tensors_are(device, monkeypatch):
     x, out = ts.randn(6, 8), ts.zeros(6, 8).to("gpu:0")
-    g, place = x.to("gpu:0"), out._p
+    g, place = x.to("gpu:0"), out._p.pointer
     with monkeypatch.context() as m:
         m.setattr(runtime.GpuArray, "to_host", None)
         made = doubled(g, out)
-    assert made is out and out._p is place
+    assert made is out and out._p.pointer == place
     assert np.array_equal(out._p.to_host(), 2 * x.numpy())
-
-
-def test_kernels_take_arguments_of_several_places_through_the_host(device):
-    x, out = ts.randn(6, 8), ts.zeros(6, 8).to("gpu:0")
-    doubled(x, out)
-    assert out.device == "gpu:0" and np.array_equal(out.numpy(), 2 * x.numpy())
 
 
 def test_eager_operators_and_reductions(device):

@@ -328,12 +328,19 @@ class Plan(plans.Plan[Launch]):
 
     def _tile(self, f: Function, op: Op, env: dict[str, int]) -> Function:
         from ..kernels.hopper.select import explicit_program
+        from ..kernels.hopper.written import product_of_groups
         from ..kernels.rows import row_program
         from ..targets.nvidia.emit import is_explicit_program
         from .build import lower_launch
         machine: Any = self.program.compiler.machine
-        if op.name == "launch" and is_explicit_program(f.functions[op.attrs["callee"]]):
-            return f.functions[op.attrs["callee"]]
+        if op.name == "launch":
+            callee = f.functions[op.attrs["callee"]]
+            if is_explicit_program(callee):
+                return callee
+            sizes = {n: int(evaluate(d, env)) for n, d in _callee_sizes(callee, op).items()}
+            product = product_of_groups(callee, machine, sizes)
+            if product is not None:
+                return product
         if op.attrs.get("template") == "row":
             return row_program(op, machine.lanes, env)
         tile = explicit_program(op, machine, env)

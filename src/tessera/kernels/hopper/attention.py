@@ -301,7 +301,8 @@ class _Group:
         decay = dsl.exp2_approx((top - taken) * b.factor)
         p = self.exponentials(s, taken)
         total = total * decay + _sums(p)
-        b.full_k.wait(stage, phase)  # complete already: it keeps the assembler from moving the wait below above the exponentials
+        b.here.wait(0, 0)  # over for good (the stage is released: its barrier may be phases on): it keeps the assembler from moving the
+        # wait below above the exponentials
         out, p = tile.wgmma_wait(out, p)
         b.empty_v.arrive(before)
         return out * decay, p.to(b.ring_v.dtype), total, higher
