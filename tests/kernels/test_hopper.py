@@ -33,6 +33,16 @@ def test_product(transposed, seed):
     assert np.abs(c.astype(np.float64) - want).max() < 2**-8 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("m, n, k", [(136, 151, 136), (65, 333, 64)])
+def test_product_whose_rows_the_threads_store(m, n, k):
+    rng = np.random.default_rng(5)
+    fn = matmul.matmul_program(*(name(x) for x in "MNK"), config=matmul.Config(n=128, stages=2, blocks=2, direct=True))
+    a, b, c = random(rng, m, k), random(rng, n, k), np.full((m, n), np.nan, BF16)
+    interpret_tile.run(fn, [a, b, c], {"M": m, "N": n, "K": k}, seed=2)
+    want = a.astype(np.float64) @ b.T.astype(np.float64)
+    assert np.abs(c.astype(np.float64) - want).max() < 2**-7 * np.abs(want).max()
+
+
 @pytest.mark.parametrize("m, n, k", [(136, 152, 136), (600, 136, 320), (72, 128, 128)])
 def test_product_that_is_stored_beside_the_next(m, n, k):
     rng = np.random.default_rng(4)

@@ -82,8 +82,9 @@ class GpuArray(DeviceArray):
         kind = self.dtype.dtype
         if kind.is_float and kind.bits < 32 and kind.name != "f16":
             raise AttributeError(f"__cuda_array_interface__ has no form for {kind}: use DLPack")
+        self.stream.synchronize()  # libraries read on streams of their own, and not all heed ours
         return {"shape": self.shape, "typestr": kind.np.str, "data": (self.pointer, False), "version": 3, "strides": None,
-                "stream": self.stream.number}
+                "stream": None}
 
     def dlpack_device(self) -> tuple[int, int]:
         return 2, self.gpu.number

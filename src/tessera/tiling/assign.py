@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..ir.core import Block, Builder, Copier, Function, Op, TileType, Value
+from ..ir.core import Block, BufferType, Builder, Copier, Function, Op, TileType, Value
 from ..ir.tile import POINTWISE, root
 from ..ir.tile_explicit import GROUP, of_groups
 from ..types.dtypes import f32
+from .divisors import dim_divisor
 from .layouts import (
     Layout,
     axis_bits,
@@ -82,7 +83,7 @@ class _Classes:
         self.members: dict[Value, list[Value]] = {}
         self.found: dict[Value, Layout] = {}
         self.asked: set[Value] = set()
-        self.wanted: dict[Value, Layout] = {}  # operands of products that memory of the block holds -> what threads take of them
+        self.wanted: dict[Value, Layout] = {}  # what memory of the block holds for products or stores -> what threads take of it
         self.read_down: dict[Value, int] = {}  # operands of matrix instructions that lie along rows -> neighbours down a column of one lane
         for op in fn.walk():
             self._relate(op)
@@ -117,6 +118,8 @@ class _Classes:
         elif op.name in ("load", "store"):
             rank = op.operands[0].type.rank
             self._join([*op.operands[1 + rank:], *op.results])
+            if self.groups and op.name == "store":
+                self._passes(op)
         elif op.name in ("gather", "scatter", "atomic"):
             self._join([*op.operands[1:], *op.results])
         elif op.name == "dot":
@@ -141,6 +144,16 @@ class _Classes:
                 self._carry(group)
         else:
             self._join(op.results)
+
+    def _passes(self, store: Op) -> None:
+        """What programs of warp groups load from shared memory to store it elsewhere lies as rows of the target want it: neighbours in
+        lanes side by side, as many elements each as rows keep aligned."""
+        to: BufferType = store.operands[0].type
+        value = store.operands[1 + to.rank]
+        if _from_scratch(value, "shared") and to.space == "global":
+            width = dim_divisor(to.shape[-1]) & -dim_divisor(to.shape[-1])
+            vector = max(1, min(width, 16 // to.dtype.itemsize))
+            self.wanted[value] = blocked(value.type.shape, vector, self.lanes, self.threads // self.lanes)
 
     def _fragments(self, op: Op) -> None:
         """Operands of a product that are loaded from memory of the block come in the layout that the product takes."""

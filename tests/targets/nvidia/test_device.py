@@ -32,6 +32,14 @@ def test_product(m, n, k, turned):
     close(got.numpy(), a.numpy().astype(np.float64) @ (wide.T if turned else wide), 5e-3)
 
 
+@pytest.mark.parametrize("act", [None, ts.relu])
+@pytest.mark.parametrize("m, n, k", [(300, 257, 128), (1000, 2049, 520), (64, 50257, 72)])
+def test_product_whose_rows_are_not_aligned(m, n, k, act):
+    a, b = ts.randn(m, k).to(ts.bf16), ts.randn(n, k).to(ts.bf16)
+    f = ts.jit(lambda a, b: (a @ b.T) if act is None else act(a @ b.T))
+    close(f(a.to("gpu:0"), b.to("gpu:0")).to(ts.f32).numpy(), f(a.to(ts.f32), b.to(ts.f32)).numpy(), 1e-2)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("length, width", [(200, 64), (450, 64), (1024, 64), (256, 128), (1000, 128)])
 def test_attention(causal, length, width):

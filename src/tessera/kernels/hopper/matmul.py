@@ -41,6 +41,7 @@ class Config:
         raster: rows of tiles that are walked together, so that A and B stay in the second-level cache.
         spread: pieces in which a tile is stored beside the first products of the next (a piece beside a stage; there is no epilogue, and C
             has 16-bit elements), or 0: each tile is stored before the next begins.
+        direct: rows of C are no multiples of 16 bytes, as the copy engine wants them: the threads store.
     """
 
     n: int = 256
@@ -51,6 +52,7 @@ class Config:
     blocks: int = 132
     raster: int = 8
     spread: int = 0
+    direct: bool = False
 
     @property
     def m(self) -> int:
@@ -127,9 +129,14 @@ class _Block:
         if self.epilogue is not None:
             values = self.epilogue(values, y, x + i * self.piece, *self.buffers)
         box = self.outbox[g * 2 + i % 2]
-        tile.tma_wait(pending=1, read=True)  # the store before last has left this buffer
+        if not self.cfg.direct:
+            tile.tma_wait(pending=1, read=True)  # the store before last has left this buffer
         tile.barrier_sync(g + 1, 128)
         box.store(values)
+        if self.cfg.direct:
+            tile.barrier_sync(g + 1, 128)
+            dsl.store(self.c, (y, x + i * self.piece), box.load(), check=True)
+            return
         tile.fence_async()
         tile.barrier_sync(g + 1, 128)
         tile.tma_store(self.c, (y, x + i * self.piece), box)

@@ -148,11 +148,13 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
             _read(op, "lhs", 0) != _dense(m, k) or rhs not in (straight, turned):
         return None
     rows, columns, depth = (int(evaluate(d[1], dict(env))) for d in (m, n, k))
-    if columns % 8 or depth % 8 or rows < 64 or columns < 64 or depth < 64:
+    if depth % 8 or (columns % 8 and rhs == straight) or rows < 64 or columns < 64 or depth < 64:
         return None
     blocks = machine.units // 2 * 2
-    config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks,
-                           spread=SPREAD if is_plain_store(op) and out.bits == 16 and depth >= 64 * SPREAD else 0)
+    direct = columns * out.bits % 128 != 0
+    spread = is_plain_store(op) and out.bits == 16 and depth >= 64 * SPREAD and not direct
+    config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks, spread=SPREAD if spread else 0,
+                           direct=direct)
     extra = tuple((f"x{i}", v.type) for i, v in enumerate(op.operands) if i not in (0, 1, stored[0]))
     return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, epilogue=_epilogue_of(op),
                                  extra=extra, before=stored[0] - 2, config=config)
