@@ -59,6 +59,11 @@ def test_kernels_run_where_their_tensors_are(device, monkeypatch):
     assert np.array_equal(out._p.to_host(), 2 * x.numpy())
 
 
+def test_kernels_refuse_arguments_of_several_places(device):
+    with pytest.raises(ts.errors.DeviceError, match="different devices"):
+        doubled(ts.randn(6, 8), ts.zeros(6, 8).to("gpu:0"))
+
+
 def test_eager_operators_and_reductions(device):
     x, y = ts.randn(6, 7), ts.randn(6, 7)
     a, b = x.to("gpu:0"), y.to("gpu:0")
