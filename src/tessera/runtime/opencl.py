@@ -121,7 +121,7 @@ class IntelCompiler:
         from . import host_compiler
         from .llvm_workers import Request
         host, m = host_compiler(), self.machine
-        key = key_of(source_hash(), m.key(), module.text)
+        key = self._key(module)
         found = host.cache.get("kernels", key)
         if found is not None:
             return found
@@ -130,11 +130,25 @@ class IntelCompiler:
         return future
 
     def loaded(self, kernel: Kernel) -> Any:
-        """The device's handle of a kernel."""
+        """The device's handle of a kernel: its machine code from the disk cache, or made from SPIR-V by the driver."""
         if kernel.handle is None:
-            code = kernel.code if isinstance(kernel.code, bytes) else kernel.code.result()
-            kernel.handle = self.device.load(code, kernel.module.symbol)
+            kernel.handle = self._load(kernel)
         return kernel.handle
+
+    def _load(self, kernel: Kernel) -> Any:
+        from . import host_compiler
+        cache, symbol = host_compiler().cache, kernel.module.symbol
+        key = key_of(self._key(kernel.module), self.device.key())
+        held = cache.get("kernels", key)
+        handle = None if held is None else self.device.load_binary(held, symbol)
+        if handle is None:
+            code = kernel.code if isinstance(kernel.code, bytes) else kernel.code.result()
+            handle, binary = self.device.build(code, symbol)
+            cache.put("kernels", key, binary)
+        return handle
+
+    def _key(self, module: Module) -> str:
+        return key_of(source_hash(), self.machine.key(), module.text)
 
 
 @functools.cache

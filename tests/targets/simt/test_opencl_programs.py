@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,33 @@ def test_checks_raise_with_the_users_line() -> None:
         run([f32(5), np.array([0, 7, 2])])
     assert "test_opencl_programs.py" in str(e.value)
     assert run([f32(5), np.array([0, 1, 2])])[0].shape == (3,)  # the next call is clean
+
+
+def test_machine_code_outlives_the_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a second process would do: a compiler of its own reads the device's code, and the driver compiles nothing."""
+    from tessera.runtime.cache import DiskCache
+    from tessera.runtime.opencl import IntelCompiler
+    cache = DiskCache(tmp_path / "cache", 1 << 28)
+    monkeypatch.setattr(type(ways.host_compiler()), "cache", cache)
+    x = f32(5, 70)
+    graph, _ = ways.traced(lambda v: ts.softmax(v * 3, -1), (x,))
+    fresh, second, third = IntelCompiler(), IntelCompiler(), IntelCompiler()
+    made: list[str] = []
+    for c in (fresh, second, third):
+        build = c.device.build
+        monkeypatch.setattr(c.device, "build", lambda code, symbol, build=build: made.append(symbol) or build(code, symbol))
+    first = fresh.compile(graph)([x])[0]
+    assert made
+    made.clear()
+    assert second.compile(graph)([x])[0].tobytes() == first.tobytes() and not made
+    get, spirv = cache.get, b"\3\2\x23\7"
+
+    def of_another_driver(tier: str, key: str) -> bytes | None:
+        got = get(tier, key)
+        return got if got is None or got[:4] == spirv else b"another driver's"
+
+    monkeypatch.setattr(cache, "get", of_another_driver)
+    assert third.compile(graph)([x])[0].tobytes() == first.tobytes() and made
 
 
 def test_a_missing_device() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CompileError, DeviceError
-from ...machine import INTEL_CPU, INTEL_XE, INTEL_XE_HPC
+from ...machine import INTEL_CPU, INTEL_XE, INTEL_XE_HPC, host_cpu
 from ...machine.simt import SimtMachine
 
 Array = np.ndarray[Any, Any]
@@ -166,12 +166,33 @@ class OpenCL:
         Raises:
             CompileError: the driver refuses it; the message has its log.
         """
-        options = _BUILD if self.device.single_fp_config & _CORRECT_DIVISION else []
+        return self.build(code, symbol)[0]
+
+    def build(self, code: bytes, symbol: str) -> tuple[Any, bytes]:
+        """:meth:`load`, and the device's code, which :meth:`load_binary` takes."""
         try:
-            program = self.cl.Program(self.context, code).build(options=options, cache_dir=False)
-            return self.cl.Kernel(program, symbol)
+            program = self.cl.Program(self.context, code).build(options=self._options(), cache_dir=False)
+            return self.cl.Kernel(program, symbol), bytes(program.get_info(self.cl.program_info.BINARIES)[0])
         except self.cl.Error as e:
             raise CompileError(f"OpenCL refuses the kernel {symbol!r}: {e}") from e
+
+    def load_binary(self, binary: bytes, symbol: str) -> Any:
+        """A kernel from what :meth:`build` gave, in this process or another; None: the driver does not take it."""
+        try:
+            program = self.cl.Program(self.context, [self.device], [binary]).build(options=self._options(), cache_dir=False)
+            return self.cl.Kernel(program, symbol)
+        except self.cl.Error:
+            return None
+
+    def _options(self) -> list[str]:
+        return _BUILD if self.device.single_fp_config & _CORRECT_DIVISION else []
+
+    def key(self) -> str:
+        """What the device's code depends on beside a kernel's own: the device, its driver, and what its compiler was told."""
+        d = self.device
+        own = "" if d.type == self.cl.device_type.GPU else host_cpu().key()
+        told = [*self._options(), os.environ.get(_OPTIONS, "")]
+        return " ".join([d.platform.name, d.platform.version, d.name, d.driver_version, own, *told])
 
     def launch(self, kernel: Any, blocks: int, threads: int, shared: int, pointers: list[int], sizes: list[int]) -> None:
         """Enqueue ``blocks`` blocks of a kernel; parameters are pointers, then sizes, as :class:`~tessera.targets.simt.emit.Module`
