@@ -19,6 +19,7 @@ from ..plan import along_k, element_dtype, guess
 
 FEW = 4  # so many rows or columns, or fewer, are left to the form that reads the other operand where it lies
 MOST_THREADS = 256  # of a block: more do not share operands better than a second block hides latencies
+HELD = 2  # vectors that a step of a copy takes where threads are lanes: more cost the compiler more than they save
 TOGETHER = 16  # results of one thread that an epilogue takes at a time
 EDGES = (16, 32, 64, 128)  # of a tile of the result
 
@@ -142,7 +143,7 @@ def _of_vectors(machine: SimtMachine, accumulate: DType, m: int, asked: Mapping[
     block = max(_power(asked.get("tile_m", (16 if m >= 128 * rows else 8) * rows), rows, 128), lanes)  # pieces of lhs are vectors of it
     while (block * depth + 2 * lanes * (block + depth)) * accumulate.itemsize > machine.shared_bytes:
         depth //= 2
-    return Plan(rows, 2 * lanes, depth, lanes, strips=block // rows, step=4, lanes=lanes, held=rows)
+    return Plan(rows, 2 * lanes, depth, lanes, strips=block // rows, step=4, lanes=lanes, held=HELD)
 
 
 def _threads(machine: SimtMachine, asked: Mapping[str, int], otherwise: int) -> int:
