@@ -14,6 +14,7 @@ from .errors import KernelError, suggest
 from .tiling import dsl as _dsl
 from .tiling import explicit as _explicit
 from .tiling import fragments as _fragments
+from .tiling import functions as _functions
 from .tiling import groups as _groups
 from .tiling import kernel_ops as _ops
 from .tiling.values import internal as _internal
@@ -31,9 +32,12 @@ for _name in _explicit.NAMES:
     globals()[_name] = getattr(_explicit, _name)
 for _name in _fragments.NAMES:
     globals()[_name] = getattr(_fragments, _name)
+for _name in _functions.NAMES:
+    globals()[_name] = getattr(_functions, _name)
 del _name
 
-__all__ = sorted({*_ops.POINTWISE_NAMES, *_ops.FROM_DSL, *_ops.NAMES, *_groups.NAMES, *_explicit.NAMES, *_fragments.NAMES})
+__all__ = sorted({*_ops.POINTWISE_NAMES, *_ops.FROM_DSL, *_ops.NAMES, *_groups.NAMES, *_explicit.NAMES, *_fragments.NAMES,
+                  *_functions.NAMES})
 
 
 class UnknownTileName(KernelError, AttributeError):

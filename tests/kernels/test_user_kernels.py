@@ -321,3 +321,68 @@ def test_cross_entropy_and_its_gradient(run):
     np.testing.assert_allclose(loss, -np.log(p[np.arange(7), y]), rtol=1e-5)
     p[np.arange(7), y] -= 1
     np.testing.assert_allclose(d, p, atol=1e-6)
+
+
+# -- places that may lie outside ----------------------------------------------------------------------------------------------
+@ts.kernel
+def row_by_row(X: ts.Tile["M", "N", ts.f32], Y: ts.Tile["M", "N", ts.f32], S: ts.Tile["M", ts.f32]):
+    for i in tile.range(X.shape[0], step=4):
+        for k in tile.static_range(4):
+            tile.store(Y[i + k, 0:8], X[i + k, 0:8] * 2.0)
+            tile.store(S[i + k], tile.sum(X[i + k, 0:8]) + tile.load(X[i + k, 0]))
+
+
+@ts.kernel
+def looked_up(Ids: ts.Tile["T", ts.int32], W: ts.Tile["V", "D", ts.f32], Y: ts.Tile["T", "D", ts.f32]):
+    for t in tile.range(Ids.shape[0], step=1):
+        tile.store(Y[t, 0:8], W[tile.load(Ids[t]), 0:8] + W[-1, 0:8])
+
+
+def test_single_positions_are_masked_like_windows(run):
+    """Two of the second program's four rows do not exist."""
+    x = normal(0, 6, 7)
+    _, y, s = run(row_by_row, x, np.zeros_like(x), np.zeros(6, np.float32))
+    np.testing.assert_array_equal(y, 2 * x)
+    np.testing.assert_allclose(s, x.sum(1) + x[:, 0], rtol=1e-5)
+
+
+def test_rows_that_data_name_and_the_last_row(run):
+    w = normal(0, 6, 7)
+    got = run(looked_up, np.array([1, -3, 100, 2], np.int32), w, np.ones((4, 7), np.float32))[2]
+    np.testing.assert_array_equal(got, np.stack([w[1], 0 * w[0], 0 * w[0], w[2]]) + w[-1])
+
+
+# -- in programs ----------------------------------------------------------------------------------------------------------------
+@ts.kernel
+def scaled(X: ts.Tile["M", "N", ts.f32], W: ts.Tile["N", ts.f32], Y: ts.Tile["M", "N", ts.f32]):
+    for i in tile.range(X.shape[0], step=8):
+        for j in tile.range(X.shape[1], step=32):
+            tile.store(Y[i:i + 8, j:j + 32], X[i:i + 8, j:j + 32] * W[j:j + 32])
+
+
+@pytest.mark.parametrize("device", MACHINES[1:])
+def test_kernels_in_functions_of_a_device(device):
+    """Symbolic and empty sizes, derivatives, batches, schedules and the tuner: where the tensors live."""
+    x, w = (ts.tensor(normal(k, *s), device=device) for k, s in enumerate([(21, 50), (50,)]))
+    xn, wn = x.numpy(), w.numpy()
+
+    @ts.custom_vjp
+    def product(x, w):
+        return scaled(x, w, ts.zeros_like(x))
+
+    product.defvjp(lambda x, w: (product(x, w), (x, w)), lambda kept, g: (g * kept[1], ts.sum(g * kept[0], 0)))
+    dx, dw = ts.grad(lambda x, w: ts.sum(ts.sin(product(x, w))), argnums=(0, 1))(x, w)
+    np.testing.assert_allclose(dx.numpy(), np.cos(xn * wn) * wn, atol=1e-6)
+    np.testing.assert_allclose(dw.numpy(), (np.cos(xn * wn) * xn).sum(0), rtol=1e-5, atol=1e-5)
+
+    @ts.function
+    def twice(x: ts.Tensor["M", "N"], w: ts.Tensor["N"]) -> ts.Tensor["M", "N"]:
+        return scaled(scaled(x, w, ts.zeros_like(x)), w, ts.zeros_like(x))
+
+    for m, n in ((21, 50), (8, 7), (0, 5), (5, 0)):
+        got = twice(x[:m, :n], w[:n])
+        assert got.device == device
+        np.testing.assert_array_equal(got.numpy(), xn[:m, :n] * wn[:n] * wn[:n])
+    both = ts.vmap(lambda x, w: scaled(x, w, ts.zeros_like(x)))(ts.stack([x, x + 1]), ts.stack([w, -w]))
+    np.testing.assert_array_equal(both.numpy(), np.stack([xn * wn, (xn + 1) * -wn]))
+    assert {dx.device, dw.device, both.device} == {device}

@@ -1,6 +1,8 @@
 """``@ts.kernel``: the kernels of the specification, ragged edges, registers and shared memory, loops and helpers."""
 
 # ruff: noqa: F821  (names of sizes in annotations)
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -549,3 +551,28 @@ def test_empty_tensors():
     a, c = np.zeros((3, 0), ml_dtypes.bfloat16), np.ones((3, 4), np.float32)
     tile_matmul(a, np.zeros((0, 4), ml_dtypes.bfloat16), c)
     assert not c.any()
+
+
+def test_functions_and_builtins_of_tiles():
+    @kernel
+    def k(X: Tile["M", "N", f32], O: Tile["L", f32]):
+        x = tile.load(X, (0, 0), shape=(4, 8))
+        line = tile.load(X[-1, 0:8])                         # the last row
+        rows = [
+            tile.softmax(x, axis=1), tile.clamp(x, -0.5, 0.5), tile.relu(x), tile.silu(x), tile.gelu(x), x - tile.mean(x, 1, keepdims=True),
+            x - tile.mean(x), x * tile.sum(x, axis=(0, 1)), tile.zeros_like(x) + tile.expand_dims(line, 0), x * len(X) + min(X.shape[1], 5),
+            max(x, 0.25, line), abs(min(x, 0.0)), x - tile.max(x, axis=(0, -1), keepdims=True)]
+        for at, row in enumerate(rows):
+            tile.scatter(O, tile.iota((4, 8), 0) * 8 + tile.iota((4, 8), 1) + at * 32, row)
+
+    x = np.random.default_rng(0).standard_normal((4, 7)).astype(np.float32)
+    o = np.full(13 * 32, np.nan, np.float32)
+    k(x, o)
+    e = np.exp(x.astype(np.float64))
+    erf = np.vectorize(math.erf)
+    want = [e / e.sum(1, keepdims=True), np.clip(x, -0.5, 0.5), np.maximum(x, 0), x / (1 + 1 / e), x * (1 + erf(x / np.sqrt(2))) / 2,
+            x - x.mean(1, keepdims=True), x - x.mean(), x * x.sum(), np.broadcast_to(x[-1], x.shape), x * 4 + 5,
+            np.maximum(np.maximum(x, 0.25), x[-1]), np.abs(np.minimum(x, 0)), x - x.max()]
+    got = o.reshape(13, 4, 8)
+    np.testing.assert_allclose(got[:, :, :7], want, rtol=2e-6, atol=2e-6)
+    assert np.isnan(got[:, :, 7]).all()                      # lanes without data are not scattered

@@ -41,6 +41,7 @@ from .access import Access, analyze
 from .control import TileRange
 from .counts import access_pattern, count_flops
 from .edges import plain
+from .functions import BUILTINS
 from .kernel_ops import KernelRange
 from .kernel_values import Demand, KernelProgram, Param, Register, SizeValue, Spread, Volatile, Window
 from .misuse import explained
@@ -115,9 +116,11 @@ class KernelMachinery(Machinery):
 
     @staticmethod
     def callee(f: Any) -> Any:
-        """What a call in a kernel calls: helper functions are rewritten like the kernel itself."""
+        """What a call in a kernel calls: helper functions are rewritten like the kernel itself, and builtins take tiles."""
         if isinstance(f, Kernel):
             f = f.function
+        if isinstance(f, types.BuiltinFunctionType | type):
+            return BUILTINS.get(f, f)
         if isinstance(f, types.MethodType) and isinstance(f.__func__, types.FunctionType) and _users(f.__func__):
             return functools.partial(_inlined(f.__func__), f.__self__)
         if isinstance(f, types.FunctionType) and _users(f):

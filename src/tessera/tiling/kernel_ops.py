@@ -481,17 +481,21 @@ def reduce(x: Any, axis: int, combine: str = "add", keepdims: bool = False) -> T
     return out
 
 
+def _axes(v: TileValue, axis: Any) -> list[int]:
+    """The axes that a reduction takes, last first."""
+    given = builtins.range(v.rank) if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
+    return sorted({dsl.normal_axis(a, v.rank) for a in given}, reverse=True)
+
+
 def _reduction(name: str, combine: str) -> Callable[..., TileValue]:
-    def op(x: Any, axis: int | None = None, keepdims: bool = False) -> TileValue:
+    def op(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> TileValue:
         v = as_value(x)
-        if axis is not None:
-            return reduce(v, axis, combine, keepdims)
-        while v.rank:
-            v = reduce(v, v.rank - 1, combine)
+        for k in _axes(v, axis):
+            v = reduce(v, k, combine, keepdims)
         return v
 
     op.__name__ = op.__qualname__ = name
-    op.__doc__ = f"``{combine}`` along an axis (None: all); sums of small floats run in f32, of integers in 64 bits."
+    op.__doc__ = f"``{combine}`` along an axis or several (None: all); sums of small floats run in f32, of integers in 64 bits."
     return op
 
 
@@ -503,15 +507,21 @@ any = _reduction("any", "or")
 all = _reduction("all", "and")
 
 
-def mean(x: Any, axis: int) -> TileValue:
-    """The mean along an axis of the tile, over the lanes that are data."""
+def mean(x: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> TileValue:
+    """The mean along an axis or several (None: all), over the lanes that are data."""
     v = as_value(x)
-    k = dsl.normal_axis(axis, v.rank)
-    count: Any = v.shape[k]
-    if v.meta is not None and k in v.meta.edges:
-        count = dsl.minimum(v.meta.edges[k].limit(), count)
-    total = reduce(v, k, "add")
-    return total / count if isinstance(count, int) else total / count.to(total.dtype if total.dtype.is_float else "f32")
+    axes = _axes(v, axis)
+    static, computed = 1, None  # type: tuple[int, TileValue | None]
+    for k in axes:
+        if v.meta is not None and k in v.meta.edges:
+            here = dsl.minimum(v.meta.edges[k].limit(), v.shape[k])
+            computed = here if computed is None else computed * here
+        else:
+            static *= v.shape[k]
+    total: TileValue = sum(v, tuple(axes), keepdims)
+    if computed is None:
+        return total / static
+    return total / (computed * static).to(total.dtype if total.dtype.is_float else "f32")
 
 
 # -- softmax -----------------------------------------------------------------------------------------------------------

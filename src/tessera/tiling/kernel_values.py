@@ -289,6 +289,11 @@ class Window(Operators):
 
     def _index(self, part: Part, item: Any) -> Part:
         base = 0 if part.start is None else part.start
+        end = part.extent if part.extent is not None else self.param.shape[part.axis]
+        if isinstance(item, slice) and item.stop is None and isinstance(item.start, int) and item.start < 0:
+            item = slice(end + item.start, end, item.step)  # as Python counts, from the end
+        elif isinstance(item, int) and item < 0:
+            item = end + item
         if not isinstance(item, slice):
             return Part(part.axis, base + item if part.start is not None else item, 1, True)
         if item.step not in (None, 1):
@@ -425,13 +430,15 @@ class Window(Operators):
         walks: dict[int, str] = {}
         for part, start, extent in placed:
             offsets[part.axis] = start
+            total = self.total(part)
+            beyond = not _inside(start, extent, total)
+            if beyond:
+                check.append(part.axis)
             if part.single:
                 continue
             if part.start is None and self.key(part) in program().windows:
                 walks[len(shape)] = self.key(part)
-            total = self.total(part)
-            if not _inside(start, extent, total):
-                check.append(part.axis)
+            if beyond:
                 edges[len(shape)] = Edge(total, start, zero, self.given)
             shape.append(extent)
             axes.append(part.axis)
