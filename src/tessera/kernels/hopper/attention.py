@@ -51,7 +51,7 @@ class Config:
     def of(width: int, scored: bool = False) -> Config:
         """Narrow heads leave registers for a third group: the exponentials of two run beside the products of one.  What is added to
         scores takes them again; wide heads leave less shared memory."""
-        return Config(groups=3 if width <= 64 and not scored else 2, keys=128 if width <= 128 else 64)
+        return Config(groups=3 if width <= 64 else 2, keys=64 if width > 128 or (width <= 64 and scored) else 128)
 
     @property
     def registers(self) -> tuple[int, int]:
