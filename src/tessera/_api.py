@@ -13,6 +13,8 @@ import math
 from types import FunctionType
 from typing import Any, Callable, Dict, List, Optional, Tuple  # noqa: UP035  (re-exported under the names users write)
 
+import numpy as np
+
 from . import errors, ops
 from .errors import (
     CheckpointError,
@@ -216,7 +218,8 @@ def _assemble() -> None:
     cast: Any = Tensor.to
 
     def to(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if "device" in kwargs or isinstance(args[0] if args else None, str):
+        if "device" in kwargs or isinstance(args[0] if args else None, str | int | np.integer) or (
+                args and type(args[0]).__module__ == "torch"):
             return importlib.import_module("tessera.device").moved(cast, x, *args, **kwargs)
         return cast(x, *args, **kwargs)
 

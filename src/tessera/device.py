@@ -17,7 +17,11 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
 
+import numpy as np
+import optree
+
 from .errors import ArgumentError, DeviceError, suggest
+from .errors.boundary import describe
 from .machine import host_cpu
 from .settings import SIM_DEVICES
 from .tracing.function import TracedFunction
@@ -32,14 +36,13 @@ _KINDS = {"cuda": "gpu", "nvidia": "gpu"}
 class Device(str):
     """A device by name, ``cpu`` or ``gpu:0``.  Equals its other names too: ``cuda:0``, its index, and its model, ``"A100"``."""
 
-    __slots__ = ("model", "outer", "simulated")
+    __slots__ = ("model", "simulated")
     model: str
     simulated: bool
-    outer: list[Any]
 
     def __new__(cls, name: str, model: str = "", simulated: bool = False) -> Device:
         self = super().__new__(cls, name)
-        self.model, self.simulated, self.outer = model, simulated, []
+        self.model, self.simulated = model, simulated
         return self
 
     @property
@@ -72,15 +75,21 @@ class Device(str):
     def __repr__(self) -> str:
         return f"device({str.__repr__(self)})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Device, (str.__str__(self), self.model, self.simulated)
+
     def __enter__(self) -> Device:
         if STATE.trace is not None:
             _stated(self, f'with ts.device("{self}")')
-        self.outer.append(STATE.device)
+        STATE.outer_devices = (*STATE.outer_devices, STATE.device)
         STATE.device = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        STATE.device = self.outer.pop()
+        if not STATE.outer_devices:
+            raise ArgumentError(f'the block of ts.device("{self}") ends, and none was begun here', hints=['Write with ts.device("…"):'])
+        *outer, STATE.device = STATE.outer_devices
+        STATE.outer_devices = tuple(outer)
 
 
 CPU = Device("cpu")
@@ -106,7 +115,7 @@ def _names_model(name: str, model: str) -> bool:
 def _canonical(name: str) -> str:
     kind, colon, index = name.strip().lower().partition(":")
     kind = _KINDS.get(kind, kind)
-    return kind if kind == "cpu" else f"{kind}:{index if colon else 0}"
+    return kind if kind == "cpu" and index in ("", "0") else f"{kind}:{index if colon else 0}"
 
 
 @functools.cache
@@ -158,16 +167,20 @@ def find(name: Any) -> Device:
     """
     if isinstance(name, Device):
         return name
+    if type(name).__module__ == "torch" and type(name).__name__ == "device":
+        name = str(name)
+    if isinstance(name, np.integer):
+        name = int(name)
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ArgumentError("a device goes by a name or a number", expected='"cpu", "gpu:0", 0', received=repr(name)[:60])
-    if isinstance(name, str) and name.strip().lower().partition(":")[0] == "intel":
+        raise ArgumentError("a device goes by a name or a number", expected='"cpu", "gpu:0", 0', received=describe(name))
+    if isinstance(name, str) and name.strip().lower().partition(":")[0] == "intel" and (_canonical(name).partition(":")[2].isdigit()):
         return _intel(_canonical(name))
     there = get_devices()
     for d in there:
         if d == name:
             return d
     kind, _, index = (name if isinstance(name, str) else f"gpu:{name}").lower().partition(":")
-    if kind not in ("cpu", "gpu", *_KINDS) or (index and not index.isdigit()):
+    if kind.strip() not in ("cpu", "gpu", *_KINDS) or (index and not index.isdigit()):
         raise ArgumentError(f"no device is called {name!r}{suggest(kind, ['cpu', 'gpu', 'intel', *_KINDS])}",
                             expected=", ".join(there), received=str(name))
     hints = ['Use ts.device("cpu")', "Set TESSERA_SIM_DEVICES=1 (or the models, A100,H100) for simulated devices"]
@@ -220,7 +233,7 @@ def _asked(x: Tensor) -> str | None:
 
 def names_device(x: Any) -> bool:
     """True for what :func:`find` reads as a device, and no element type is called."""
-    return isinstance(x, Device) or (
+    return isinstance(x, Device | int | np.integer) or (type(x).__module__ == "torch" and type(x).__name__ == "device") or (
         isinstance(x, str) and (x.lower().partition(":")[0] in ("cpu", "gpu", "intel", *_KINDS) or x.partition(":")[2].isdigit()))
 
 
@@ -268,7 +281,7 @@ def placing(f: Callable[..., Any]) -> Callable[..., Any]:
 
 # -- variants ------------------------------------------------------------------------------------------------------------------
 class Specialized:
-    """One body compiled once a device model.
+    """One body compiled once a device model.  What a function has (``graph_ir``, ``trace`` …) is that of the variant a call would run.
 
     Attributes:
         variants: the functions by model.
@@ -280,14 +293,35 @@ class Specialized:
         self.general = TracedFunction(fn)
         self.variants = {m: TracedFunction(_under(fn, Device("gpu:0", m, simulated=True))) for m in models}
 
-    def select(self, device: Device | None = None) -> TracedFunction:
+    def select(self, device: Any = None) -> TracedFunction:
         """The function that a call on ``device`` (the current one) runs: its model's, else that of a model with the same code."""
         here = current_device() if device is None else device
         same = [other for model, other in _SAME_CODE.items() if here == model]
         return next((self.variants[m] for wanted in (here, *same) for m in self.variants if wanted == m), self.general)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.select()(*args, **kwargs)
+        there, here = _accelerator((args, kwargs)), current_device()
+        return self.select(here if there is None or str.__eq__(there, here) else there)(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("general", "variants"):
+            raise AttributeError(name)
+        return getattr(self.select(), name)
+
+    def __reduce__(self) -> Any:
+        return self.__qualname__  # as Python pickles functions: by name
+
+    def __repr__(self) -> str:
+        return f"<tessera function {self.__name__}{self.general.signature} for {', '.join(self.variants)}>"
+
+
+def _accelerator(arguments: Any) -> Device | None:
+    """The device of the first tensor that lives on one, which is where a call runs; None: none does."""
+    found = (device_of(x) for x in optree.tree_leaves(arguments) if isinstance(x, Tensor))
+    return next((d for d in found if d != CPU), None)
 
 
 def _under(fn: Callable[..., Any], device: Device) -> Callable[..., Any]:
@@ -310,11 +344,13 @@ def specialize_for(*models: str) -> Callable[[Callable[..., Any]], Specialized]:
     Raises:
         ArgumentError: no models, or one that is no text.
     """
-    if not models or not all(isinstance(m, str) and m for m in models):
+    if not models or not all(isinstance(m, str) and m for m in models):  # a function: the decorator without its models
         raise ArgumentError("specialize_for() takes the names of device models", expected='specialize_for("A100", "H100")',
                             received=f"specialize_for({', '.join(map(repr, models))})")
 
     def decorate(fn: Callable[..., Any]) -> Specialized:
+        if not callable(fn):
+            raise ArgumentError(f"specialize_for() decorates a function, not {describe(fn)}", received=describe(fn))
         return Specialized(fn.fn if isinstance(fn, TracedFunction) else fn, models)
 
     return decorate

@@ -48,8 +48,9 @@ def space(name: str) -> MemorySpace:
     Raises:
         ArgumentError: there is none.
     """
-    if name not in SPACES:
-        raise ArgumentError(f"there is no memory space {name!r}{suggest(name, SPACES)}", expected=", ".join(SPACES))
+    if not isinstance(name, str) or name not in SPACES:
+        near = suggest(name, SPACES) if isinstance(name, str) else ""
+        raise ArgumentError(f"there is no memory space {name!r}{near}", expected=", ".join(SPACES), received=describe(name))
     return MemorySpace(name)
 
 
@@ -162,8 +163,8 @@ def prefetch(x: Any, to: str = "L2_cache") -> Prefetch:
     frames = user_frames()
     for t in tensors:
         MOVEMENTS.append(Movement(str(t.type), level, str(frames[0]) if frames else ""))
-        if not t.is_traced and level in ("L1", "L2") and 0 < t.nbytes <= _MOST:
-            a = t._concrete("prefetch")
+        if isinstance(t._p, np.ndarray) and level in ("L1", "L2") and 0 < t.nbytes <= _MOST:
+            a = t._p
             if a.flags.c_contiguous:
                 a.view(np.uint8).reshape(-1)[::64].max()
     traced = [t for t in tensors if t.is_traced]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ArgumentError
+from .errors.boundary import describe
 from .tracing.annotations import TensorSpec, _evaluated, _Names
 from .tracing.recorder import STATE, lift
 from .tracing.tensor import Tensor, make
@@ -149,28 +150,66 @@ class Future:
         """Whether the copy has ended."""
         return not self._thread.is_alive()
 
-    def wait(self) -> Any:
-        """Block until the copy has ended; its tensor.  Calling again gives the same; an error of the copy is raised here."""
-        self._thread.join()
+    def wait(self, timeout: float | None = None) -> Any:
+        """Block until the copy has ended; its tensor.  Calling again gives the same; an error of the copy is raised here.
+
+        Raises:
+            TimeoutError: it has not ended after ``timeout`` seconds, and goes on.
+        """
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the copy has not ended after {timeout} s")
         if self._error is not None:
             raise self._error
         return self._result
 
+    result = wait
 
-def async_copy(x: Any, to: str = "global", *, copier: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None) -> Future:
-    """Start copying ``x`` to another memory space; returns at once.
+    def __repr__(self) -> str:
+        state = "under way" if not self.done() else "failed" if self._error is not None else "done"
+        return f"<copy, {state}>"
+
+
+def async_copy(x: Any, to: Any = "global", *, copier: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None) -> Future:
+    """Start copying ``x`` to other memory; returns at once.  The copy is of the values at the call: what is written to ``x`` later is not
+    in it.
 
     In a traced function the copy is the program's own affair: the future is over, and its tensor is ``x``.
 
     Args:
-        copier: what copies an array (``numpy.copy``).
+        to: ``"global"``, the memory of the tensor's device; ``"host"``; or a device (``"gpu:0"``).
+        copier: what copies an array of the host (``numpy.copy``).
+
+    Raises:
+        ArgumentError: there is no such memory, or ``copier`` cannot be called.
+        DeviceError: there is no such device here; in a traced function, it is not where that runs.
     """
+    from .device import CPU, device_of, find, names_device
+    from .device import to as moved
     t = lift(x)
+    if copier is not None and not callable(copier):
+        raise ArgumentError(f"async_copy(copier=…) is a function of an array, not {describe(copier)}", received=describe(copier))
+    if to in ("global", "host"):
+        target = CPU if to == "host" else device_of(t)
+    elif names_device(to):
+        target = find(to)
+    else:
+        raise ArgumentError(f"async_copy() copies to no memory {to!r}", expected='"global", "host", or a device such as "gpu:0"',
+                            received=repr(to)[:60], hints=['Ask for a cache with ts.prefetch(x, "L2_cache")'])
     if STATE.trace is not None:
+        t = t if to == "global" else moved(t, target)
         return Future(lambda: t)
-    array = t._concrete("async_copy()")
-    copy = copier or np.copy
-    return Future(lambda: make(np.asarray(copy(array))))
+    held = make(t._p)  # what is written to ``x`` meanwhile goes to other memory
+    held._concrete("async_copy()") if not held._placed else None
+
+    def work() -> Tensor:
+        copied = np.asarray((copier or np.copy)(held._concrete("async_copy()")))
+        if copied.shape != held.shape or copied.dtype != held.dtype.np:
+            raise ArgumentError("async_copy(copier=…) gave another type", expected=str(held.type),
+                                received=f"{copied.dtype}{list(copied.shape)}")
+        return moved(make(copied), target)
+
+    return Future(work)
 
 
 def store(path: Any, x: Any) -> Tensor:

@@ -109,9 +109,19 @@ def _from_dlpack(x: Any) -> Any:
     return taken(x)
 
 
+def _lent_by_host(a: np.ndarray[Any, Any], dtype: Any) -> Any:
+    from .capsules import lent_array
+    return lent_array(a, dtype)
+
+
+def _taken_by_host(x: Any) -> np.ndarray[Any, Any]:
+    from .capsules import taken_array
+    return taken_array(x)
+
+
 def install() -> None:
     """Enter the compiler into the registry through which tensors and traced functions execute."""
-    from ..tracing import eager, placed
+    from ..tracing import eager, placed, tensor
     eager.COMPILER = _AtFirstUse()
     eager.DEVICES["gpu"] = _gpu_compiler
     placed.MOVE["gpu"] = _to_gpu
@@ -120,7 +130,8 @@ def install() -> None:
     eager.DEVICES["simulated"] = _simulated_compiler
     placed.MOVE["simulated"] = _to_simulated
     placed.LAUNCH.update(dict.fromkeys(("gpu", "intel", "simulated"), _PlacedLaunches()))
-    placed.TAKE = _from_dlpack
+    placed.TAKE, placed.TAKE_ON_HOST = _from_dlpack, _taken_by_host
+    tensor.LEND = _lent_by_host
     threads = THREADS.get()
     if threads is not None:
         set_num_threads(threads)

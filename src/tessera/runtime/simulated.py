@@ -30,7 +30,8 @@ class SimulatedArray(DeviceArray):
         return self.host.copy()
 
     def dlpack(self) -> Any:
-        return self.host.__dlpack__()
+        from .capsules import lent_array
+        return lent_array(self.host, self.dtype.dtype)
 
     def dlpack_device(self) -> tuple[int, int]:
         place: tuple[int, int] = self.host.__dlpack_device__()

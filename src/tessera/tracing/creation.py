@@ -315,8 +315,4 @@ def from_dlpack(x: Any) -> Tensor:
         if placed.TAKE is None:
             raise DeviceError(f"the tensor lives on DLPack device {tuple(device)}, not on the CPU", hints=["Move it to the CPU first"])
         return make(placed.TAKE(x))
-    try:
-        return make(as_array(np.from_dlpack(x)))
-    except (BufferError, RuntimeError, TypeError) as e:
-        raise DTypeError(f"NumPy cannot read this DLPack tensor: {e}",
-                         hints=["Convert it to f32 in the other library first"]) from None
+    return make(as_array(placed.from_foreign(x)))

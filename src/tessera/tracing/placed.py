@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DeviceError
+from ..errors import DeviceError, DTypeError
 from ..types.dtypes import DType
 from .tensor import _OF_NUMPY, Tensor, make, ndarray
 
@@ -48,6 +48,8 @@ def stored(dtype: DType) -> Any:
 
 TAKE: Callable[[Any], DeviceArray] | None = None
 """Another library's device tensor (DLPack) as a payload; filled when the package is assembled."""
+TAKE_ON_HOST: Callable[[Any], np.ndarray[Any, Any]] | None = None
+"""Another library's tensor of the host (DLPack) as an array, in element types that NumPy's own reader lacks; filled likewise."""
 MOVE: dict[str, Callable[[Any, str], DeviceArray]] = {}
 """Kinds of devices ("gpu", "simulated") -> (host array, device) -> its copy there; filled when the package is assembled."""
 
@@ -86,11 +88,14 @@ class DeviceArray:
 
     def dlpack(self) -> Any:
         """A DLPack capsule of the memory."""
-        raise BufferError(f"{spoken(self.dtype.device)} has no DLPack form")
+        raise self._not_lent()
 
     def dlpack_device(self) -> tuple[int, int]:
         """DLPack's number of the device's kind, and which one."""
-        raise BufferError(f"{spoken(self.dtype.device)} has no DLPack form")
+        raise self._not_lent()
+
+    def _not_lent(self) -> BufferError:
+        return BufferError(f"the memory of {spoken(self.dtype.device)} has no DLPack form; copy it to the CPU first: x.cpu()")
 
     def cuda_interface(self) -> dict[str, Any]:
         """``__cuda_array_interface__``, version 3."""
@@ -114,6 +119,33 @@ def where(payloads: Any) -> str | None:
             if type(p) is ndarray and any(s for s, n in zip(p.strides, p.shape, strict=True) if n > 1):  # else one number, stretched
                 raise _mixed("cpu", found)
     return found
+
+
+def from_foreign(x: Any) -> np.ndarray[Any, Any]:
+    """Another library's tensor of the host as an array that shares its memory (a copy where only ``__array__`` gives it).
+
+    Raises:
+        DeviceError: it lives on a device.
+        DTypeError: its library does not lend it, or its element type does not exist here.
+    """
+    device = x.__dlpack_device__() if hasattr(x, "__dlpack_device__") else (1, 0)
+    if int(device[0]) != 1:
+        raise DeviceError(f"a {type(x).__name__} on a device (DLPack's {int(device[0])}, {int(device[1])}) is no array of the host",
+                          hints=["Take it over where it is: ts.from_dlpack(x)", "Move it to the CPU first: x.cpu()"])
+    readers: list[Any] = [np.from_dlpack, TAKE_ON_HOST, np.asarray if hasattr(x, "__array__") else None]
+    reasons: list[Exception] = []
+    for read in readers:
+        if read is None:
+            continue
+        try:
+            a: np.ndarray[Any, Any] = read(x)
+            return a
+        except (BufferError, RuntimeError, TypeError, ValueError, DTypeError) as e:
+            reasons.append(e)
+    detach = hasattr(x, "detach") and getattr(x, "requires_grad", False)
+    raise DTypeError(f"a {type(x).__name__} gives no array: {str(reasons[0]).partition(chr(10))[0]}",
+                     received=f"{getattr(x, 'dtype', '?')}{list(getattr(x, 'shape', ()))}",
+                     hints=["Detach it first: x.detach()" if detach else "Convert it to f32 in the other library first"]) from None
 
 
 def returned(a: Any, like: DeviceArray) -> DeviceArray:
@@ -153,4 +185,6 @@ def _mixed(a: str, b: str) -> DeviceError:
                        hints=[f'Move one of them: x.to("{b}")', "Python numbers and 0-d CPU tensors go along with any device"])
 
 
-__all__ = ["DeviceArray", "PlacedDType", "beside", "payload_name", "placed_dtype", "returned", "spoken", "stored", "to_device", "where"]
+__all__ = [
+    "DeviceArray", "PlacedDType", "beside", "from_foreign", "payload_name", "placed_dtype", "returned", "spoken", "stored", "to_device",
+    "where"]

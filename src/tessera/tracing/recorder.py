@@ -36,6 +36,7 @@ from ..types.effects import format_effects
 from ..types.promotion import PromotionError
 from ..types.shapes import ShapeMismatch
 from . import eager
+from .placed import from_foreign
 from .tensor import Donated, Tensor, Traced, make
 
 # -- registries, filled when the package is assembled -----------------------------------------------------------------
@@ -59,6 +60,7 @@ class _State(threading.local):
     policy: Any = None  # the numerical policy in force (tracing/policies.py); part of every trace's key
     schedule: Any = None  # the ambient schedule of ``ts.schedule``; part of every trace's key
     device: Any = None  # of the innermost device block: tessera/device.py
+    outer_devices: tuple[Any, ...] = ()  # of the blocks around it
     home: str | None = None  # the device of the operands of the eager function that is running: tracing/home.py
     allowed: tuple[tuple[frozenset[str], str], ...] = ()  # (effects, who says so), innermost last
     unchecked: bool = False  # ops that can do without their run-time checks do
@@ -369,12 +371,13 @@ def as_array(x: Any, dtype: Any = None) -> np.ndarray[Any, Any]:
         DTypeError: strings, objects, dates.
         ShapeError: nested lists of unequal lengths.
     """
-    if isinstance(x, np.ndarray | np.generic) or hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
+    lends = hasattr(x, "__dlpack__")
+    if isinstance(x, np.ndarray | np.generic | Tensor) or (not lends and (hasattr(x, "__array__") or hasattr(x, "__array_interface__"))):
         a = np.asarray(x)
     elif isinstance(x, list | tuple | range | bool | int | float | complex):
         a = _from_python(x, exact=dtype is not None)
-    elif hasattr(x, "__dlpack__"):
-        a = np.from_dlpack(x)
+    elif lends:
+        a = from_foreign(x)
     else:
         tile = hasattr(type(x), "__tile_language__")
         raise DTypeError(f"a {'tile' if tile else type(x).__name__} is not a tensor", received=repr(x)[:80],

@@ -74,6 +74,14 @@ DEVICE_OF: Callable[[Any], str] = _on_cpu
 """Where a tensor lives; set when the package is assembled."""
 
 
+def _lend_nothing(a: Any, dtype: DType) -> Any:
+    raise BufferError(f"DLPack has no form for {dtype} here")
+
+
+LEND: Callable[[Any, DType], Any] = _lend_nothing
+"""A host array as a DLPack capsule, in element types that NumPy's own lacks; set when the package is assembled."""
+
+
 class Tensor:
     """A multi-dimensional array, concrete or traced.
 
@@ -323,12 +331,14 @@ class Tensor:
 
     # -- exchange --------------------------------------------------------------------------------------------------------
     def __dlpack__(self, *, stream: Any = None, **kwargs: Any) -> Any:
-        """A DLPack capsule that shares the memory (bf16 and smaller floats have none)."""
+        """A DLPack capsule that shares the memory (of a view or a borrowed array: of a copy)."""
         if self._placed:
             return self._p.dlpack()
         a = self._concrete("DLPack exchange")
         if stream is not None:
             raise BufferError("a CPU tensor has no stream")
+        if self.dtype.bits < 32 and self.dtype.is_float and self.dtype.name != "f16":  # which NumPy does not lend
+            return LEND(a, self.dtype)
         if not a.flags.writeable:
             a = a.copy()
         kwargs.pop("dl_device", None)

@@ -175,6 +175,8 @@ def as_dtype(x: object) -> DType:
     """
     if isinstance(x, DType):
         return x
+    if x is None:  # NumPy would take it for float64
+        raise TypeError("None is no element type")
     if isinstance(x, str):
         if x in ALIASES:
             return ALIASES[x]
