@@ -134,12 +134,16 @@ def get_devices() -> list[Device]:
     return [CPU, *(Device(f"gpu:{i}", m, simulated=True) for i, m in enumerate(SIM_DEVICES.get()))]
 
 
-@functools.cache
 def backend() -> str:
     """What programs compile for without being told: ``cuda sm_90a`` where there is an NVIDIA device, else the CPU and its level.
 
     Says so once, in one line, to Python's logger ``tessera``.
     """
+    return _backend()
+
+
+@functools.cache
+def _backend() -> str:
     there = _real()
     if there:
         from .targets.nvidia import driver

@@ -401,7 +401,7 @@ def test_a070_the_distribution_and_a_fast_import() -> None:
 
 def test_a071_the_backend_is_found_and_said_in_one_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     from tessera import device
-    backend: Any = device.backend
+    backend: Any = device._backend
     backend.cache_clear()
     monkeypatch.setattr(device, "_real", lambda: ())
     with caplog.at_level(logging.INFO, "tessera"):

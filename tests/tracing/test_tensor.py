@@ -275,3 +275,11 @@ def test_what_stands_in_for_foreign_names_exists():
             found = ts
             for part in path.split("."):
                 found = getattr(found, part)
+
+
+@pytest.mark.parametrize(("args", "named", "text"), [
+    ((), {}, "missing a required argument: 'data'"), ((1, 2, 3), {}, "too many positional"), ((1,), {"bogus": 1}, "no argument 'bogus'"),
+    ((None,), {}, "a NoneType is not a tensor"), ((1, "q"), {}, "no dtype is called 'q'")])
+def test_a_tensor_made_wrongly(args, named, text):
+    with pytest.raises(errors.TesseraError, match=text):
+        ts.Tensor(*args, **named)

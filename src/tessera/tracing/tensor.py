@@ -95,9 +95,10 @@ class Tensor:
     __slots__ = ("__weakref__", "_p")
     _p: Any
 
-    def __init__(self, data: Any, dtype: Any = None):
+    def __init__(self, *data: Any, **dtype: Any):
+        from ..errors.boundary import guarded
         from .creation import tensor
-        self._p = tensor(data, dtype)._p
+        self._p = guarded(tensor, "Tensor")(*data, **dtype)._p
 
     def __class_getitem__(cls, items: Any) -> Any:
         from .annotations import TensorSpec
