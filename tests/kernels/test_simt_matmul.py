@@ -9,12 +9,12 @@ from tessera.ir.core import BufferType, Builder, ScalarType
 from tessera.ir.tile import verify
 from tessera.kernels.simt.matmul import product_program
 from tessera.kernels.simt.plan import plan_product
-from tessera.machine import AMD_GFX942, AMD_GFX950, INTEL_CPU, INTEL_XE, NVIDIA_SM80, NVIDIA_SM89
+from tessera.machine import AMD_GFX942, AMD_GFX950, INTEL_CPU, INTEL_XE, INTEL_XE_HPC, NVIDIA_SM80, NVIDIA_SM89
 from tessera.tiling.copies import pipelined, synchronous
 from tessera.types.dims import evaluate, name
 from tessera.types.dtypes import bf16, f16, f32, f64, fp8_e4m3, int8, int32
 
-MACHINES = [INTEL_CPU, INTEL_XE, AMD_GFX942, AMD_GFX950, NVIDIA_SM80, NVIDIA_SM89]
+MACHINES = [INTEL_CPU, INTEL_XE, INTEL_XE_HPC, AMD_GFX942, AMD_GFX950, NVIDIA_SM80, NVIDIA_SM89]
 BY_CPU = {"ids": lambda v: str(getattr(v, "name", v))}
 
 
@@ -132,7 +132,12 @@ def test_a_schedule_decides():
     cpu = plan_product(op, INTEL_CPU)  # what shared memory holds
     assert 4 * (cpu.block_rows * cpu.depth + cpu.columns * (cpu.block_rows + cpu.depth)) <= INTEL_CPU.shared_bytes
     op.attrs["schedule"] = (("tile_m", 48), ("tile_k", 4096))
-    assert plan_product(op, NVIDIA_SM80).rows == 32 and plan_product(op, NVIDIA_SM80).depth == 256
+    assert plan_product(op, NVIDIA_SM80).rows == 32
+    for machine in (AMD_GFX942, NVIDIA_SM80, NVIDIA_SM89, INTEL_XE_HPC):
+        op.attrs["schedule"] = (("tile_m", 512), ("tile_n", 512), ("tile_k", 1024))  # the nearest that registers and shared memory hold
+        plan = plan_product(op, machine)
+        assert plan.rows * plan.columns == (8192 if machine is INTEL_XE_HPC else 16384)
+        assert 2 * (plan.rows + plan.columns) * plan.depth <= machine.shared_bytes // 2
 
 
 def test_slices_are_fetched_ahead_where_the_machine_copies_asynchronously():

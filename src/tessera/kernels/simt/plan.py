@@ -5,10 +5,8 @@ Nothing here changes the bits of a result that is formed by fma: every element i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ...ir.core import Op
 from ...machine.cpu import MatrixInstruction
@@ -21,7 +19,7 @@ FEW = 4  # so many rows or columns, or fewer, are left to the form that reads th
 MOST_THREADS = 256  # of a block: more do not share operands better than a second block hides latencies
 HELD = 2  # vectors that a step of a copy takes where threads are lanes: more cost the compiler more than they save
 TOGETHER = 16  # results of one thread that an epilogue takes at a time
-EDGES = (16, 32, 64, 128)  # of a tile of the result
+EDGES = (16, 32, 64, 128, 256)  # of a tile of the result
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,9 @@ def _by_instruction(machine: SimtMachine, lhs: DType, rhs: DType, accumulate: DT
     while unit(128, 128, depth) is None:
         depth *= 2
     rows, columns = _tile(machine, extents, asked, lambda r, c: r * c <= MOST_THREADS * sums and unit(r, c, depth) is not None)
+    room = machine.shared_bytes // (4 if machine.has_async_copies else 2)  # two stages at least, and room for other blocks
+    while (rows + columns) * depth * lhs.itemsize > room and unit(rows, columns, depth // 2) is not None:
+        depth //= 2
     found = unit(rows, columns, depth)
     assert found is not None
     pieces = (rows // found.m) * (columns // found.n)  # a warp holds one result of the instruction at least
@@ -157,19 +158,25 @@ def _power(n: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << max(0, n.bit_length() - 1)))
 
 
-def _tile(machine: SimtMachine, extents: tuple[int, int, int], asked: Mapping[str, int], fits: Any) -> tuple[int, int]:
+def _tile(machine: SimtMachine, extents: tuple[int, int, int], asked: Mapping[str, int],
+          fits: Callable[[int, int], bool]) -> tuple[int, int]:
     """Rows and columns that take least time: rounds of blocks over the multiprocessors, each its products and what it loads for them."""
     m, n, others = extents
-    best, choice = math.inf, (EDGES[0], EDGES[0])
-    for rows in [_power(asked["tile_m"], 16, 256)] if "tile_m" in asked else EDGES:
-        for columns in [_power(asked["tile_n"], 16, 256)] if "tile_n" in asked else EDGES:
-            if not fits(rows, columns):
-                continue
-            blocks = -(-m // rows) * -(-n // columns) * others
-            cost = -(-blocks // machine.units) * (rows * columns + 32 * (rows + columns))
-            if cost <= best:
-                best, choice = cost, (rows, columns)
-    return choice
+
+    def cost(tile: tuple[int, int]) -> tuple[int, int]:
+        """Time; of equal ones the larger tile is better."""
+        rows, columns = tile
+        blocks = -(-m // rows) * -(-n // columns) * others
+        return -(-blocks // machine.units) * (rows * columns + 32 * (rows + columns)), -rows * columns
+
+    def nearest(tile: tuple[int, int]) -> tuple[int, int]:
+        """How far a tile is from what was asked for, in halves, then time."""
+        away = sum((most[x] // extent).bit_length() for x, extent in zip(("tile_m", "tile_n"), tile, strict=True) if x in most)
+        return away, cost(tile)[0]
+
+    most = {x: _power(asked[x], 16, 256) for x in ("tile_m", "tile_n") if x in asked}
+    found = [(r, c) for r in EDGES for c in EDGES if r <= most.get("tile_m", 128) and c <= most.get("tile_n", 128) and fits(r, c)]
+    return min(found, key=nearest if most else cost, default=(EDGES[0], EDGES[0]))
 
 
 __all__ = ["Plan", "plan_product"]
