@@ -15,10 +15,10 @@ import numpy as np
 
 from . import ops
 from .errors import ArgumentError, TracingError
-from .tracing.recorder import STATE, check_effects, lift
-from .tracing.tensor import Tensor, make
+from .ops.message import LOGGER, emit
+from .tracing.recorder import STATE, bind, check_effects, lift
+from .tracing.tensor import Tensor
 
-LOGGER = logging.getLogger("tessera")
 _IO = frozenset({"io"})
 
 
@@ -36,32 +36,26 @@ class _Value:
 
 
 class Message:
-    """Texts and places for values, in order."""
+    """Texts, and values behind those at ``places``, in order."""
 
-    def __init__(self, parts: list[Any], values: list[Tensor]):
-        self.parts = parts
+    def __init__(self, parts: list[str], places: list[int], values: list[Tensor]):
+        self.parts, self.places = parts, places
         self.values = [_Value(v, self, i == len(values) - 1) for i, v in enumerate(values)]
 
     def emit(self, arrays: list[Any]) -> None:
-        given = iter(arrays)
-        LOGGER.info("%s", " ".join(t for t in (p if isinstance(p, str) else p(_shown(next(given))) for p in self.parts) if t))
-
-
-def _shown(array: Any) -> str:
-    a = np.asarray(array)
-    return f"{a.item():.6g}" if a.ndim == 0 and a.dtype.kind not in "bOiu" and not np.iscomplexobj(a) else \
-        str(a.item()) if a.ndim == 0 else str(make(a))
+        emit(self.parts, self.places, arrays)
 
 
 def log(*args: Any, **kwargs: Any) -> Any:
     """``log(x)`` is the natural logarithm; ``log("text", x, …, name=y)`` writes a message (effect ``io``).
 
     The message goes to ``logging.getLogger("tessera")`` at level INFO (to stderr where no handler is set up).  Inside a compiled
-    function its tensors are results that are written when the call is done, in program order.
+    function its tensors are results that are written when the call is done, in program order; inside a branch or loop of one the
+    program writes them, in order too, whenever it comes there: before the messages that stand outside of it.
 
     Raises:
         EffectError: the surrounding function may not have the effect ``io``.
-        TracingError: inside a branch or loop of a compiled function, whose values leave it as results only.
+        TracingError: inside a function that a transformation works on.
         ArgumentError: there is nothing to log.
     """
     if not args and not kwargs:
@@ -81,32 +75,33 @@ def _declared() -> bool:
 
 def _write(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     check_effects(_IO, "log")
-    parts: list[Any] = []
+    parts: list[str] = []
+    places: list[int] = []
     values: list[Tensor] = []
     for name, x in [("", a) for a in args] + [(f"{k}=", v) for k, v in kwargs.items()]:
         if isinstance(x, Tensor | np.ndarray):
             values.append(lift(x))
-            parts.append(lambda text, name=name: name + text)
+            places.append(len(parts))
+            parts.append(name)
         else:
             parts.append(f"{name}{x}")
     _prepare_logger()
     trace = STATE.trace
     if trace is None:
-        Message(parts, values).emit([v._concrete("log") for v in values])
+        emit(parts, places, [v._concrete("log") for v in values])
         return
     trace.effects |= _IO
-    if not values:  # a text alone is tied to the call by a value that nobody reads
-        values.append(ops.full((), 0, "int8"))
-        parts.append(lambda text: "")
-    if trace.builder.block is not trace.function.body:
-        raise TracingError("log() inside cond(), while_loop() or scan()",
-                           sentence="What a branch or a loop computes leaves it as a result.",
-                           hints=["Return the value from the loop and log it afterwards", "Run the loop in Python, outside ts.jit"])
     if trace.transformed:
         raise TracingError("log() inside a function that grad, vmap, checkpoint or another transformation works on",
                            sentence="The transformation makes another function of it, in which the message has no place.",
                            hints=["Return the value beside the result (has_aux=True) and log it outside"])
-    trace.messages.extend(Message(parts, values).values)
+    if trace.builder.block is not trace.function.body:
+        bind("message", *values, parts=tuple(parts), places=tuple(places))
+        return
+    if not values:  # a text alone is tied to the call by a value that nobody reads
+        trace.messages.append(_Value(ops.full((), 0, "int8"), Message(parts, [], []), True))
+        return
+    trace.messages.extend(Message(parts, places, values).values)
 
 
 def _prepare_logger() -> None:

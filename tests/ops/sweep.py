@@ -355,6 +355,7 @@ def _identity(d: DType, k: int, rng: np.random.Generator) -> Sample:
 
 for _name in ("stop_gradient", "checkpoint_here", "barrier"):
     maker(_name, count=3)(_identity)
+maker("message", count=3)(lambda d, k, rng: (_identity(d, k, rng)[0], {"parts": ("x =",), "places": (0,)}))
 for _name in ("prefetch", "release"):
     maker(_name, count=3)(lambda d, k, rng: (_identity(d, k, rng)[0], {"to": "L2"}))
 

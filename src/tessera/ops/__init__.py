@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors.boundary import guard_names
 from ..tracing.home import keep_home
-from . import barriers, fft, linalg, movement, table  # noqa: F401
+from . import barriers, fft, linalg, message, movement, table  # noqa: F401
 from .barriers import checkpoint_here, stop_gradient
 from .collectives import all_gather, all_reduce, axis_index, axis_size, pmax, pmean, pmin, psum
 from .composites import (
