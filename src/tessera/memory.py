@@ -17,7 +17,7 @@ import numpy as np
 import optree
 
 from .errors import ArgumentError, DeviceError, suggest
-from .errors.boundary import describe
+from .errors.boundary import describe, guard_names
 from .errors.frames import user_frames
 from .placement import Future, Placed, async_copy, mapped, placed, placed_fields, plan_of, settle, store
 from .runtime.memory_pool import Pool as HostPool
@@ -166,7 +166,7 @@ def prefetch(x: Any, to: str = "L2_cache") -> Prefetch:
         if isinstance(t._p, np.ndarray) and level in ("L1", "L2") and 0 < t.nbytes <= _MOST:
             a = t._p
             if a.flags.c_contiguous:
-                a.view(np.uint8).reshape(-1)[::64].max()
+                a.reshape(-1).view(np.uint8)[::64].max()
     traced = [t for t in tensors if t.is_traced]
     for t in traced:
         bind("prefetch", t, to=str(level))
@@ -181,6 +181,8 @@ def prefetch_to_l2(x: Any) -> None:
 def plan(cls: type) -> type:
     """``@ts.memory`` on a class of placed tensors: ``cls.plan()`` gives (space, bytes) of each field, and ``cls.field`` its placed type,
     which ``tile.alloc`` takes inside a kernel.  ``cls.plan("sm_90")`` refuses what a block of that machine cannot hold."""
+    if not isinstance(cls, type):
+        raise ArgumentError(f"memory.plan() decorates a class of placed tensors, not {describe(cls)}", received=describe(cls))
     cls.plan = staticmethod(functools.partial(plan_of, cls))  # type: ignore[attr-defined]
     for name, value in placed_fields(cls).items():
         setattr(cls, name, value)
@@ -207,3 +209,5 @@ sys.modules[__name__].__class__ = _Callable
 __all__ = ["MOVEMENTS", "Future", "MemorySpace", "Movement", "Placed", "Pool", "async_copy", "empty_cache",
            "get_memory_usage", "get_peak_memory_usage", "global_",
            "mapped", "plan", "prefetch", "prefetch_to_l2", "reset_peak", "space", "stats", "store", "use_pool"]
+
+guard_names(globals(), __all__, "memory.")

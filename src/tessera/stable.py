@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import ArgumentError, ShapeError
+from .errors.boundary import guard_names
 from .ops import (
     cross_entropy,
     expm1,
@@ -229,3 +230,5 @@ def numerically_stable(fn: Callable[..., Any]) -> StableFunction:
 
 __all__ = ["cross_entropy", "expm1", "gelu", "hypot", "log1p", "log_sigmoid", "log_softmax", "logaddexp", "logsumexp", "mean", "norm",
            "scaled_dot_product_attention", "sigmoid", "softmax", "softplus", "stable_gelu", "std", "variance"]
+
+guard_names(globals(), __all__, "stable.")

@@ -193,3 +193,21 @@ def test_numpy_functions_on_tensors() -> None:
     a += x
     assert isinstance(a, np.ndarray) and a.tolist() == [1.25, 1.5]
     assert (np.ones((2, 2), np.float32) @ x).tolist() == [0.75, 0.75] and (np.zeros(2) < x).dtype is ts.bool_
+
+
+@pytest.mark.parametrize(("call", "text"), [
+    (lambda: ts.nn.Linear(3), "missing a required argument: 'out_features'"), (lambda: ts.nn.Linear("a", 3), "Linear"),
+    (lambda: ts.nn.Linear(3, 4, bais=True), "Linear() has no argument 'bais'; did you mean 'bias'"),
+    (lambda: ts.nn.Parameter(), "missing a required argument: 'value'"), (lambda: ts.memory.store(None, ts.ones(2)), "memory.store()"),
+    (lambda: ts.memory.prefetch(), "missing a required argument: 'x'"), (lambda: ts.memory.plan(3), "decorates a class"),
+    (lambda: ts.memory.async_copy(ts.ones(2), tu="host"), "no argument 'tu'; did you mean 'to'"),
+    (lambda: ts.stable.mean(ts.ones(2), object()), "stable.mean()"), (lambda: ts.optim.Adam([ts.ones(2)], learning_rate=1), "Adam")])
+def test_functions_of_the_modules_answer_in_the_form(call, text):
+    with pytest.raises(ts.TesseraError) as e:
+        call()
+    assert text in str(e.value) and "self" not in (e.value.expected or "")
+
+
+def test_a_scalar_may_be_prefetched():
+    with ts.prefetch(ts.tensor(1.0)) as x:
+        assert float(x) == 1

@@ -75,6 +75,8 @@ def _is_ours_to_explain(file: str) -> bool:
 def translated(name: str, f: Callable[..., Any], e: BaseException, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TesseraError:
     """The error to raise in place of ``e``, which ``f(*args, **kwargs)`` raised."""
     signature = _signature(f)
+    if signature is not None and next(iter(signature.parameters), "") == "self":  # a method: the object goes without saying
+        signature, args = signature.replace(parameters=list(signature.parameters.values())[1:]), args[1:]
     if signature is not None and isinstance(e, TypeError):
         takes = list(signature.parameters.values())
         found = re.search(r"unexpected keyword argument '(\w+)'", str(e))

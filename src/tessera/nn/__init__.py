@@ -3,6 +3,7 @@
 from typing import Any
 
 import tessera as ts
+from tessera.errors.boundary import guard_names, guarded
 
 from .layers import Embedding, LayerNorm, Linear, RMSNorm
 from .module import Module, Parameter, uninitialized
@@ -29,3 +30,7 @@ def __dir__() -> list[str]:
 
 __all__ = ["Embedding", "LayerNorm", "Linear", "Module", "Parameter", "RMSNorm", "flash_attention_v1", "flash_attention_v2",
            "transformer_block", "transformer_stack", "transformer_weights", "uninitialized"]
+
+guard_names(globals(), __all__, "nn.")
+for _layer in (Embedding, LayerNorm, Linear, RMSNorm):
+    setattr(_layer, "__init__", guarded(_layer.__init__, _layer.__name__))  # noqa: B010
