@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -304,7 +304,18 @@ def read(fn: Callable[..., Any], where: Sequence[Any] = ()) -> Declared:
                 params[key] = spec
             if isinstance(getattr(value, "space", None), str):
                 spaces[key] = str(value.space)
+    _type_parameters_as_sizes(fn, {n for spec in params.values() for d in spec.dims or () if isinstance(d, Dim) for n in d.names})
     return Declared(params, result, tuple(constraints), frozenset(facts), spaces)
+
+
+def _type_parameters_as_sizes(fn: Callable[..., Any], sizes: Container[str]) -> None:
+    """In the body of ``def f[B](x: Tensor[B])`` the name B means the size too: its cell holds that in place of the type variable."""
+    inner: Any = inspect.unwrap(fn)
+    inner = getattr(inner, "__func__", inner)
+    code, own = getattr(inner, "__code__", None), getattr(inner, "__type_params__", ())
+    for n, cell in zip(code.co_freevars, inner.__closure__ or (), strict=True) if code is not None and own else ():
+        if n in sizes and _filled(cell) and any(cell.cell_contents is t for t in own):
+            cell.cell_contents = name(n)
 
 
 def _scopes(fn: Callable[..., Any]) -> Iterator[Mapping[str, Any]]:
