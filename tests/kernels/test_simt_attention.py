@@ -34,7 +34,7 @@ def attended(machine, heads, q, t, d, e=None, *, groups=1, dtype=f32, joined=Fal
 @pytest.mark.parametrize("heads, q, t, d, e, groups, causal, joined", [
     (2, 5, 7, 4, 4, 1, False, False), (2, 30, 70, 20, 40, 2, False, False), (1, 33, 33, 16, 16, 1, True, False),
     (2, 1, 90, 8, 8, 1, True, False), (1, 20, 50, 16, 33, 1, True, True), (1, 70, 9, 8, 8, 1, True, False),
-    (3, 1, 1, 3, 1, 3, False, False), (2, 40, 80, 96, 256, 1, False, True)])
+    (3, 1, 1, 3, 1, 3, False, False), (2, 40, 80, 96, 256, 1, False, True), (1, 3, 0, 8, 8, 1, False, False)])
 def test_every_form(machine, heads, q, t, d, e, groups, causal, joined):
     """Widths that are no powers of two, heads that share keys, heads side by side, rows that see nothing."""
     got, operands = attended(machine, heads, q, t, d, e, groups=groups, causal=causal, joined=joined)

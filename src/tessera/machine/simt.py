@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from ..types.dims import DimLike
 from ..types.dtypes import DType
 from .cpu import MatrixInstruction
 
@@ -102,6 +103,14 @@ class SimtMachine:
     def threads(self) -> int:
         """How many blocks are worth having at least."""
         return self.units
+
+    def block_elements(self, total: DimLike) -> int:
+        """Elements of one block of a memory-bound kernel, of ``total``: four blocks for each unit, as far as threads have something to
+        do; no more than keep a block at work for long."""
+        if not isinstance(total, int):
+            return 16384
+        shared_out = total // (4 * self.units)
+        return max(4 * self.block_threads, self.block_work // 4, min(16384, 1 << max(0, shared_out.bit_length() - 1)))
 
     @property
     def matrix_instructions(self) -> tuple[MatrixInstruction, ...]:

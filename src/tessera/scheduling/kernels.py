@@ -15,9 +15,6 @@ from .fusion import Plan
 from .indexing import Names, certainly_positive
 from .summary import Lanes, axis_name
 
-BLOCK_ELEMENTS = 16384  # what one block of a memory-bound kernel covers: 64 KiB of f32
-
-
 Place = Callable[[Tracer, tuple[DimLike, ...]], "tuple[Value, tuple[DimLike, ...]]"]
 
 
@@ -66,7 +63,7 @@ class KernelBuilder:
         block.ops.append(Op("yield"))
         grid = tuple((loops[k], plan.shape[k]) for k in plan.grid)
         attrs: dict[str, Any] = {"name": label, "grid": grid, "outs": written(block)}
-        attrs |= decide(block, grid)
+        attrs |= decide(block, grid, self.machine)
         return Op("kernel", outer, (), attrs, (block,), plan.roots[-1].op.loc if plan.roots[-1].op else None)
 
     def _trace(self, tracer: Tracer, plan: Plan, home: Mapping[Value, Value], loops: dict[int, str],
@@ -113,12 +110,12 @@ def written(block: Block) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(block.args) if a in stored)
 
 
-def decide(block: Block, grid: Sequence[tuple[str, DimLike]]) -> dict[str, Any]:
-    """``lane`` and ``tile`` of a kernel.
+def decide(block: Block, grid: Sequence[tuple[str, DimLike]], machine: Any) -> dict[str, Any]:
+    """``lane`` and ``tile`` of a kernel for a machine.
 
     The lane is the loop along contiguous memory: the innermost grid loop, unless loops inside (a row's reductions) run
     along contiguous memory themselves; then ``lane`` is absent and each of those is vectorised.  ``tile`` bounds the
-    work of a block to what stays in the first caches.
+    work of a block to what the machine wants of one (``block_elements``).
     """
     inner = [op for op in block.walk() if op.name in ("reduce", "for")]
     along_rows = any(op.name == "for" or op.attrs.get("lanes", 1) > 1 for op in inner)
@@ -133,7 +130,8 @@ def decide(block: Block, grid: Sequence[tuple[str, DimLike]]) -> dict[str, Any]:
             work = 4096
     ops = [o for o in block.walk() if o.name in OPS]
     heavy = 1 + sum(OPS[o.name].bound.ulp > 0 for o in ops) + len(ops) // 16
-    left = max(1, BLOCK_ELEMENTS // heavy // max(1, work if isinstance(work, int) else 4096))
+    elements = machine.block_elements(product(e for _, e in grid) * work)
+    left = max(1, elements // heavy // max(1, work if isinstance(work, int) else 4096))
     tile: list[int] = []
     for n, e in reversed(grid):
         here = min(e, left) if isinstance(e, int) else (min(left, 1024) if not tile else min(left, 64))
@@ -160,4 +158,4 @@ def _lane(block: Block, grid: Sequence[tuple[str, DimLike]]) -> str:
     return grid[-1][0]
 
 
-__all__ = ["BLOCK_ELEMENTS", "KernelBuilder", "certainly_positive", "decide", "written"]
+__all__ = ["KernelBuilder", "certainly_positive", "decide", "written"]

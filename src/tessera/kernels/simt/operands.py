@@ -45,7 +45,7 @@ class Rows:
             return None
         base, strides = form
         pitch = strides[row[0]] if rows != 1 else width
-        if pitch == 0 or (width != 1 and strides[column[0]] != 1):
+        if 0 in (pitch, rows, width) or (width != 1 and strides[column[0]] != 1):
             return None
         outer = _quotient(product(t.shape), rows * pitch)
         if outer is None:
