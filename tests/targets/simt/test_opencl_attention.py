@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from attentions import attention_function, attention_op
+from kernels_on_opencl import check_here
 from simt_harness import compile_module, lower, opencl
 from test_attention import _keep, draw, reference
 from test_attention_backward import exact, operands
-from test_opencl_kernels import check_here
 from test_simt_attention_backward import given, programs
 
 from tessera.ir.core import BufferType

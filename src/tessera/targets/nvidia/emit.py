@@ -18,7 +18,8 @@ from ...ir.tile_explicit import GROUP, of_groups
 from ...machine.simt import SimtMachine
 from ...types.dtypes import DType
 from ..cpu.emit_pointwise import unrounded
-from ..simt.emit import Emitter, Handler, Order
+from ..simt.emit import Emitter, Handler
+from ..simt.order import Order
 from ..simt.values import EXCHANGE, Memory, Regs
 from ..simt.vendors import Kernel
 from ..simt.writer import SHARED

@@ -14,8 +14,9 @@ def _for(e: Emitter, op: Op) -> None:
     w, body = e.w, op.blocks[0]
     lo, hi, step = (e.scalar(v) for v in op.operands[:3])
     first = e.flat([e.values[v] for v in op.operands[3:]])
+    e.order.before_loop(op)
     before_order = e.order.snapshot()
-    e.order.enter_loop(op.blocks)
+    e.order.enter_loop(op.blocks, op)
     before, loop, done = w.label, w.new_label("loop"), w.new_label("done")
     w.branch_if(w.let(f"icmp slt i64 {lo}, {hi}"), loop, done)
     w.start(loop)

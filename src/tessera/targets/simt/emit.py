@@ -16,14 +16,14 @@ from typing import Any
 
 from ...errors import CompileError
 from ...ir.core import Block, BufferType, Function, Op, ScalarType, TileType, Value
-from ...ir.tile import WRITES, root
 from ...machine.simt import SimtMachine
 from ...tiling.layouts import Layout
 from ...types.dims import product
 from ...types.dtypes import DType
 from ..cpu.emit_pointwise import BASIC, pointwise
 from ..cpu.emit_writer import representation
-from .values import EXCHANGE, Memory, Regs, layout_of
+from .order import Order
+from .values import Memory, Regs, layout_of
 from .vendors import VENDORS, Kernel, Vendor
 from .writer import GLOBAL, SHARED, ThreadWriter
 
@@ -374,69 +374,6 @@ class Emitter:
         self.w.body[at] = "\n".join(
             f"  {name} = phi {t} " + ", ".join(f"[ {names[i]}, %{label} ]" for names, label in incoming)
             for i, (name, t) in enumerate(phis))
-
-
-class Order:
-    """Which accesses since the last barrier others must not overtake."""
-
-    def __init__(self, emitter: Emitter):
-        self.e = emitter
-        self.pending: dict[Any, dict[bool, set[Any]]] = {}
-
-    def touch(self, place: Any, write: bool, key: Any = None) -> None:
-        """Memory is about to be accessed: meet first if that is needed.
-
-        Args:
-            place: a buffer's root, or ``EXCHANGE``.
-            key: equal keys mean that each thread touches the same elements; None: unknown.
-        """
-        if self._conflict(place, write, key):
-            self.barrier()
-        self.pending.setdefault(place, {}).setdefault(write, set()).add(key)
-
-    def barrier(self) -> None:
-        self.e.w.barrier()
-        self.pending.clear()
-
-    def meet_before_write(self, place: Any) -> None:
-        """A copy is about to write memory which is not read before the copy is waited for."""
-        if self._conflict(place, True, None):
-            self.barrier()
-
-    def _conflict(self, place: Any, write: bool, key: Any) -> bool:
-        known = {key} if key is not None else set()
-        here = self.pending.get(place, {})
-        if here.get(True, set()) - known or (write and here.get(False, set()) - known):
-            return True
-        if not write or not self._parameter(place) or self.e.fn.attrs.get("noalias") is True:
-            return False
-        return any(self._parameter(p) and kinds.get(False, set()) - known for p, kinds in self.pending.items())  # may be one memory
-
-    @staticmethod
-    def _parameter(place: Any) -> bool:
-        return isinstance(place, Value) and place.op is None
-
-    def snapshot(self) -> dict[Any, dict[bool, set[Any]]]:
-        return {p: {k: set(v) for k, v in kinds.items()} for p, kinds in self.pending.items()}
-
-    def merge(self, other: Mapping[Any, Mapping[bool, set[Any]]]) -> None:
-        for p, kinds in other.items():
-            for k, v in kinds.items():
-                self.pending.setdefault(p, {}).setdefault(k, set()).update(v)
-
-    def enter_loop(self, blocks: Sequence[Block]) -> None:
-        """At a loop's head any access of its body may have come before."""
-        for kinds in self.pending.values():
-            for seen in kinds.values():
-                seen.clear()
-                seen.add(None)
-        for b in blocks:
-            for op in b.walk():
-                if op.name in WRITES or op.name in ("load", "gather"):
-                    place = root(op.operands[0])
-                    self.pending.setdefault(place, {}).setdefault(op.name in WRITES, set()).add(None)
-        for write in (False, True):
-            self.pending.setdefault(EXCHANGE, {}).setdefault(write, set()).add(None)
 
 
 from . import control, memory, tiles  # noqa: E402  (they need the class above)
