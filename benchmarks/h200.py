@@ -317,7 +317,7 @@ def tiles(n: int = 4096) -> list[dict[str, Any]]:
     driver.gpu(0).stream.synchronize()
     error = check("tile product", c, a.float() @ b.float(), 5e-3)
     ms = rounds({"tessera": launches(lambda: tile_product(*mine)), "triton": torch_graph([lambda: triton_peers.product(a, b)], 5),
-                 "cublas": torch_graph([cublas(a, b)], 5)}, 5)
+                 "cublas product": torch_graph([cublas(a, b)], 5)}, 5)
     out.append({"case": f"tile-level product bf16 NN {n}", "unit": "TFLOP/s", "error": error,
                 **{k: 2 * n**3 / t / 1e9 for k, t in ms.items()}})
     report(out[-1])

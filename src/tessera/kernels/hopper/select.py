@@ -152,9 +152,10 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
         return None
     blocks = machine.units // 2 * 2
     direct = columns * out.bits % 128 != 0
-    spread = is_plain_store(op) and out.bits == 16 and depth >= 64 * SPREAD and not direct
-    config = matmul.Config(blocks=min(blocks, 128) if rows * columns >= 1 << 22 else blocks, spread=SPREAD if spread else 0,
-                           direct=direct)
+    blocks = min(blocks, 128) if rows * columns >= 1 << 22 else blocks
+    more = rows * columns > blocks * matmul.Config.n * 128  # than one tile for each block
+    spread = more and is_plain_store(op) and out.bits == 16 and depth >= 64 * SPREAD and not direct
+    config = matmul.Config(blocks=blocks, spread=SPREAD if spread else 0, direct=direct)
     extra = tuple((f"x{i}", v.type) for i, v in enumerate(op.operands) if i not in (0, 1, stored[0]))
     return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, epilogue=_epilogue_of(op),
                                  extra=extra, before=stored[0] - 2, config=config)
