@@ -67,7 +67,7 @@ def test_every_machine_takes_the_library(name: str, machine: SimtMachine, tmp_pa
         if PTXAS is not None:
             said = assemble(ptx, machine.cpu, tmp_path)
             assert "C75" not in said
-            assert name == "sort" or "0 bytes spill stores" in said
+            assert "0 bytes spill stores" in said
 
 
 def test_attention_is_ptx_within_a_second() -> None:
