@@ -554,11 +554,18 @@ primitive("attention_forward", family="composite", infer=_attention_forward_infe
           facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention", "heads": True},
           doc="``attention``, and of each query the log-sum-exp of its scores (-inf where it sees no key) in the accumulator's "
               "dtype: what the reverse pass keeps.")
+def _reverse_terms(types: Types, attrs: Attrs) -> float:
+    """Matrix instructions take weights and slopes in the operands' format."""
+    given = types[0].dtype
+    return _attention_terms(types, attrs) + float(given.finfo.eps) / float(accumulator(given).finfo.eps)
+
+
 primitive("attention_backward", family="composite", infer=_attention_backward_infer, reference=at.backward_reference, dtypes=FLOATS,
-          expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _attention_terms),
+          expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _reverse_terms),
           facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention_backward", "heads": True},
           doc="The cotangents of queries, keys and values, in the accumulator's dtype, from those three, the result's cotangent, the "
-              "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.")
+              "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.  Weights and slopes may be rounded to the "
+              "operands' format, which matrix instructions take.")
 
 
 # -- cross entropy -----------------------------------------------------------------------------------------------------------
