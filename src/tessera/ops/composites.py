@@ -564,8 +564,8 @@ primitive("attention_backward", family="composite", infer=_attention_backward_in
           expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _reverse_terms),
           facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention_backward", "heads": True},
           doc="The cotangents of queries, keys and values, in the accumulator's dtype, from those three, the result's cotangent, the "
-              "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.  Weights and slopes may be rounded to the "
-              "operands' format, which matrix instructions take.")
+              "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.  Weights and slopes may be rounded to "
+              "the operands' format, which matrix instructions take.")
 
 
 # -- cross entropy -----------------------------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ class Config:
         raster: rows of tiles that are walked together, so that A and B stay in the second-level cache.
         spread: pieces in which a tile is stored beside the first products of the next (a piece beside a stage; there is no epilogue, and C
             has 16-bit elements), or 0: each tile is stored before the next begins.
-        direct: rows of C are no multiples of 16 bytes, as the copy engine wants them: the threads store.
+        direct: rows of C are no multiples of 16 bytes, as the copy engine wants them: the threads store (sizes are numbers: else
+            places spill).
     """
 
     n: int = 256

@@ -151,10 +151,13 @@ def _matmul(op: Op, machine: Any, env: Mapping[str, int]) -> Function | None:
     if depth % 8 or (columns % 8 and rhs == straight) or rows < 64 or columns < 64 or depth < 64:
         return None
     blocks = machine.units // 2 * 2
+    counted = all(isinstance(d[1], int) for d in (m, n, k))  # places of symbolic sizes take registers that tiles in waiting need
     direct = columns * out.bits % 128 != 0
+    if direct and not counted:
+        return None
     blocks = min(blocks, 128) if rows * columns >= 1 << 22 else blocks
     more = rows * columns > blocks * matmul.Config.n * 128  # than one tile for each block
-    spread = more and is_plain_store(op) and out.bits == 16 and depth >= 64 * SPREAD and not direct
+    spread = more and is_plain_store(op) and counted and out.bits == 16 and depth >= 64 * SPREAD and not direct
     config = matmul.Config(blocks=blocks, spread=SPREAD if spread else 0, direct=direct)
     extra = tuple((f"x{i}", v.type) for i, v in enumerate(op.operands) if i not in (0, 1, stored[0]))
     return matmul.matmul_program(m[1], n[1], k[1], dtype=dtype, out=out, transposed=rhs != straight, epilogue=_epilogue_of(op),
