@@ -105,7 +105,7 @@ def _copies(tree: Any) -> Any:
     """Arguments of their own for a measurement: kernels write into theirs."""
     def copy(x: Any) -> Any:
         if isinstance(x, Tensor):
-            return Tensor(np.array(x.numpy())) if x.dtype.np.kind != "V" else x
+            return x.clone()
         return x.copy() if isinstance(x, np.ndarray) else x
 
     return optree.tree_map(copy, tree)

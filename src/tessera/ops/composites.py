@@ -464,9 +464,11 @@ def _attention_reference(q: Array, k: Array, v: Array, mask: Array | None = None
 
 
 def _attention_terms(types: Types, attrs: Attrs) -> float:
+    """Sums in the accumulator's format of what may have been rounded to the operands', as matrix instructions take it."""
+    given, total = types[0].dtype, attrs.get("accumulate")
     sizes = [n if isinstance(n, int) else 1024 for n in (types[0].shape[-1], types[1].shape[-2])]
-    total, wide = attrs.get("accumulate"), accumulator(types[0].dtype)
-    return 8.0 * sum(sizes) * (1.0 if total is None else max(1.0, float(total.finfo.eps) / float(wide.finfo.eps)))
+    wide = float(accumulator(given).finfo.eps)
+    return 8.0 * sum(sizes) * (1.0 if total is None else max(1.0, float(total.finfo.eps) / wide)) + float(given.finfo.eps) / wide
 
 
 primitive("attention", family="composite", infer=_attention_infer, reference=_attention_reference, dtypes=FLOATS,
@@ -554,14 +556,8 @@ primitive("attention_forward", family="composite", infer=_attention_forward_infe
           facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention", "heads": True},
           doc="``attention``, and of each query the log-sum-exp of its scores (-inf where it sees no key) in the accumulator's "
               "dtype: what the reverse pass keeps.")
-def _reverse_terms(types: Types, attrs: Attrs) -> float:
-    """Matrix instructions take weights and slopes in the operands' format."""
-    given = types[0].dtype
-    return _attention_terms(types, attrs) + float(given.finfo.eps) / float(accumulator(given).finfo.eps)
-
-
 primitive("attention_backward", family="composite", infer=_attention_backward_infer, reference=at.backward_reference, dtypes=FLOATS,
-          expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _reverse_terms),
+          expand=at.backward_expand, batch=br.attention_backward, bound=Bound(8, _attention_terms),
           facts={"attrs": ("scale", "causal", "accumulate"), "template": "attention_backward", "heads": True},
           doc="The cotangents of queries, keys and values, in the accumulator's dtype, from those three, the result's cotangent, the "
               "log-sum-exp and delta = sum(cotangent * result) of each query, and perhaps a mask.  Weights and slopes may be rounded to "
