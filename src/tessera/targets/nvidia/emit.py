@@ -315,23 +315,9 @@ def pack(x: NvEmitter, low: str, high: str) -> str:
     return found
 
 
-def emit_explicit(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
-    """LLVM IR of a kernel with ops of the explicit level; its tiles have layouts (``assign``).
-
-    Raises:
-        CompileError: the program asks for more shared memory than a block has, or for what this machine lacks.
-    """
-    from .explicit import BLOCK_HANDLERS, HANDLERS
-    if is_explicit_program(fn) and not machine.has_warp_groups:
-        raise CompileError(f"{machine.name} has no warp-group matrix unit and no copy engine",
-                           hints=("write the kernel on the tile level",))
-    grouped = is_explicit_program(fn)
-    return NvEmitter(fn, machine, HANDLERS if grouped else BLOCK_HANDLERS, aligned or grouped).build()
-
-
 def shared_of(fn: Function) -> int:
     """Bytes of shared memory that a program's ``alloc`` ops take."""
     return sum(shared_bytes(op.result.type) for op in fn.walk() if op.name == "alloc" and isinstance(op.result.type, BufferType))
 
 
-__all__ = ["Memory", "NvEmitter", "NvModule", "TensorMap", "emit_explicit", "is_explicit_program", "pack", "shared_of"]
+__all__ = ["Memory", "NvEmitter", "NvModule", "TensorMap", "is_explicit_program", "pack", "shared_of"]

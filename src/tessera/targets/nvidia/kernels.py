@@ -14,7 +14,8 @@ from ...tiling.copies import by_copy_engine, pipelined
 from ...tiling.vmath import APPROXIMATE, expand
 from ...types.dims import evaluate
 from . import driver
-from .emit import NvModule, emit_explicit, is_explicit_program
+from .emit import NvEmitter, NvModule, is_explicit_program
+from .explicit import BLOCK_HANDLERS, HANDLERS
 
 
 def lower(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
@@ -26,7 +27,20 @@ def lower(fn: Function, machine: SimtMachine, aligned: bool = True) -> NvModule:
     Raises:
         CompileError: the function does not fit the machine.
     """
-    return emit_explicit(assign_layouts(expand(prepared(fn, machine), APPROXIMATE), machine), machine, aligned)
+    return _emitted(assign_layouts(expand(prepared(fn, machine), APPROXIMATE), machine), machine, aligned)
+
+
+def _emitted(fn: Function, machine: SimtMachine, aligned: bool) -> NvModule:
+    """LLVM IR of a kernel whose tiles have layouts.
+
+    Raises:
+        CompileError: the program asks for more shared memory than a block has, or for what this machine lacks.
+    """
+    grouped = is_explicit_program(fn)
+    if grouped and not machine.has_warp_groups:
+        raise CompileError(f"{machine.name} has no warp-group matrix unit and no copy engine",
+                           hints=("write the kernel on the tile level",))
+    return NvEmitter(fn, machine, HANDLERS if grouped else BLOCK_HANDLERS, aligned or grouped).build()
 
 
 def prepared(fn: Function, machine: SimtMachine) -> Function:
@@ -36,7 +50,7 @@ def prepared(fn: Function, machine: SimtMachine) -> Function:
 
 def module_text(fn: Function, machine: SimtMachine) -> str:
     """The LLVM IR of a tile function with layouts."""
-    return emit_explicit(fn, machine).text
+    return _emitted(fn, machine, True).text
 
 
 def complaints(log: str) -> list[str]:
