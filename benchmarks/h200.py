@@ -90,13 +90,13 @@ def torch_graph(calls: list[Run], count: int) -> Run:
     return run
 
 
-def rounds(runs: dict[str, Run], n: int = 7) -> dict[str, float]:
-    """Milliseconds of each, the median of ``n`` rounds in which they take turns."""
+def rounds(runs: dict[str, Run], n: int = 7, warm: int = 1) -> dict[str, float]:
+    """Milliseconds of each, the median of ``n`` rounds in which they take turns, after ``warm`` that do not count."""
     times: dict[str, list[float]] = {k: [] for k in runs}
-    for r in range(n + 1):
+    for r in range(warm + n):
         for k, f in runs.items():
             t = f()
-            if r:
+            if r >= warm:
                 times[k].append(t)
     return {k: statistics.median(v) for k, v in times.items()}
 

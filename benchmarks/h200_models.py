@@ -8,7 +8,6 @@ the peers take turns; results go to ``benchmarks/results/h200-models-DATE.json``
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from h200 import HERE, check, commit, facts
+from h200 import HERE, check, commit, facts, rounds
 
 import tessera as ts
 from tessera.models.gpt2 import GPT2Config, GPT2Model
@@ -81,16 +80,6 @@ def captured(call: Call) -> Call:
     return graph.replay
 
 
-def median_of(runs: dict[str, Call], n: int = 9) -> dict[str, float]:
-    times: dict[str, list[float]] = {k: [] for k in runs}
-    for r in range(n + 2):
-        for k, f in runs.items():
-            t = f()
-            if r > 1:
-                times[k].append(t)
-    return {k: statistics.median(v) for k, v in times.items()}
-
-
 def first(call: Call) -> float:
     start = time.perf_counter()
     call()
@@ -113,7 +102,7 @@ def forward(model: GPT2Model, peer: Peer, batch: int, length: int) -> dict[str, 
             runs["torch.compile"] = timed(captured(lambda: fast(ids)), 5, torch.cuda.synchronize)
         except Exception as e:  # the compiler of this installation may be incomplete
             print("torch.compile:", type(e).__name__, str(e)[:200])
-        ms = median_of(runs)
+        ms = rounds(runs, 9, warm=2)
     return {"case": f"GPT-2 small bf16 forward B{batch} S{length}", "unit": "ms", "error": error, "first call s": begun, **ms}
 
 
@@ -139,8 +128,8 @@ def step(model: GPT2Model, peer: Peer, batch: int, length: int) -> dict[str, Any
     check("loss", torch.from_dlpack(value), want.detach(), 1e-2)
     found = dict(gradients.named_parameters()) if hasattr(gradients, "named_parameters") else gradients
     error = check("gradient", torch.from_dlpack(found["blocks.0.qkv.weight"]), peer.of("blocks.0.qkv.weight").grad, 1e-1)
-    ms = median_of({"tessera": timed(lambda: f(model, *mine), 3, driver.gpu(0).stream.synchronize),
-                    "torch": timed(theirs, 3, torch.cuda.synchronize)})
+    ms = rounds({"tessera": timed(lambda: f(model, *mine), 3, driver.gpu(0).stream.synchronize),
+                    "torch": timed(theirs, 3, torch.cuda.synchronize)}, 9, warm=2)
     return {"case": f"GPT-2 small bf16 loss and gradients B{batch} S{length}", "unit": "ms", "error": error, "first call s": begun, **ms}
 
 

@@ -67,7 +67,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..types.dtypes import DType, bool_, f32
-from .core import INDEX, BufferType, Op, TileType
+from .core import INDEX, BufferType, Function, Op, TileType
 from .expectations import expect_buffer, expect_counts, expect_result, expect_scalar, expect_tile
 from .graph import require
 
@@ -270,4 +270,10 @@ def of_groups(op: Op) -> bool:
     return is_explicit(op) and op.name not in BLOCK_OPS
 
 
-__all__ = ["BLOCK_OPS", "GROUP", "RULES", "SWIZZLES", "check_roles", "is_explicit", "matrix_problem", "mma_parts", "of_groups"]
+def is_explicit_program(fn: Function) -> bool:
+    """True for programs that are written for warp groups."""
+    return any(of_groups(op) for op in fn.walk())
+
+
+__all__ = ["BLOCK_OPS", "GROUP", "RULES", "SWIZZLES", "check_roles", "is_explicit", "is_explicit_program", "matrix_problem",
+           "mma_parts", "of_groups"]

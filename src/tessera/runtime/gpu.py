@@ -328,10 +328,10 @@ class Plan(plans.Plan[Launch]):
         self.stream.synchronize()  # the host's array goes away
 
     def _tile(self, f: Function, op: Op, env: dict[str, int]) -> Function:
+        from ..ir.tile_explicit import is_explicit_program
         from ..kernels.hopper.select import explicit_program
         from ..kernels.hopper.written import product_of_groups
         from ..kernels.rows import row_program
-        from ..targets.nvidia.emit import is_explicit_program
         from .build import lower_launch
         machine: Any = self.program.compiler.machine
         if op.name == "launch":

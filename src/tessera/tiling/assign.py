@@ -16,7 +16,7 @@ from typing import Any
 
 from ..ir.core import Block, BufferType, Builder, Copier, Function, Op, TileType, Value
 from ..ir.tile import POINTWISE, root
-from ..ir.tile_explicit import GROUP, of_groups
+from ..ir.tile_explicit import GROUP, is_explicit_program
 from ..types.dtypes import f32
 from .divisors import dim_divisor
 from .layouts import (
@@ -74,7 +74,7 @@ class _Classes:
     def __init__(self, fn: Function, machine: Any):
         self.fn, self.machine = fn, machine
         self.lanes = int(machine.lanes)
-        self.groups = any(of_groups(op) for op in fn.walk())
+        self.groups = is_explicit_program(fn)
         self.threads = GROUP if self.groups else threads_of(fn, machine)
         self.rows_first = rows_first(fn)
         self.nest = {op: b for b in _blocks(fn.body) for op in b.ops}

@@ -33,7 +33,7 @@ from ..errors.frames import is_internal
 from ..ir import interpret_tile
 from ..ir.core import Function, Loc, Op, TensorType, Value, rewrite, value_key
 from ..ir.tile import WRITES, written
-from ..ir.tile_explicit import of_groups
+from ..ir.tile_explicit import is_explicit_program
 from ..scheduling.decisions import Schedule, as_schedule
 from ..types.dims import Dim, DimLike
 from ..types.shapes import unify
@@ -584,7 +584,7 @@ def launch(fn: Function, buffers: list[np.ndarray[Any, Any]], sizes: dict[str, i
     """Run a Tile function on arrays, in place: by the compiler where there is one, else by the tile interpreter, which also runs what is
     written for the warp groups of a GPU."""
     from ..tracing import eager
-    if eager.COMPILER is not None and not any(of_groups(op) for op in fn.walk()):
+    if eager.COMPILER is not None and not is_explicit_program(fn):
         eager.COMPILER.launch(fn, buffers)
     else:
         interpret_tile.run(fn, buffers, sizes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import CompileError
 from ...ir.core import BufferType, Function, Op, TileType, Value
-from ...ir.tile_explicit import GROUP, of_groups
+from ...ir.tile_explicit import GROUP, is_explicit_program
 from ...machine.simt import SimtMachine
 from ...types.dtypes import DType
 from ..cpu.emit_pointwise import unrounded
@@ -57,11 +57,6 @@ class NvModule:
     cluster: int = 1
     maps: tuple[TensorMap, ...] = ()
     explicit: bool = False
-
-
-def is_explicit_program(fn: Function) -> bool:
-    """True for programs of warp groups."""
-    return any(of_groups(op) for op in fn.walk())
 
 
 class GroupOrder(Order):
@@ -320,4 +315,4 @@ def shared_of(fn: Function) -> int:
     return sum(shared_bytes(op.result.type) for op in fn.walk() if op.name == "alloc" and isinstance(op.result.type, BufferType))
 
 
-__all__ = ["Memory", "NvEmitter", "NvModule", "TensorMap", "is_explicit_program", "pack", "shared_of"]
+__all__ = ["Memory", "NvEmitter", "NvModule", "TensorMap", "pack", "shared_of"]

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import CompileError
 from ...ir.core import BufferType, Function
+from ...ir.tile_explicit import is_explicit_program
 from ...machine.simt import SimtMachine
 from ...tiling.assign import assign_layouts
 from ...tiling.copies import by_copy_engine, pipelined
 from ...tiling.vmath import APPROXIMATE, expand
 from ...types.dims import evaluate
 from . import driver
-from .emit import NvEmitter, NvModule, is_explicit_program
+from .emit import NvEmitter, NvModule
 from .explicit import BLOCK_HANDLERS, HANDLERS
 
 
